@@ -1,0 +1,30 @@
+"""A functional model zoo for JAX: the image classifiers of keras.applications as pure Flax modules, in NHWC.
+
+    module, variables = fzoo.load("ResNet50")
+    x = fzoo.preprocess_input(fzoo.load_image("parrot.jpg", 224)[None], "ResNet50")
+    fzoo.decode_predictions(fzoo.predict(module, variables, x))
+"""
+
+from fzoo._version import __version__
+from fzoo.inference import features, predict
+from fzoo.labels import decode_predictions
+from fzoo.layers import layer_names
+from fzoo.preprocessing import load_image, preprocess_input
+from fzoo.registry import create, list_models, load, spec
+from fzoo.weights import load_keras_weights, save_keras_weights
+
+__all__ = [
+    "__version__",
+    "create",
+    "decode_predictions",
+    "features",
+    "layer_names",
+    "list_models",
+    "load",
+    "load_image",
+    "load_keras_weights",
+    "predict",
+    "preprocess_input",
+    "save_keras_weights",
+    "spec",
+]

@@ -1,0 +1,152 @@
+"""The jit boundary: networks applied to any number of images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fzoo.layers import Classifier
+
+#: What a batch is cut to when the caller does not say.
+BATCH_SIZE = 32
+
+
+def predict(
+    module: nn.Module, variables: Any, images: Float[np.ndarray | Array, "n h w c"], *, batch_size: int | None = None
+) -> Array:
+    """The network's output for a batch of any size.
+
+    Compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a stream of batches
+    of one `batch_size` compiles once. Inside a caller's own `jax.jit` it is traced as part of that.
+
+    Args:
+        module: from `fzoo.create` or `fzoo.load`.
+        variables: its variables.
+        images: (N, H, W, C), preprocessed (see `preprocess_input`), float, NumPy or JAX.
+        batch_size: how many images go through at once. By default the power of two that holds them, 32 at most.
+
+    Returns:
+        What `module.apply(variables, images, train=False)` gives: (N, classes) with the top.
+
+    Raises:
+        ValueError: images of integers (not preprocessed yet), of another rank, or none at all.
+    """
+    return in_batches(lambda v, x: _predict(module, v, x), lambda v, x: run(module, v, x), variables, images, batch_size)
+
+
+def features(
+    module: Classifier,
+    variables: Any,
+    images: Float[np.ndarray | Array, "n h w c"],
+    layers: str | Sequence[str],
+    *,
+    batch_size: int | None = None,
+) -> dict[str, Float[Array, "n *s"]]:
+    """The outputs of Keras layers, by name; what none of them needs is not computed.
+
+    Args:
+        module, variables, images, batch_size: as for `predict`.
+        layers: names from `fzoo.layer_names(module)`, or one.
+
+    Returns:
+        {layer name: (N, ...) array}.
+
+    Raises:
+        ValueError: an unknown layer, or images as for `predict`.
+    """
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not names:
+        raise ValueError("no layers given: at least one name of fzoo.layer_names(module) expected")
+    return in_batches(
+        lambda v, x: _features(module, names, v, x), lambda v, x: taps(module, names, v, x), variables, images, batch_size
+    )
+
+
+def run(module: nn.Module, variables: Any, images: Array) -> Array:
+    """The forward pass for inference."""
+    return module.apply(variables, images, train=False)
+
+
+def taps(module: Classifier, layers: tuple[str, ...], variables: Any, images: Array) -> dict[str, Array]:
+    """The forward pass up to some layers."""
+    return module.apply(variables, images, layers, method="endpoints")
+
+
+def _predict(module, variables, images):
+    return compiled(run, 1, jax.default_backend())(module, variables, images)
+
+
+def _features(module, layers, variables, images):
+    return compiled(taps, 2, jax.default_backend())(module, layers, variables, images)
+
+
+@functools.lru_cache
+def compiled(function: Callable, static: int, platform: str) -> Callable:
+    """`function` jitted, its first arguments static, with the compiler options that are safe on the platform.
+
+    On CPU, jaxlib 0.10 fuses reductions into YNNPACK calls by default, some of which give wrong sums (jax issue
+    39103); with dots and convolutions alone they are right. A jaxlib that does not know the option does without.
+    """
+    jit = functools.partial(jax.jit, static_argnums=tuple(range(static)))
+    if platform == "cpu":
+        options = {
+            "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
+            "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+        }
+        try:
+            jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
+            return jit(function, compiler_options=options)
+        except Exception:
+            pass
+    return jit(function)
+
+
+def in_batches(jitted: Callable, plain: Callable, variables: Any, images: Any, batch_size: int | None) -> Any:
+    """Apply a function to images, a batch at a time, and put the results together."""
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, images)))
+    check_images(images)
+    count = images.shape[0]
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} given, a positive number expected")
+    if traced:
+        if batch_size is None:
+            return plain(variables, images)
+        parts = [plain(variables, images[i : i + batch_size]) for i in range(0, count, batch_size)]
+    else:
+        size = batch_size or min(BATCH_SIZE, 1 << (count - 1).bit_length())
+        parts = []
+        for batch, filled in padded(images, size):
+            result = jitted(variables, batch)
+            parts.append(result if filled == size else jax.tree.map(lambda y: y[:filled], result))
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
+
+
+def check_images(images: Any) -> None:
+    """Raise ValueError unless these are one or more images, preprocessed."""
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or dtype is None:
+        raise ValueError(f"an array of images expected, {type(images).__name__} given")
+    if len(shape) != 4:
+        raise ValueError(f"images of shape {shape} given, (N, H, W, C) expected; for one image: image[None]")
+    if shape[0] == 0:
+        raise ValueError("no images given: an array of shape (0, ...)")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"images of {dtype} given, floats expected: preprocess_input(images, name) makes them")
+
+
+def padded(images: Any, size: int) -> Iterator[tuple[Any, int]]:
+    """Batches of exactly `size` images, the last one filled up with zeros, and how many images each holds."""
+    for start in range(0, images.shape[0], size):
+        batch = images[start : start + size]
+        filled = batch.shape[0]
+        if filled < size:
+            pad = jnp.pad if isinstance(batch, jax.Array) else np.pad
+            batch = pad(batch, ((0, size - filled), (0, 0), (0, 0), (0, 0)))
+        yield batch, filled

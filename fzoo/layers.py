@@ -1,0 +1,624 @@
+"""How Keras defines a layer, said once for every family.
+
+A family (fzoo/models/) is a subclass of `Classifier` whose `backbone` calls the methods of a `Layers` object,
+one for each Keras layer. `Layers` gives the layer its Keras name (which is its name in the parameter tree),
+applies stock Flax layers with Keras's defaults, and keeps what was asked for: the outputs to tap, or the record of
+the whole call graph, from which `trace` derives Keras's order of layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fzoo import ops
+
+Activation = str | Callable[[Array], Array] | None
+Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
+#: Keras's names of activations. `None` and "linear" are the identity.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "linear": lambda x: x,
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "sigmoid": nn.sigmoid,
+    "softmax": nn.softmax,
+    "softplus": nn.softplus,
+    "tanh": nn.tanh,
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "elu": nn.elu,
+    "selu": nn.selu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+}
+
+
+def activation_function(activation: Activation) -> Callable[[Array], Array]:
+    """The function for a Keras activation: a name, a callable, or None for the identity.
+
+    Raises:
+        ValueError: the name is not one of Keras's.
+    """
+    if activation is None:
+        return ACTIVATIONS["linear"]
+    if callable(activation):
+        return activation
+    if activation not in ACTIVATIONS:
+        raise ValueError(unknown("activation", activation, ACTIVATIONS))
+    return ACTIVATIONS[activation]
+
+
+def unknown(what: str, given: object, known: Iterable[str], show: int = 3) -> str:
+    """One line for a name that does not exist: what was given, and the nearest that do."""
+    known = list(known)
+    lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(str(given).lower(), lower, n=show, cutoff=0.5)
+    hint = [lower[n] for n in near] or known[:show]
+    more = ", ..." if len(hint) < len(known) and not near else ""
+    return f"unknown {what} {given!r}: did you mean {', '.join(hint)}{more}?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One Keras layer of a network, as one call of it saw it.
+
+    Attributes:
+        name: Keras's name, e.g. "block1_conv1".
+        kind: Keras's class, e.g. "Conv2D".
+        inputs: names of the layers that feed it, in the order of its arguments.
+        shape: of its output, without the batch.
+        flops: analytic, for one image: 2 for each multiply-add of convolutions and dense layers, otherwise 0.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    flops: int
+
+
+class SeparableConv(nn.Module):
+    """A depthwise, then a pointwise convolution under one Keras name."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: str
+    conv: Callable[..., nn.Conv]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """Apply both convolutions."""
+        channels = x.shape[-1]
+        x = self.conv(
+            channels,
+            self.kernel_size,
+            self.strides,
+            padding=self.padding,
+            feature_group_count=channels,
+            name="depthwise",
+        )(x)
+        return self.conv(self.features, (1, 1), name="pointwise")(x)
+
+
+class Layers:
+    """The Keras layers of one forward pass.
+
+    Each method applies one Keras layer with Keras's defaults and returns its output, the fused activation included.
+    A layer without a name gets the one that Keras would give it in a fresh session: the class in snake case, and a
+    counter from the second on (`conv2d`, `conv2d_1`).
+
+    Args:
+        train: batch statistics and dropout as in training.
+        dtype: of the computation; parameters stay float32.
+        known_size: False where Keras would not know the height and width of the input when it builds the
+            network, which decides `correct_pad`.
+        taps: names of the layers whose output is kept in `self.tapped`.
+        record: keep the call graph in `self.nodes`. Holds on to every intermediate array, so it is for
+            abstract evaluation.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: bool = False,
+        dtype: Any = jnp.float32,
+        known_size: bool = True,
+        taps: Iterable[str] = (),
+        record: bool = False,
+    ):
+        self.train = train
+        self.dtype = dtype
+        self.known_size = known_size
+        self.tapped: dict[str, Array] = {}
+        self.nodes: dict[str, Node] = {}
+        self._taps = frozenset(taps)
+        self._record = record
+        self._numbers: Counter[str] = Counter()
+        self._producer: dict[int, tuple[str, Array]] = {}  # by id; the array is kept so that the id stays its own
+        self._conv = functools.partial(
+            nn.Conv,
+            use_bias=False,
+            dtype=dtype,
+            padding="VALID",
+            kernel_init=nn.initializers.glorot_uniform(),
+            conv_general_dilated=ops.conv_general_dilated,
+        )
+
+    # -- bookkeeping ------------------------------------------------------------------------------------------------
+
+    def _name(self, kind: str, name: str | None) -> str:
+        if name is not None:
+            return name
+        base = snake_case(kind)
+        number = self._numbers[base]
+        self._numbers[base] += 1
+        return f"{base}_{number}" if number else base
+
+    def _note(self, kind: str, name: str, inputs: Sequence[Array], y: Array, flops: int = 0) -> Array:
+        """File the output of a layer; every layer's last step."""
+        if self._record:
+            if any(y is x for x in inputs):  # an identity (dropout outside training) is a layer of its own, too
+                y = jnp.copy(y)
+            parents = tuple(self._producer[id(x)][0] for x in inputs)
+            self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops)
+            self._producer[id(y)] = (name, y)
+        if name in self._taps:
+            self.tapped[name] = y
+        return y
+
+    # -- layers with weights ------------------------------------------------------------------------------------------
+
+    def conv2d(
+        self,
+        x: Float[Array, "n h w c"],
+        features: int,
+        kernel: int | tuple[int, int],
+        strides: int = 1,
+        padding: Padding = "valid",
+        *,
+        use_bias: bool = True,
+        activation: Activation = None,
+        kernel_init: Callable | None = None,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo f"]:
+        """Conv2D."""
+        name = self._name("Conv2D", name)
+        kernel = pair(kernel)
+        conv = self._conv(
+            features,
+            kernel,
+            pair(strides),
+            padding=lax_padding(padding),
+            use_bias=use_bias,
+            name=name,
+            **({"kernel_init": kernel_init} if kernel_init else {}),
+        )
+        y = activation_function(activation)(conv(x))
+        return self._note("Conv2D", name, [x], y, 2 * int(np.prod([*y.shape[1:], *kernel, x.shape[-1]])))
+
+    def depthwise_conv2d(
+        self,
+        x: Float[Array, "n h w c"],
+        kernel: int | tuple[int, int],
+        strides: int = 1,
+        padding: Padding = "valid",
+        *,
+        depth_multiplier: int = 1,
+        use_bias: bool = True,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo cm"]:
+        """DepthwiseConv2D. Output c * depth_multiplier + j reads input channel c."""
+        name = self._name("DepthwiseConv2D", name)
+        channels, kernel = x.shape[-1], pair(kernel)
+        y = self._conv(
+            channels * depth_multiplier,
+            kernel,
+            pair(strides),
+            padding=lax_padding(padding),
+            feature_group_count=channels,
+            use_bias=use_bias,
+            name=name,
+        )(x)
+        return self._note("DepthwiseConv2D", name, [x], y, 2 * int(np.prod([*y.shape[1:], *kernel])))
+
+    def separable_conv2d(
+        self,
+        x: Float[Array, "n h w c"],
+        features: int,
+        kernel: int | tuple[int, int],
+        strides: int = 1,
+        padding: str = "valid",
+        *,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo f"]:
+        """SeparableConv2D without a bias."""
+        name = self._name("SeparableConv2D", name)
+        kernel, channels = pair(kernel), x.shape[-1]
+        y = SeparableConv(features, kernel, pair(strides), padding.upper(), self._conv, name=name)(x)
+        flops = 2 * int(np.prod(y.shape[1:3])) * channels * (kernel[0] * kernel[1] + features)
+        return self._note("SeparableConv2D", name, [x], y, flops)
+
+    def dense(
+        self,
+        x: Float[Array, "n c"],
+        features: int,
+        *,
+        activation: Activation = None,
+        name: str | None = None,
+    ) -> Float[Array, "n f"]:
+        """Dense."""
+        name = self._name("Dense", name)
+        dense = nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
+        y = activation_function(activation)(dense(x))
+        return self._note("Dense", name, [x], y, 2 * x.shape[-1] * features)
+
+    def batch_norm(
+        self,
+        x: Float[Array, "n *s c"],
+        *,
+        epsilon: float = 1e-3,
+        momentum: float = 0.99,
+        scale: bool = True,
+        name: str | None = None,
+    ) -> Float[Array, "n *s c"]:
+        """BatchNormalization over the last axis, with Keras's epsilon and momentum."""
+        name = self._name("BatchNormalization", name)
+        y = nn.BatchNorm(
+            use_running_average=not self.train,
+            epsilon=epsilon,
+            momentum=momentum,
+            use_scale=scale,
+            use_fast_variance=False,  # E[x^2] - E[x]^2 cancels in float32 where the mean is large
+            dtype=self.dtype,
+            name=name,
+        )(x)
+        return self._note("BatchNormalization", name, [x], y)
+
+    # -- layers without weights -----------------------------------------------------------------------------------------
+
+    def input(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """InputLayer."""
+        return self._note("InputLayer", self._name("InputLayer", None), [], x)
+
+    def activation(self, x: Array, function: Activation, *, name: str | None = None) -> Array:
+        """Activation."""
+        name = self._name("Activation", name)
+        return self._note("Activation", name, [x], activation_function(function)(x))
+
+    def relu(self, x: Array, max_value: float | None = None, *, name: str | None = None) -> Array:
+        """ReLU, clipped at `max_value`."""
+        name = self._name("ReLU", name)
+        y = nn.relu(x) if max_value is None else jnp.clip(x, 0, max_value)
+        return self._note("ReLU", name, [x], y)
+
+    def zero_pad(
+        self, x: Float[Array, "n h w c"], padding: int | tuple[tuple[int, int], ...], *, name: str | None = None
+    ) -> Float[Array, "n hp wp c"]:
+        """ZeroPadding2D."""
+        name = self._name("ZeroPadding2D", name)
+        if isinstance(padding, int):
+            padding = ((padding, padding), (padding, padding))
+        return self._note("ZeroPadding2D", name, [x], jnp.pad(x, ((0, 0), *padding, (0, 0))))
+
+    def crop(
+        self, x: Float[Array, "n h w c"], cropping: tuple[tuple[int, int], tuple[int, int]], *, name: str | None = None
+    ) -> Float[Array, "n hc wc c"]:
+        """Cropping2D."""
+        name = self._name("Cropping2D", name)
+        (top, bottom), (left, right) = cropping
+        y = x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
+        return self._note("Cropping2D", name, [x], y)
+
+    def max_pool(
+        self,
+        x: Float[Array, "n h w c"],
+        window: int,
+        strides: int | None = None,
+        padding: str = "valid",
+        *,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo c"]:
+        """MaxPooling2D; padding never wins. `strides` defaults to the window."""
+        name = self._name("MaxPooling2D", name)
+        y = nn.max_pool(x, pair(window), pair(strides or window), padding.upper())
+        return self._note("MaxPooling2D", name, [x], y)
+
+    def avg_pool(
+        self,
+        x: Float[Array, "n h w c"],
+        window: int,
+        strides: int | None = None,
+        padding: str = "valid",
+        *,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo c"]:
+        """AveragePooling2D; padding is not counted. `strides` defaults to the window."""
+        name = self._name("AveragePooling2D", name)
+        y = nn.avg_pool(x, pair(window), pair(strides or window), padding.upper(), count_include_pad=False)
+        return self._note("AveragePooling2D", name, [x], y.astype(x.dtype))
+
+    def global_avg_pool(
+        self, x: Float[Array, "n h w c"], *, keepdims: bool = False, name: str | None = None
+    ) -> Float[Array, "n *s c"]:
+        """GlobalAveragePooling2D."""
+        name = self._name("GlobalAveragePooling2D", name)
+        return self._note("GlobalAveragePooling2D", name, [x], jnp.mean(x, (1, 2), keepdims=keepdims))
+
+    def global_max_pool(self, x: Float[Array, "n h w c"], *, name: str | None = None) -> Float[Array, "n c"]:
+        """GlobalMaxPooling2D."""
+        name = self._name("GlobalMaxPooling2D", name)
+        return self._note("GlobalMaxPooling2D", name, [x], jnp.max(x, (1, 2)))
+
+    def add(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
+        """Add."""
+        name = self._name("Add", name)
+        return self._note("Add", name, xs, functools.reduce(jnp.add, xs))
+
+    def scaled_add(self, x: Array, residual: Array, scale: float, *, name: str | None = None) -> Array:
+        """x + scale * residual; Keras calls the layer CustomScaleLayer."""
+        name = self._name("CustomScaleLayer", name)
+        return self._note("CustomScaleLayer", name, [x, residual], x + residual * scale)
+
+    def concat(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
+        """Concatenate, over the channels."""
+        name = self._name("Concatenate", name)
+        return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=-1))
+
+    def flatten(self, x: Float[Array, "n *s"], *, name: str | None = None) -> Float[Array, "n c"]:
+        """Flatten."""
+        name = self._name("Flatten", name)
+        return self._note("Flatten", name, [x], x.reshape(x.shape[0], -1))
+
+    def reshape(self, x: Array, shape: tuple[int, ...], *, name: str | None = None) -> Array:
+        """Reshape; the batch is left out of `shape`."""
+        name = self._name("Reshape", name)
+        return self._note("Reshape", name, [x], x.reshape(x.shape[0], *shape))
+
+    def dropout(self, x: Array, rate: float, *, name: str | None = None) -> Array:
+        """Dropout; in training it draws from the "dropout" stream of `rngs`."""
+        name = self._name("Dropout", name)
+        y = nn.Dropout(rate, deterministic=not self.train, name=name)(x)
+        return self._note("Dropout", name, [x], y)
+
+    def correct_pad(self, x: Float[Array, "n h w c"], kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The zero-padding before a VALID convolution of stride 2 in Keras's mobile families: by the input's parity.
+
+        Keras decides when it builds the network; where it does not know the size then, it pads as for an even one.
+        """
+        half = kernel // 2
+        even = [1 - n % 2 if self.known_size else 1 for n in x.shape[1:3]]
+        return (half - even[0], half), (half - even[1], half)
+
+
+class Classifier(nn.Module):
+    """An image classifier of keras.applications: images (N, H, W, C) in, class probabilities or features out.
+
+    Called as any Flax module: `module.apply(variables, images, train=False)`. With `train=True` it needs
+    `mutable=["batch_stats"]`, and `rngs={"dropout": key}` where the family drops out.
+
+    Attributes:
+        include_top: whether the classifier at the end is part of the network.
+        classes: number of outputs of the classifier.
+        pooling: without the top, what follows the last block: None for the feature map, "avg" or "max" for a vector.
+        classifier_activation: of the last layer: a name of Keras's, a callable, or None for logits. The classifier's
+            output is computed in float32, whatever `dtype` is.
+        input_shape: (height, width, channels); height and width may be None. When given, other images are refused.
+            Left out, any size from the family's minimum up is taken (only VGG's top fixes one).
+            As in Keras, a network built without the top and without a size pads for even sizes where parity matters
+            (MobileNetV2): give the size for one that follows an odd input.
+        dtype: of the computation; parameters are float32.
+
+    Raises:
+        ValueError: an argument, or the shape of the images, can't be honoured.
+    """
+
+    include_top: bool = True
+    classes: int = 1000
+    pooling: str | None = None
+    classifier_activation: Activation = "softmax"
+    input_shape: tuple[int | None, int | None, int] | None = None
+    dtype: Any = jnp.float32
+
+    # Facts of a family; not options.
+    default_size = 224
+    min_size = 32
+    fixed_size = False  # the top flattens, so its weights fix the size of the input
+    pool_names = ("avg_pool", "max_pool")  # of the last pooling; None where Keras numbers it
+
+    def __post_init__(self):
+        """Check the options, so that what can't be honoured fails here and not in the middle of a trace."""
+        if isinstance(self.input_shape, list):
+            object.__setattr__(self, "input_shape", tuple(self.input_shape))
+        check_options(self)
+        super().__post_init__()
+
+    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """All layers up to the last feature map; what a family defines."""
+        raise NotImplementedError
+
+    def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
+        """The classifier on top of the last feature map; most families share this one."""
+        x = k.global_avg_pool(x, name=self.pool_names[0])
+        return k.dense(x, self.classes, activation=self.probabilities, name="predictions")
+
+    def probabilities(self, logits: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
+        """`classifier_activation`, computed in float32 at least."""
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return activation_function(self.classifier_activation)(logits)
+
+    @property
+    def known_size(self) -> bool:
+        """Whether Keras would know the input's height and width when it builds this network."""
+        return self.include_top if self.input_shape is None else None not in self.input_shape
+
+    @property
+    def example_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image that this network takes: `input_shape`, or the family's default."""
+        height, width, channels = self.input_shape or (None, None, 3)
+        return height or self.default_size, width or self.default_size, channels
+
+    def check_images(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless images of this shape can be taken."""
+        wanted = self.example_shape if self.fixed_size and self.include_top else self.input_shape
+        wanted = wanted or (None, None, None)
+        if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
+            sizes = ["any" if w is None else str(w) for w in wanted]
+            raise ValueError(f"images of shape {shape} given, (N, H, W, C) with H, W, C = {', '.join(sizes)} expected")
+        if min(shape[1:3]) < self.min_size:
+            raise ValueError(
+                f"images of {shape[1]} x {shape[2]} given, {type(self).__name__} takes {self.min_size} x {self.min_size} "
+                "at the least"
+            )
+
+    @nn.compact
+    def run(
+        self, x: Float[Array, "n h w c"], train: bool = False, taps: Sequence[str] = (), record: bool = False
+    ) -> tuple[Array, Layers]:
+        """The forward pass: its output, and the `Layers` that kept what was asked for."""
+        self.check_images(x.shape)
+        k = Layers(train=train, dtype=self.dtype, known_size=self.known_size, taps=taps, record=record)
+        x = k.input(jnp.asarray(x, self.dtype))
+        x = self.backbone(k, x)
+        if self.include_top:
+            x = self.top(k, x)
+        elif self.pooling == "avg":
+            x = k.global_avg_pool(x, name=self.pool_names[0])
+        elif self.pooling == "max":
+            x = k.global_max_pool(x, name=self.pool_names[1])
+        return x, k
+
+    def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Array:
+        """Class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
+        return self.run(x, train)[0]
+
+    def endpoints(
+        self, x: Float[Array, "n h w c"], layers: Sequence[str], train: bool = False
+    ) -> dict[str, Float[Array, "n *s"]]:
+        """The outputs of Keras layers by name; XLA drops what none of them needs.
+
+        `module.apply(variables, x, ("mixed8",), method="endpoints")`, or called as a submodule.
+
+        Raises:
+            ValueError: the network has no layer of that name.
+        """
+        _, k = self.run(x, train, layers)
+        for name in layers:
+            if name not in k.tapped:
+                raise ValueError(unknown("layer", name, layer_names(self)))
+        return {name: k.tapped[name] for name in layers}
+
+
+def check_options(module: Classifier) -> None:
+    """Raise ValueError for an option of the constructor that can't be honoured."""
+    shape = module.input_shape
+    if module.pooling not in (None, "avg", "max"):
+        raise ValueError(f"pooling={module.pooling!r} given, None, 'avg' or 'max' expected")
+    if module.pooling and module.include_top:
+        raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
+    if not isinstance(module.classes, int) or module.classes < 1:
+        raise ValueError(f"classes={module.classes!r} given, a positive integer expected")
+    activation_function(module.classifier_activation)
+    if shape is not None:
+        if len(shape) != 3 or not all(isinstance(n, int) or (n is None and i < 2) for i, n in enumerate(shape)):
+            raise ValueError(f"input_shape={shape} given, (height, width, channels) expected")
+        if any(n is not None and n < module.min_size for n in shape[:2]) or shape[2] < 1:
+            raise ValueError(
+                f"input_shape={shape} given, {module.min_size} x {module.min_size} is the least that "
+                f"{type(module).__name__} takes"
+            )
+        if module.fixed_size and module.include_top and None in shape:
+            raise ValueError(f"input_shape={shape} given, {type(module).__name__} with its top needs a fixed size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """What one abstract call of a network shows.
+
+    Attributes:
+        nodes: its Keras layers, in Keras's order of `model.layers`.
+        variables: its variables as `jax.ShapeDtypeStruct`s.
+    """
+
+    nodes: tuple[Node, ...]
+    variables: dict[str, Any]
+
+
+@functools.lru_cache(maxsize=128)
+def trace(module: Classifier) -> Trace:
+    """Call the network abstractly (no arithmetic is done) and read the record."""
+    found: list[Node] = []
+
+    def call(x):
+        (_, k), variables = module.init_with_output(jax.random.key(0), x, record=True, method="run")
+        found.extend(k.nodes.values())
+        return variables
+
+    module = module.clone(parent=None)
+    variables = jax.eval_shape(call, jax.ShapeDtypeStruct((1, *module.example_shape), jnp.float32))
+    return Trace(tuple(keras_order(found)), variables)
+
+
+def keras_order(nodes: Sequence[Node]) -> list[Node]:
+    """Sort a network's layers as Keras does.
+
+    Deepest first, the depth being the longest way to the output; among equals, the one that a walk from
+    the output, inputs in order, meets first. `nodes` come in an order of execution, the output last.
+    """
+    by_name = {node.name: node for node in nodes}
+    depth = {nodes[-1].name: 0}
+    for node in reversed(nodes):
+        for parent in node.inputs:
+            depth[parent] = max(depth.get(parent, 0), depth.get(node.name, 0) + 1)
+    met: dict[str, int] = {}
+    stack = [nodes[-1].name]
+    while stack:
+        name = stack.pop()
+        if name not in met:
+            met[name] = len(met)
+            stack.extend(reversed(by_name[name].inputs))
+    return [by_name[name] for name in sorted(met, key=lambda n: (-depth[n], met[n]))]
+
+
+def layer_names(module: Classifier) -> list[str]:
+    """Every Keras layer of the network, the input and those without weights too, in Keras's order.
+
+    `layer_names(module)[249]` is the name of Keras's `model.layers[249]`.
+    """
+    return [node.name for node in trace(module).nodes]
+
+
+def pair(n: int | tuple[int, int]) -> tuple[int, int]:
+    """Both spatial values of a size given as one number or two."""
+    return (n, n) if isinstance(n, int) else n
+
+
+def lax_padding(padding: Padding) -> str | tuple[tuple[int, int], tuple[int, int]]:
+    """Keras's "same" and "valid" are lax's "SAME" and "VALID"."""
+    return padding.upper() if isinstance(padding, str) else padding
+
+
+def snake_case(kind: str) -> str:
+    """Keras's snake case of a class name: "Conv2D" gives "conv2d", "ReLU" gives "re_lu"."""
+    kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """Round a number of channels to a multiple of `divisor`, but never down by more than 10 %.
+
+    From the MobileNet reference code, as Keras has it.
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded

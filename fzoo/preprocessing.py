@@ -1,0 +1,121 @@
+"""From a file of pixels to what a network takes, as Keras does it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from fzoo.layers import unknown
+
+Images = TypeVar("Images", np.ndarray, jax.Array)
+Mode = Literal["caffe", "tf", "torch", "none"]
+
+#: Names of Pillow's filters, as Keras has them.
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+_CAFFE_MEAN = (103.939, 116.779, 123.68)  # B, G, R
+_TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load_image(
+    path: str | os.PathLike, size: int | tuple[int, int] | None = None, interpolation: str = "nearest"
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Read an image as `keras.utils.load_img` does: RGB, squeezed to the size, no matter the aspect ratio.
+
+    Args:
+        path: any format that Pillow reads.
+        size: (height, width), one number for both, or None for the image's own.
+        interpolation: "nearest" (Keras's default), "bilinear", "bicubic", "lanczos", "box" or "hamming".
+
+    Returns:
+        uint8 pixels (height, width, 3).
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no file at `path`.
+        ValueError: the file is not an image or a damaged one, or an argument is wrong.
+    """
+    path = Path(path)
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(unknown("interpolation", interpolation, INTERPOLATIONS))
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, an image expected")
+    if not path.exists():
+        raise FileNotFoundError(f"no such image: {path}")
+    try:
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as e:
+        reason = "not an image that Pillow knows" if isinstance(e, Image.UnidentifiedImageError) else str(e)
+        raise ValueError(f"cannot read the image {path}: {reason}") from e
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 1:
+            raise ValueError(f"size={size} given, a positive height and width expected")
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height), INTERPOLATIONS[interpolation])
+    return np.asarray(rgb)
+
+
+def preprocess_input(images: Images, name: str, *, data_format: str = "channels_last") -> Images:
+    """Scale pixels as a model's weights expect; the `preprocess_input` of the model's Keras file.
+
+    Pure: the caller's array is never written to. Works under `jax.jit`.
+
+    Args:
+        images: (N, H, W, 3) or (H, W, 3) RGB pixels from 0 to 255, NumPy or JAX, integer or float.
+        name: the model, e.g. "ResNet50", which fixes the mode: "caffe" (RGB to BGR, minus ImageNet's mean), "tf" (to
+            -1..1), "torch" (to 0..1, then ImageNet's mean and deviation), "none" (the network does it itself).
+        data_format: "channels_last", or "channels_first" for (N, 3, H, W). The layout is kept: fzoo's networks take
+            channels last.
+
+    Returns:
+        An array of the same kind, shape and float dtype; float32 for integers.
+
+    Raises:
+        ValueError: an unknown model or data format, or an array without three channels where that says they are.
+    """
+    from fzoo.registry import spec
+
+    return preprocess(images, spec(name).preprocessing, data_format=data_format)
+
+
+def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last") -> Images:
+    """`preprocess_input` by mode instead of by model."""
+    if data_format not in ("channels_last", "channels_first"):
+        raise ValueError(f"data_format={data_format!r} given, 'channels_last' or 'channels_first' expected")
+    np_like = jnp if isinstance(images, jax.Array) else np
+    x = np_like.asarray(images)
+    axis = -1 if data_format == "channels_last" else -3
+    if x.ndim not in (3, 4) or (mode != "none" and mode != "tf" and x.shape[axis] != 3):
+        raise ValueError(f"images of shape {x.shape} given, three RGB channels expected ({data_format})")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(np.float32)
+
+    def constant(values):
+        values = np_like.asarray(values, x.dtype)
+        return values if axis == -1 else values[:, None, None]
+
+    if mode == "tf":
+        x = x / np_like.asarray(127.5, x.dtype) - np_like.asarray(1, x.dtype)
+    elif mode == "torch":
+        x = (x / np_like.asarray(255, x.dtype) - constant(_TORCH_MEAN)) / constant(_TORCH_STD)
+    elif mode == "caffe":
+        x = np_like.flip(x, axis) - constant(_CAFFE_MEAN)
+    elif x is images:
+        x = x.copy()
+    return x

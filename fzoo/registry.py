@@ -1,0 +1,284 @@
+"""The models, as data: one record for each. The only file that knows both a family and its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fzoo.layers import Activation, Classifier, unknown
+from fzoo.models.mobilenet_v2 import MobileNetV2
+from fzoo.models.vgg import VGG
+from fzoo.preprocessing import Mode
+from fzoo.weights import load_keras_weights
+from fzoo.weights.download import fetch
+
+_BASE = "https://storage.googleapis.com/tensorflow/keras-applications/"
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """A file of ImageNet weights that Keras published.
+
+    Attributes:
+        url: where it lies.
+        md5: of its content, or None where Keras publishes none.
+        include_top: whether it holds the classifier.
+        name: in the cache; the URL's last part unless Keras calls it otherwise.
+        options: what the model must have been created with, e.g. {"alpha": 0.5}.
+        size: height and width it was trained for, where there is one file for each size; None for the only one.
+    """
+
+    url: str
+    md5: str | None
+    include_top: bool
+    name: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    size: int | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", self.name or self.url.rsplit("/", 1)[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What is known of a model.
+
+    Attributes:
+        name: Keras's constructor.
+        family: the Flax module.
+        options: what makes the family this model.
+        input_size: default height and width, in pixels.
+        min_size: the least height and width.
+        preprocessing: "caffe", "tf", "torch" or "none"; see `preprocess_input`.
+        parameters: of the default model with the top, batch statistics included.
+        depth: layers on the longest way, as Keras's documentation counts them.
+        size_mb: of the weights file, in MB.
+        top1, top5: accuracy on ImageNet's validation images, as Keras publishes it, from 0 to 1.
+        licence: of the weights.
+        paper: its URL.
+        weight_files: what Keras published.
+    """
+
+    name: str
+    family: type[Classifier]
+    options: Mapping[str, Any]
+    input_size: int
+    preprocessing: Mode
+    parameters: int
+    depth: int
+    size_mb: int
+    top1: float
+    top5: float
+    licence: str
+    paper: str
+    weight_files: tuple[WeightFile, ...]
+
+    @property
+    def min_size(self) -> int:
+        """The least height and width of an image, in pixels."""
+        return self.family.min_size
+
+
+def _pair(folder: str, stem: str, md5: str, md5_no_top: str) -> tuple[WeightFile, ...]:
+    """The two files of most models."""
+    stem = f"{_BASE}{folder}/{stem}_weights_tf_dim_ordering_tf_kernels"
+    return (WeightFile(f"{stem}.h5", md5, True), WeightFile(f"{stem}_notop.h5", md5_no_top, False))
+
+
+def _mobilenet_v2_files() -> tuple[WeightFile, ...]:
+    stem = f"{_BASE}mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels"
+    return tuple(
+        WeightFile(f"{stem}_{alpha}_{size}{'' if top else '_no_top'}.h5", None, top, options={"alpha": alpha}, size=size)
+        for alpha in (1.0, 0.35, 0.5, 0.75, 1.3, 1.4)
+        for size in (224, 192, 160, 128, 96)
+        for top in (True, False)
+    )
+
+
+_VGG = "CC BY 4.0 (Visual Geometry Group, Oxford)"
+_APACHE = "Apache 2.0"
+
+_SPECS = (
+    ModelSpec(
+        name="VGG16",
+        family=VGG,
+        options={"convs": (2, 2, 3, 3, 3)},
+        input_size=224,
+        preprocessing="caffe",
+        parameters=138_357_544,
+        depth=16,
+        size_mb=528,
+        top1=0.713,
+        top5=0.901,
+        licence=_VGG,
+        paper="https://arxiv.org/abs/1409.1556",
+        weight_files=_pair("vgg16", "vgg16", "64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc"),
+    ),
+    ModelSpec(
+        name="VGG19",
+        family=VGG,
+        options={"convs": (2, 2, 4, 4, 4)},
+        input_size=224,
+        preprocessing="caffe",
+        parameters=143_667_240,
+        depth=19,
+        size_mb=549,
+        top1=0.713,
+        top5=0.900,
+        licence=_VGG,
+        paper="https://arxiv.org/abs/1409.1556",
+        weight_files=_pair("vgg19", "vgg19", "cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6"),
+    ),
+    ModelSpec(
+        name="MobileNetV2",
+        family=MobileNetV2,
+        options={},
+        input_size=224,
+        preprocessing="tf",
+        parameters=3_538_984,
+        depth=105,
+        size_mb=14,
+        top1=0.713,
+        top5=0.901,
+        licence=_APACHE,
+        paper="https://arxiv.org/abs/1801.04381",
+        weight_files=_mobilenet_v2_files(),
+    ),
+)
+
+_BY_NAME = MappingProxyType({spec.name: spec for spec in _SPECS})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models, as Keras's constructors are called, in alphabetical order.
+
+    Args:
+        pattern: with `fnmatch`'s wildcards; case does not matter.
+    """
+    return sorted(name for name in _BY_NAME if fnmatch.fnmatch(name.lower(), pattern.lower()))
+
+
+def spec(name: str) -> ModelSpec:
+    """What is known of a model.
+
+    Raises:
+        ValueError: there is no such model; the message names the nearest.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(unknown("model", name, _BY_NAME))
+    return _BY_NAME[name]
+
+
+def create(
+    name: str,
+    *,
+    include_top: bool = True,
+    classes: int = 1000,
+    pooling: str | None = None,
+    classifier_activation: Activation = "softmax",
+    input_shape: tuple[int | None, int | None, int] | None = None,
+    dtype: Any = jnp.float32,
+    **family_options: Any,
+) -> Classifier:
+    """A model's network: a Flax module, without variables. Nothing is read or computed.
+
+    Args:
+        name: Keras's name of the model, from `list_models()`.
+        include_top: whether the classifier at the end is part of the network.
+        classes: number of outputs of the classifier; goes with the top.
+        pooling: without the top: None for the feature map, "avg" or "max" for a vector.
+        classifier_activation: of the last layer: a name of Keras's, a callable, or None for logits.
+        input_shape: (height, width, channels); see `Classifier`.
+        dtype: of the computation; parameters are float32.
+        **family_options: the family's own, e.g. `alpha` of MobileNetV2; see its module.
+
+    Raises:
+        ValueError: an unknown model or option, or one that can't be honoured.
+    """
+    record = spec(name)
+    fields = {field.name for field in dataclasses.fields(record.family)} - {"parent", "name"}
+    for option in family_options:
+        if option not in fields:
+            raise ValueError(unknown(f"option of {name}", option, sorted(fields)))
+    if not include_top and classes != 1000:
+        raise ValueError(f"classes={classes} goes with include_top=True: without the top there are no classes")
+    return record.family(
+        include_top=include_top,
+        classes=classes,
+        pooling=pooling,
+        classifier_activation=classifier_activation,
+        input_shape=None if input_shape is None else tuple(input_shape),
+        dtype=dtype,
+        **{**record.options, **family_options},
+    )
+
+
+def load(
+    name: str,
+    *,
+    weights: str | os.PathLike | None = "imagenet",
+    rng: jax.Array | None = None,
+    **create_options: Any,
+) -> tuple[Classifier, dict[str, Any]]:
+    """A model's network with its variables.
+
+    Args:
+        name: Keras's name of the model.
+        weights: "imagenet" for what Keras published (downloaded once into Keras's own cache), the path of a file that
+            Keras wrote, or None for random ones, with Keras's initialisers.
+        rng: a `jax.random.key` for `weights=None`; key 0 by default.
+        **create_options: see `create`.
+
+    Returns:
+        (module, variables), for `module.apply`, `predict` and `features`.
+
+    Raises:
+        ValueError: a bad option, no published file for these options, or a file that does not fit.
+        OSError: the file is not there, or can't be downloaded.
+    """
+    module = create(name, **create_options)
+    if weights is None:
+        rng = jax.random.key(0) if rng is None else rng
+        image = jax.ShapeDtypeStruct((1, *module.example_shape), jnp.float32)
+        return module, module.lazy_init(rng, image)  # initialises without computing the forward pass
+    if rng is not None:
+        raise ValueError(f"rng goes with weights=None, weights={os.fspath(weights)!r} given")
+    if weights == "imagenet":
+        file = published(name, module)
+        weights = fetch(file.url, file.name, file.md5)
+    return module, load_keras_weights(module, weights)
+
+
+def published(name: str, module: Classifier) -> WeightFile:
+    """The published file for a model created with these options.
+
+    Raises:
+        ValueError: Keras published none; the message says for which options it did.
+    """
+    if module.include_top and module.classes != 1000:
+        raise ValueError(f"the ImageNet weights of {name} have 1000 classes, classes={module.classes} given")
+    record = spec(name)
+    defaults = {
+        field.name: record.options.get(field.name, field.default)
+        for field in dataclasses.fields(record.family)
+        if field.name not in {f.name for f in dataclasses.fields(Classifier)} | {"dropout"}
+    }
+    height, width, channels = module.example_shape
+    if channels != 3:
+        raise ValueError(f"the ImageNet weights of {name} are for 3 channels, {channels} given")
+    files = [file for file in record.weight_files if file.include_top == module.include_top]
+    fitting = [f for f in files if all(getattr(module, k) == f.options.get(k, v) for k, v in defaults.items())]
+    if not fitting:
+        given = ", ".join(f"{k}={getattr(module, k)!r}" for k in defaults)
+        offers = dict.fromkeys(", ".join(f"{k}={v!r}" for k, v in {**defaults, **f.options}.items()) for f in files)
+        raise ValueError(f"no ImageNet weights of {name} for {given}; Keras published {' | '.join(offers)}")
+    # One file a size: that of the input if square and published, else that of the default size, as Keras chooses.
+    exact = [f for f in fitting if f.size == height == width]
+    return (exact or fitting)[0]

@@ -1,0 +1,98 @@
+"""Published files, in the cache that Keras shares."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pooch
+import requests
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+
+def cache_dir() -> Path:
+    """Where Keras keeps its files: `$KERAS_HOME/models`, or `~/.keras/models`."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+
+
+def fetch(url: str, name: str, md5: str | None) -> Path:
+    """The path of a published file, downloaded unless the cache has it.
+
+    A file gets its name when it is whole and its hash is right.
+
+    Args:
+        url: where it lies.
+        name: in the cache.
+        md5: its hash, or None where none is published.
+
+    Raises:
+        OSError: it can't be downloaded; the message says what to do without a network.
+    """
+    path = cache_dir() / name
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, a file expected: remove it")
+    pooch.get_logger().setLevel(logging.WARNING)
+    try:
+        return Path(
+            pooch.retrieve(
+                url,
+                known_hash=f"md5:{md5}" if md5 else None,
+                fname=name,
+                path=path.parent,
+                downloader=_downloader,
+            )
+        )
+    except (requests.RequestException, OSError, ValueError) as e:
+        reason = "its hash is not the published one" if isinstance(e, ValueError) else _reason(e)
+        raise OSError(
+            f"could not download {url} ({reason}): put the file at {path}, or pass the path of one where 'imagenet' "
+            "is asked for (weights=PATH, --weights PATH)"
+        ) from e
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, in a few words: requests wraps it three times over."""
+    while error.__context__ or (error.args and isinstance(error.args[0], BaseException)):
+        error = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error.__context__
+        if getattr(error, "reason", None) and isinstance(error.reason, BaseException):
+            error = error.reason
+    text = " ".join(str(error).split())
+    return text.rsplit("> ", 1)[-1] or type(error).__name__
+
+
+def _downloader(url: str, output_file, pooch_instance) -> None:
+    """pooch's HTTP download with a time-out, and with a progress bar on a terminal."""
+    if not sys.stderr.isatty():
+        pooch.HTTPDownloader(timeout=30)(url, output_file, pooch_instance)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = _Bar(progress, url.rsplit("/", 1)[1])
+        pooch.HTTPDownloader(timeout=30, progressbar=bar)(url, output_file, pooch_instance)
+
+
+class _Bar:
+    """What pooch asks of a progress bar, on rich's."""
+
+    def __init__(self, progress: Progress, name: str):
+        self._progress, self._task = progress, progress.add_task(name, total=None)
+
+    @property
+    def total(self) -> float | None:
+        return self._progress.tasks[0].total
+
+    @total.setter
+    def total(self, size: float) -> None:
+        self._progress.update(self._task, total=size)
+
+    def update(self, step: int) -> None:
+        self._progress.advance(self._task, step)
+
+    def reset(self) -> None:
+        self._progress.reset(self._task, total=self.total)
+
+    def close(self) -> None:
+        self._progress.refresh()

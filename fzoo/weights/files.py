@@ -1,0 +1,227 @@
+"""The layout of the files that Keras writes: which layers one holds, in which order, with which arrays.
+
+Nothing here knows a network. Three layouts are read, told apart by their content, not by their name:
+
+- legacy h5 (`model.save_weights("x.h5")`, `model.save("x.h5")`, all that Keras published): the attribute
+  `layer_names` at the root or under `model_weights` gives the order, each layer's `weight_names` that of its arrays;
+- Keras 3 `.weights.h5`: layers are grouped by class (`layers/conv2d_3/vars/0`), so the order is known within a class;
+- `.keras`: a zip with such an h5 as `model.weights.h5`.
+
+Written is legacy h5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+#: HDF5's limit on an object header; Keras splits a longer attribute into name0, name1, ...
+HEADER_LIMIT = 64512
+
+#: A `.keras` file is a zip; this bounds what one may unpack to (the largest published model has 1.4 GB).
+MAX_UNPACKED = 8 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class FileLayer:
+    """A layer with weights, as a file has it.
+
+    Attributes:
+        name: the layer's name in the file.
+        kind: its Keras class in snake case where the file groups by class, None where the file's order is the network's.
+        arrays: its arrays in the file's order, not read yet.
+        array_names: their names in the file.
+    """
+
+    name: str
+    kind: str | None
+    arrays: tuple[h5py.Dataset, ...]
+    array_names: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def open_layers(path: str | os.PathLike) -> Iterator[list[FileLayer]]:
+    """The layers with weights of a Keras file; their arrays can be read while the context is open.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no file at `path`.
+        ValueError: it is not a Keras weights file, or a damaged one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, a Keras weights file (.h5, .weights.h5, .keras) expected")
+    if not path.exists():
+        raise FileNotFoundError(f"no such weights file: {path}")
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(h5py.File(unpacked(path), "r"))
+            layers = legacy_layers(file) if legacy_root(file) else keras3_layers(file)
+            if not layers:
+                raise ValueError("it holds no layers with weights")
+            yield layers
+    except WeightsMismatch:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as e:
+        # h5py reports damage as any of these, with a text of its own.
+        raise ValueError(f"{path} is not a readable Keras weights file: {one_line(e)}") from e
+
+
+class WeightsMismatch(ValueError):
+    """A file does not fit a network; nothing of it was loaded.
+
+    Attributes:
+        problems: one line for each array that is missing, left over or of another shape.
+    """
+
+    def __init__(self, summary: str, problems: list[str]):
+        self.problems = problems
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        super().__init__(f"{summary}: {shown}" if problems else summary)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line; KeyError puts its own in quotes."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def unpacked(path: Path) -> Path | io.BytesIO:
+    """The h5 file: `path` itself, or what a `.keras` archive holds."""
+    if h5py.is_hdf5(path):
+        return path
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is neither an HDF5 file nor a .keras archive")
+    with zipfile.ZipFile(path) as archive:
+        if "model.weights.h5" not in archive.namelist():
+            raise ValueError("the archive has no model.weights.h5")
+        if archive.getinfo("model.weights.h5").file_size > MAX_UNPACKED:
+            raise ValueError(f"model.weights.h5 unpacks to more than {MAX_UNPACKED >> 30} GiB")
+        return io.BytesIO(archive.read("model.weights.h5"))
+
+
+def child(group: h5py.Group, name: str, kind: type) -> h5py.Group | h5py.Dataset:
+    """What `group` itself holds under `name`, a path: no link to elsewhere is followed, no data outside is read."""
+    at = group
+    for part in name.split("/"):
+        if not isinstance(at, h5py.Group) or at.get(part, getlink=True) is None:
+            raise ValueError(f"{group.name} has no {name}")
+        if not isinstance(at.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{part} in {at.name} is a link to elsewhere, which is not followed")
+        at = at[part]
+    if not isinstance(at, kind):
+        raise ValueError(f"{at.name} is not a {kind.__name__.lower()}")
+    if isinstance(at, h5py.Dataset) and (at.external or at.is_virtual):
+        raise ValueError(f"{at.name} keeps its data outside of the file, which is not read")
+    return at
+
+
+def legacy_root(file: h5py.File) -> h5py.Group | None:
+    """Where the legacy layout begins: the root of a weights file, `model_weights` of a whole model."""
+    for group in (file, file.get("model_weights")):
+        if isinstance(group, h5py.Group) and ("layer_names" in group.attrs or "layer_names0" in group.attrs):
+            return group
+    return None
+
+
+def legacy_layers(file: h5py.File) -> list[FileLayer]:
+    """The layers of a legacy h5, in the order of `layer_names`."""
+    root, layers = legacy_root(file), []
+    assert root is not None
+    for name in read_names(root, "layer_names"):
+        group = child(root, name, h5py.Group)
+        names = tuple(read_names(group, "weight_names"))
+        if names:
+            layers.append(FileLayer(name, None, tuple(child(group, n, h5py.Dataset) for n in names), names))
+    return layers
+
+
+def keras3_layers(file: h5py.File) -> list[FileLayer]:
+    """The layers of a `.weights.h5`, those of each class in their order."""
+    for key in ("layers", "_layer_checkpoint_dependencies"):  # the latter up to Keras 2.13
+        if key in file:
+            root = child(file, key, h5py.Group)
+            break
+    else:
+        raise ValueError("it has neither layer_names nor layers")
+    layers = []
+    for key in sorted(root, key=lambda k: (re.sub(r"_\d+$", "", k), int((re.search(r"_(\d+)$", k) or [0, 0])[1]))):
+        group = child(root, key, h5py.Group)
+        if "vars" not in group:
+            continue
+        variables = child(group, "vars", h5py.Group)
+        numbers = sorted(variables, key=int)
+        if numbers:
+            arrays = tuple(child(variables, n, h5py.Dataset) for n in numbers)
+            name = str(variables.attrs.get("name", key))
+            layers.append(FileLayer(name, re.sub(r"_\d+$", "", key), arrays, tuple(f"{key}/vars/{n}" for n in numbers)))
+    return layers
+
+
+def read_names(group: h5py.Group, attribute: str) -> list[str]:
+    """A list of names, which may be split over attribute0, attribute1, ..."""
+    chunks = [group.attrs[attribute]] if attribute in group.attrs else []
+    while f"{attribute}{len(chunks)}" in group.attrs:
+        chunks.append(group.attrs[f"{attribute}{len(chunks)}"])
+    return [n.decode() if isinstance(n, bytes) else str(n) for chunk in chunks for n in np.ravel(chunk)]
+
+
+def write_names(group: h5py.Group, attribute: str, names: Iterable[str]) -> None:
+    """The way back: one attribute, or as many as HDF5's limit needs."""
+    encoded = np.array([n.encode() for n in names], dtype=np.bytes_)
+    chunks = [encoded]
+    while max(chunk.nbytes for chunk in chunks) > HEADER_LIMIT:
+        chunks = np.array_split(encoded, len(chunks) + 1)
+    if len(chunks) == 1:
+        group.attrs[attribute] = encoded
+    else:
+        for i, chunk in enumerate(chunks):
+            group.attrs[f"{attribute}{i}"] = chunk
+
+
+def write_legacy(path: str | os.PathLike, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write a legacy h5: every layer in the network's order, {array name: array}, empty for one without weights.
+
+    The file appears under its name when it is whole: a kill or a full disk leaves what was there before.
+    """
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        write_names(file, "layer_names", layers)
+        file.attrs["backend"] = np.bytes_("jax")
+        file.attrs["keras_version"] = np.bytes_("3.15.0")
+        for name, arrays in layers.items():
+            group = file.create_group(name)
+            write_names(group, "weight_names", [f"{name}/{array}" for array in arrays])
+            for array, value in arrays.items():
+                group[f"{name}/{array}"] = value
+        write_names(file.create_group("top_level_model_weights"), "weight_names", [])
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A new name beside `path` to write to; renamed to `path` at the end, removed if anything fails."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, the name of a file expected")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {path.parent}")
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(fd)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

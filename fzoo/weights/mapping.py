@@ -1,0 +1,195 @@
+"""Which array of a Keras file is which variable of a network.
+
+A network's parameters carry Keras's names of layers, so no family needs a table: this file says which arrays a layer
+of each Keras class has, in Keras's order, and pairs a file's layers with a network's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fzoo.layers import Classifier, Node, snake_case, trace
+from fzoo.weights.files import FileLayer, WeightsMismatch
+
+_KERNEL, _BIAS = ("kernel", ("params", "kernel")), ("bias", ("params", "bias"))
+
+#: For each Keras class: its arrays in the file's order (trainable first) by Keras's name, and the variable (collection,
+#: path below the layer). An array that a layer does not have (use_bias=False, scale=False) is left out.
+ARRAYS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "Conv2D": (_KERNEL, _BIAS),
+    "DepthwiseConv2D": (_KERNEL, _BIAS),
+    "Dense": (_KERNEL, _BIAS),
+    "SeparableConv2D": (
+        ("depthwise_kernel", ("params", "depthwise", "kernel")),
+        ("pointwise_kernel", ("params", "pointwise", "kernel")),
+    ),
+    "BatchNormalization": (
+        ("gamma", ("params", "scale")),
+        ("beta", ("params", "bias")),
+        ("moving_mean", ("batch_stats", "mean")),
+        ("moving_variance", ("batch_stats", "var")),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One array: its place in Keras's layer, and in the variables.
+
+    Attributes:
+        layer: Keras's name of the layer.
+        array: Keras's name of the array.
+        path: (collection, layer, ...) in the variables.
+        keras_shape: as Keras keeps it; a reshape leads to `shape` and back.
+        shape: as Flax keeps it.
+        dtype: of the variable.
+    """
+
+    layer: str
+    array: str
+    path: tuple[str, ...]
+    keras_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def slots(module: Classifier) -> dict[str, list[Slot]]:
+    """The arrays of every layer of a network that has any, in Keras's order."""
+    nodes, variables = trace(module).nodes, trace(module).variables
+    by_name = {node.name: node for node in nodes}
+    found: dict[str, list[Slot]] = {}
+    for node in nodes:
+        for array, (collection, *below) in ARRAYS.get(node.kind, ()):
+            path = (collection, node.name, *below)
+            leaf = lookup(variables, path)
+            if leaf is not None:
+                keras_shape = leaf.shape
+                if node.kind == "DepthwiseConv2D" and array == "kernel" or array == "depthwise_kernel":
+                    # Keras: (h, w, channels, multiplier). Flax: (h, w, 1, channels * multiplier).
+                    channels = by_name[node.inputs[0]].shape[-1]
+                    keras_shape = (*leaf.shape[:2], channels, leaf.shape[3] // channels)
+                slot = Slot(node.name, array, path, keras_shape, leaf.shape, leaf.dtype)
+                found.setdefault(node.name, []).append(slot)
+    return found
+
+
+def lookup(tree: Any, path: Sequence[str]) -> Any:
+    """The leaf at a path of nested mappings, or None."""
+    for key in path:
+        if key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def match(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, Any]]:
+    """Pair every variable of a network with its array in a file.
+
+    Keras loads by position, since names in its published files differ from today's. So do we, with the names as a
+    check: a layer that the file calls as the network does is paired by that name. A file with the top fits a network
+    without it; its top is left out.
+
+    Args:
+        module: the network.
+        layers: of the file.
+        source: the file's name, for errors.
+
+    Raises:
+        WeightsMismatch: naming the arrays that are missing, left over, or of another shape.
+    """
+    wanted = slots(module)
+    name = type(module).__name__
+    summary = f"{source} does not fit this {name}"
+    if len(layers) == len(wanted):
+        pairs = pair_up(module, layers, summary)
+    elif not module.include_top and len(layers) == len(slots(with_top(module))):
+        pairs = {k: v for k, v in pair_up(with_top(module), layers, summary).items() if k in wanted}
+    else:
+        if module.include_top and len(layers) == len(slots(without_top(module))):
+            summary = f"{source} has no top, and this {name} has: create it with include_top=False, or give a file with it"
+        raise WeightsMismatch(summary, counted(wanted, layers))
+
+    matched, problems = [], []
+    for layer, expected in wanted.items():
+        file = pairs[layer]
+        if len(file.arrays) != len(expected):
+            problems.append(f"{file.name} has {len(file.arrays)} arrays, {layer} {len(expected)}")
+            continue
+        for slot, array in zip(expected, file.arrays, strict=True):
+            if array.shape != slot.keras_shape or array.dtype.kind not in "fiu":
+                problems.append(
+                    f"{file.name}/{slot.array} is {array.dtype} {array.shape} in the file, {slot.keras_shape} wanted"
+                    + (f" by {layer}" if layer != file.name else "")
+                )
+            matched.append((slot, array))
+    if problems:
+        raise WeightsMismatch(summary + classes_hint(module, pairs, problems), problems)
+    return matched
+
+
+def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[str, FileLayer]:
+    """{the network's layer: the file's}, by name where both know it, otherwise by position.
+
+    A file that groups its layers by class is paired class by class.
+    """
+    nodes = [node for node in trace(module).nodes if node.name in slots(module)]
+    pairs: dict[str, FileLayer] = {}
+    for kind in {layer.kind for layer in layers}:
+        theirs = [layer for layer in layers if layer.kind == kind]
+        ours = [node for node in nodes if kind in (None, snake_case(node.kind))]
+        if len(ours) != len(theirs):
+            raise WeightsMismatch(summary, counted({n.name: slots(module)[n.name] for n in ours}, theirs))
+        known = {layer.name: layer for layer in theirs}
+        named = {node.name: known[node.name] for node in ours if node.name in known and not numbered(node)}
+        taken = {layer.name for layer in named.values()}
+        rest = (layer for layer in theirs if layer.name not in taken)
+        pairs |= {node.name: named.get(node.name) or next(rest) for node in ours}
+    if len(pairs) != len(nodes):
+        raise WeightsMismatch(summary, counted(slots(module), layers))
+    return pairs
+
+
+def numbered(node: Node) -> bool:
+    """Whether Keras numbers this layer, so that its name says nothing."""
+    return re.fullmatch(rf"{snake_case(node.kind)}(_\d+)?", node.name) is not None
+
+
+def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]:
+    """The problems of a file with another number of layers: what it lacks by name, and what it has left over."""
+    names = {layer.name for layer in layers}
+    missing = [f"{s.layer}/{s.array} {s.keras_shape} is missing" for n in wanted if n not in names for s in wanted[n]]
+    left_over = [
+        f"{layer.name}: {array.shape} is left over"
+        for layer in layers
+        if layer.name not in wanted
+        for array in layer.arrays
+    ]
+    count = [f"{len(layers)} layers with weights in the file, {len(wanted)} in the model"]
+    return [*count, *(x for both in zip(missing, left_over, strict=False) for x in both)] + (
+        missing[len(left_over) :] or left_over[len(missing) :]
+    )
+
+
+def classes_hint(module: Classifier, pairs: dict[str, FileLayer], problems: list[str]) -> str:
+    """What would do, where all but the classifier fits."""
+    if not module.include_top:
+        return ""
+    head = [layer for layer in slots(module) if layer not in slots(without_top(module))]
+    last = pairs[head[-1]]
+    if not last.arrays or not all(p.startswith(f"{last.name}/") for p in problems):
+        return ""
+    classes = last.arrays[0].shape[-1] if last.arrays[0].shape else 0
+    return f": the file has {classes} classes, the model {module.classes} (classes={classes} or include_top=False would do)"
+
+
+def with_top(module: Classifier) -> Classifier:
+    """The same network with the top; which layers it has does not depend on the input's size."""
+    return module.clone(include_top=True, pooling=None, input_shape=None)
+
+
+def without_top(module: Classifier) -> Classifier:
+    """The same network without the top."""
+    return module.clone(include_top=False, input_shape=None)
