@@ -13,8 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from fzoo.layers import Activation, Classifier, unknown
+from fzoo.models.densenet import DenseNet
+from fzoo.models.inception_resnet_v2 import InceptionResNetV2
+from fzoo.models.inception_v3 import InceptionV3
+from fzoo.models.mobilenet import MobileNet
 from fzoo.models.mobilenet_v2 import MobileNetV2
+from fzoo.models.nasnet import NASNet
+from fzoo.models.resnet import ResNet
 from fzoo.models.vgg import VGG
+from fzoo.models.xception import Xception
 from fzoo.preprocessing import Mode
 from fzoo.weights import load_keras_weights
 from fzoo.weights.download import fetch
@@ -102,10 +109,214 @@ def _mobilenet_v2_files() -> tuple[WeightFile, ...]:
     )
 
 
-_VGG = "CC BY 4.0 (Visual Geometry Group, Oxford)"
+def _mobilenet_files() -> tuple[WeightFile, ...]:
+    names = {1.0: "1_0", 0.75: "7_5", 0.5: "5_0", 0.25: "2_5"}
+    return tuple(
+        WeightFile(
+            f"{_BASE}mobilenet/mobilenet_{names[alpha]}_{size}_tf{'' if top else '_no_top'}.h5",
+            None,
+            top,
+            options={"alpha": alpha},
+            size=size,
+        )
+        for alpha in names
+        for size in (224, 192, 160, 128)
+        for top in (True, False)
+    )
+
+
+def _nasnet_files(kind: str, md5: str, md5_no_top: str) -> tuple[WeightFile, ...]:
+    return (
+        WeightFile(f"{_BASE}nasnet/NASNet-{kind}.h5", md5, True, name=f"nasnet_{kind}.h5"),
+        WeightFile(f"{_BASE}nasnet/NASNet-{kind}-no-top.h5", md5_no_top, False, name=f"nasnet_{kind}_no_top.h5"),
+    )
+
+
 _APACHE = "Apache 2.0"
+_BSD = "BSD 3-clause (Facebook)"
+_MIT = "MIT (Kaiming He)"
+_VGG = "CC BY 4.0 (Visual Geometry Group, Oxford)"
 
 _SPECS = (
+    ModelSpec(
+        name="DenseNet121",
+        family=DenseNet,
+        options={"blocks": (6, 12, 24, 16)},
+        input_size=224,
+        preprocessing="torch",
+        parameters=8_062_504,
+        depth=242,
+        size_mb=33,
+        top1=0.75,
+        top5=0.923,
+        licence=_BSD,
+        paper="https://arxiv.org/abs/1608.06993",
+        weight_files=_pair(
+            "densenet", "densenet121", "9d60b8095a5708f2dcce2bca79d332c7", "30ee3e1110167f948a6b9946edeeb738"
+        ),
+    ),
+    ModelSpec(
+        name="DenseNet169",
+        family=DenseNet,
+        options={"blocks": (6, 12, 32, 32)},
+        input_size=224,
+        preprocessing="torch",
+        parameters=14_307_880,
+        depth=338,
+        size_mb=57,
+        top1=0.762,
+        top5=0.932,
+        licence=_BSD,
+        paper="https://arxiv.org/abs/1608.06993",
+        weight_files=_pair(
+            "densenet", "densenet169", "d699b8f76981ab1b30698df4c175e90b", "b8c4d4c20dd625c148057b9ff1c1176b"
+        ),
+    ),
+    ModelSpec(
+        name="DenseNet201",
+        family=DenseNet,
+        options={"blocks": (6, 12, 48, 32)},
+        input_size=224,
+        preprocessing="torch",
+        parameters=20_242_984,
+        depth=402,
+        size_mb=80,
+        top1=0.773,
+        top5=0.936,
+        licence=_BSD,
+        paper="https://arxiv.org/abs/1608.06993",
+        weight_files=_pair(
+            "densenet", "densenet201", "1ceb130c1ea1b78c3bf6114dbdfd8807", "c13680b51ded0fb44dff2d8f86ac8bb1"
+        ),
+    ),
+    ModelSpec(
+        name="InceptionResNetV2",
+        family=InceptionResNetV2,
+        options={},
+        input_size=299,
+        preprocessing="tf",
+        parameters=55_873_736,
+        depth=449,
+        size_mb=215,
+        top1=0.803,
+        top5=0.953,
+        licence=_APACHE,
+        paper="https://arxiv.org/abs/1602.07261",
+        weight_files=_pair(
+            "inception_resnet_v2",
+            "inception_resnet_v2",
+            "e693bd0210a403b3192acc6073ad2e96",
+            "d19885ff4a710c122648d3b5c3b684e4",
+        ),
+    ),
+    ModelSpec(
+        name="InceptionV3",
+        family=InceptionV3,
+        options={},
+        input_size=299,
+        preprocessing="tf",
+        parameters=23_851_784,
+        depth=189,
+        size_mb=92,
+        top1=0.779,
+        top5=0.937,
+        licence=_APACHE,
+        paper="https://arxiv.org/abs/1512.00567",
+        weight_files=_pair(
+            "inception_v3", "inception_v3", "9a0d58056eeedaa3f26cb7ebd46da564", "bcbd6486424b2319ff4ef7d526e38f63"
+        ),
+    ),
+    ModelSpec(
+        name="MobileNet",
+        family=MobileNet,
+        options={},
+        input_size=224,
+        preprocessing="tf",
+        parameters=4_253_864,
+        depth=55,
+        size_mb=16,
+        top1=0.704,
+        top5=0.895,
+        licence=_APACHE,
+        paper="https://arxiv.org/abs/1704.04861",
+        weight_files=_mobilenet_files(),
+    ),
+    ModelSpec(
+        name="MobileNetV2",
+        family=MobileNetV2,
+        options={},
+        input_size=224,
+        preprocessing="tf",
+        parameters=3_538_984,
+        depth=105,
+        size_mb=14,
+        top1=0.713,
+        top5=0.901,
+        licence=_APACHE,
+        paper="https://arxiv.org/abs/1801.04381",
+        weight_files=_mobilenet_v2_files(),
+    ),
+    ModelSpec(
+        name="NASNetLarge",
+        family=NASNet,
+        options={
+            "penultimate_filters": 4032,
+            "num_blocks": 6,
+            "stem_block_filters": 96,
+            "skip_reduction": True,
+            "default_size": 331,
+        },
+        input_size=331,
+        preprocessing="tf",
+        parameters=88_949_818,
+        depth=533,
+        size_mb=343,
+        top1=0.825,
+        top5=0.96,
+        licence=_APACHE,
+        paper="https://arxiv.org/abs/1707.07012",
+        weight_files=_nasnet_files(
+            "large", "11577c9a518f0070763c2b964a382f17", "d81d89dc07e6e56530c4e77faddd61b5"
+        ),
+    ),
+    ModelSpec(
+        name="NASNetMobile",
+        family=NASNet,
+        options={
+            "penultimate_filters": 1056,
+            "num_blocks": 4,
+            "stem_block_filters": 32,
+            "skip_reduction": False,
+            "default_size": 224,
+        },
+        input_size=224,
+        preprocessing="tf",
+        parameters=5_326_716,
+        depth=389,
+        size_mb=23,
+        top1=0.744,
+        top5=0.919,
+        licence=_APACHE,
+        paper="https://arxiv.org/abs/1707.07012",
+        weight_files=_nasnet_files(
+            "mobile", "020fb642bf7360b370c678b08e0adf61", "1ed92395b5b598bdda52abe5c0dbfd63"
+        ),
+    ),
+    ModelSpec(
+        name="ResNet50",
+        family=ResNet,
+        options={"blocks": (3, 4, 6, 3)},
+        input_size=224,
+        preprocessing="caffe",
+        parameters=25_636_712,
+        depth=107,
+        size_mb=98,
+        top1=0.749,
+        top5=0.921,
+        licence=_MIT,
+        paper="https://arxiv.org/abs/1512.03385",
+        weight_files=_pair("resnet", "resnet50", "2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+    ),
     ModelSpec(
         name="VGG16",
         family=VGG,
@@ -131,25 +342,25 @@ _SPECS = (
         depth=19,
         size_mb=549,
         top1=0.713,
-        top5=0.900,
+        top5=0.9,
         licence=_VGG,
         paper="https://arxiv.org/abs/1409.1556",
         weight_files=_pair("vgg19", "vgg19", "cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6"),
     ),
     ModelSpec(
-        name="MobileNetV2",
-        family=MobileNetV2,
+        name="Xception",
+        family=Xception,
         options={},
-        input_size=224,
+        input_size=299,
         preprocessing="tf",
-        parameters=3_538_984,
-        depth=105,
-        size_mb=14,
-        top1=0.713,
-        top5=0.901,
+        parameters=22_910_480,
+        depth=81,
+        size_mb=88,
+        top1=0.79,
+        top5=0.945,
         licence=_APACHE,
-        paper="https://arxiv.org/abs/1801.04381",
-        weight_files=_mobilenet_v2_files(),
+        paper="https://arxiv.org/abs/1610.02357",
+        weight_files=_pair("xception", "xception", "0a58e3b7378bc2990ea3b43d5981f1f6", "b0042744bf5b25fce3cb969f33bebb97"),
     ),
 )
 

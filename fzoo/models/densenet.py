@@ -1,0 +1,56 @@
+"""DenseNet: every layer of a block sees all before it.
+
+Huang et al., "Densely Connected Convolutional Networks", https://arxiv.org/abs/1608.06993, as in
+keras/applications/densenet.py (DenseNet-BC, growth rate 32, compression 0.5).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from jaxtyping import Array, Float
+
+from fzoo.layers import Classifier, Layers
+
+GROWTH_RATE = 32
+
+
+class DenseNet(Classifier):
+    """DenseNet.
+
+    Attributes:
+        blocks: number of layers in each of the four dense blocks.
+    """
+
+    blocks: tuple[int, ...] = (6, 12, 24, 16)
+
+    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """A stem, and dense blocks with a transition that halves width and size between them."""
+        bn = partial(k.batch_norm, epsilon=1.001e-5)
+
+        x = k.conv2d(k.zero_pad(x, 3), 64, 7, 2, use_bias=False, name="conv1_conv")
+        x = k.activation(bn(x, name="conv1_bn"), "relu", name="conv1_relu")
+        x = k.max_pool(k.zero_pad(x, 1), 3, 2, name="pool1")
+        for block, layers in enumerate(self.blocks, 2):
+            for i in range(1, layers + 1):
+                x = dense_layer(k, x, f"conv{block}_block{i}")
+            if block - 1 < len(self.blocks):
+                x = transition(k, x, f"pool{block}")
+        return k.activation(bn(x, name="bn"), "relu", name="relu")
+
+
+def dense_layer(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w c+32"]:
+    """1x1 and 3x3 convolution, each after BN and ReLU, appended to the input."""
+    bn = partial(k.batch_norm, epsilon=1.001e-5)
+    y = k.activation(bn(x, name=f"{name}_0_bn"), "relu", name=f"{name}_0_relu")
+    y = k.conv2d(y, 4 * GROWTH_RATE, 1, use_bias=False, name=f"{name}_1_conv")
+    y = k.activation(bn(y, name=f"{name}_1_bn"), "relu", name=f"{name}_1_relu")
+    y = k.conv2d(y, GROWTH_RATE, 3, padding="same", use_bias=False, name=f"{name}_2_conv")
+    return k.concat([x, y], name=f"{name}_concat")
+
+
+def transition(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h//2 w//2 c//2"]:
+    """Half the channels, half the size."""
+    x = k.activation(k.batch_norm(x, epsilon=1.001e-5, name=f"{name}_bn"), "relu", name=f"{name}_relu")
+    x = k.conv2d(x, x.shape[-1] // 2, 1, use_bias=False, name=f"{name}_conv")
+    return k.avg_pool(x, 2, name=f"{name}_pool")

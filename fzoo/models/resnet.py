@@ -1,0 +1,53 @@
+"""ResNet: bottleneck blocks around an identity.
+
+He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385, as in
+keras/applications/resnet.py: strides are in the first 1x1 convolution of a block, and convolutions have biases.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from jaxtyping import Array, Float
+
+from fzoo.layers import Classifier, Layers
+
+
+class ResNet(Classifier):
+    """ResNet.
+
+    Attributes:
+        blocks: number of blocks in each of the four stages.
+    """
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+
+    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
+        """A stem and four stages."""
+        x = k.zero_pad(x, 3, name="conv1_pad")
+        x = k.conv2d(x, 64, 7, 2, name="conv1_conv")
+        x = k.batch_norm(x, epsilon=1.001e-5, name="conv1_bn")
+        x = k.activation(x, "relu", name="conv1_relu")
+        x = k.zero_pad(x, 1, name="pool1_pad")
+        x = k.max_pool(x, 3, 2, name="pool1_pool")
+        for stage, blocks in enumerate(self.blocks, 2):
+            for i in range(1, blocks + 1):
+                stride = 2 if i == 1 and stage > 2 else 1
+                x = bottleneck(k, x, 32 << (stage - 1), stride, project=i == 1, name=f"conv{stage}_block{i}")
+        return x
+
+
+def bottleneck(
+    k: Layers, x: Float[Array, "n h w c"], filters: int, stride: int, project: bool, name: str
+) -> Float[Array, "n ho wo 4*filters"]:
+    """1x1, 3x3, 1x1, added to the input, which a stage's first block projects to its width."""
+    bn = partial(k.batch_norm, epsilon=1.001e-5)
+    shortcut = x
+    if project:
+        shortcut = bn(k.conv2d(x, 4 * filters, 1, stride, name=f"{name}_0_conv"), name=f"{name}_0_bn")
+    x = bn(k.conv2d(x, filters, 1, stride, name=f"{name}_1_conv"), name=f"{name}_1_bn")
+    x = k.activation(x, "relu", name=f"{name}_1_relu")
+    x = bn(k.conv2d(x, filters, 3, padding="same", name=f"{name}_2_conv"), name=f"{name}_2_bn")
+    x = k.activation(x, "relu", name=f"{name}_2_relu")
+    x = bn(k.conv2d(x, 4 * filters, 1, name=f"{name}_3_conv"), name=f"{name}_3_bn")
+    return k.activation(k.add([shortcut, x], name=f"{name}_add"), "relu", name=f"{name}_out")
