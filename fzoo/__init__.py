@@ -6,6 +6,7 @@
 """
 
 from fzoo._version import __version__
+from fzoo.finetune import trainable_mask
 from fzoo.inference import features, predict
 from fzoo.labels import decode_predictions
 from fzoo.layers import layer_names
@@ -27,4 +28,5 @@ __all__ = [
     "preprocess_input",
     "save_keras_weights",
     "spec",
+    "trainable_mask",
 ]

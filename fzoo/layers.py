@@ -14,7 +14,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -435,7 +435,8 @@ class Classifier(nn.Module):
     default_size = 224
     min_size = 32
     fixed_size = False  # the top flattens, so its weights fix the size of the input
-    pool_names = ("avg_pool", "max_pool")  # of the last pooling; None where Keras numbers it
+    top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
+    named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
 
     def __post_init__(self):
         """Check the options, so that what can't be honoured fails here and not in the middle of a trace."""
@@ -450,7 +451,7 @@ class Classifier(nn.Module):
 
     def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
         """The classifier on top of the last feature map; most families share this one."""
-        x = k.global_avg_pool(x, name=self.pool_names[0])
+        x = k.global_avg_pool(x, name=self.top_pool)
         return k.dense(x, self.classes, activation=self.probabilities, name="predictions")
 
     def probabilities(self, logits: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
@@ -494,9 +495,9 @@ class Classifier(nn.Module):
         if self.include_top:
             x = self.top(k, x)
         elif self.pooling == "avg":
-            x = k.global_avg_pool(x, name=self.pool_names[0])
+            x = k.global_avg_pool(x, name="avg_pool" if self.named_pools else None)
         elif self.pooling == "max":
-            x = k.global_max_pool(x, name=self.pool_names[1])
+            x = k.global_max_pool(x, name="max_pool" if self.named_pools else None)
         return x, k
 
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Array:
@@ -555,9 +556,13 @@ class Trace:
     variables: dict[str, Any]
 
 
-@functools.lru_cache(maxsize=128)
 def trace(module: Classifier) -> Trace:
     """Call the network abstractly (no arithmetic is done) and read the record."""
+    return _trace(module.clone(parent=None, name=None))  # a bound module can't be hashed
+
+
+@functools.lru_cache(maxsize=128)
+def _trace(module: Classifier) -> Trace:
     found: list[Node] = []
 
     def call(x):
@@ -565,7 +570,6 @@ def trace(module: Classifier) -> Trace:
         found.extend(k.nodes.values())
         return variables
 
-    module = module.clone(parent=None)
     variables = jax.eval_shape(call, jax.ShapeDtypeStruct((1, *module.example_shape), jnp.float32))
     return Trace(tuple(keras_order(found)), variables)
 

@@ -7,6 +7,7 @@ the program is lowered, so the same trace runs on (and exports for) CPU, GPU and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,8 @@ def conv_general_dilated(
         )
 
     def shifted(lhs, rhs):
-        return depthwise_shifted(lhs, rhs, window_strides, padding)
+        pads = padding if isinstance(padding, str) else tuple(tuple(p) for p in padding)
+        return depthwise_shifted(lhs, rhs, tuple(window_strides), pads)
 
     nhwc = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
     undilated = all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
@@ -59,11 +61,12 @@ def conv_general_dilated(
     return library(lhs, rhs)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))  # a network repeats its shapes: each is traced once
 def depthwise_shifted(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "kh kw 1 cm"],
-    strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    strides: tuple[int, int],
+    padding: str | tuple[tuple[int, int], ...],
 ) -> Float[Array, "n ho wo cm"]:
     """A depthwise convolution as one multiply-add of a shifted image for each kernel element."""
     n, h, w, channels = x.shape
@@ -85,4 +88,4 @@ def depthwise_shifted(
                 (1, sh, sw, 1),
             )
             total = total + window * kernel[i, j, 0]
-    return jax.lax.convert_element_type(total, x.dtype)
+    return lax.convert_element_type(total, x.dtype)

@@ -463,7 +463,7 @@ def load(
         raise ValueError(f"rng goes with weights=None, weights={os.fspath(weights)!r} given")
     if weights == "imagenet":
         file = published(name, module)
-        weights = fetch(file.url, file.name, file.md5)
+        weights = fetch(file.url, file.name, file.md5, ", or pass the path of one: weights=PATH, --weights PATH")
     return module, load_keras_weights(module, weights)
 
 

@@ -24,6 +24,9 @@ class DenseNet(Classifier):
 
     blocks: tuple[int, ...] = (6, 12, 24, 16)
 
+    top_pool = "avg_pool"
+    named_pools = True
+
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """A stem, and dense blocks with a transition that halves width and size between them."""
         bn = partial(k.batch_norm, epsilon=1.001e-5)

@@ -26,7 +26,7 @@ class InceptionResNetV2(Classifier):
 
     default_size = 299
     min_size = 75
-    pool_names = ("avg_pool", None)
+    top_pool = "avg_pool"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 1536"]:
         """A stem, and ten, twenty and ten residual blocks with reductions between them."""

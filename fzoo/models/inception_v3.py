@@ -18,7 +18,7 @@ class InceptionV3(Classifier):
 
     default_size = 299
     min_size = 75
-    pool_names = ("avg_pool", None)
+    top_pool = "avg_pool"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
         """A stem, and the blocks `mixed0` to `mixed10`."""

@@ -27,8 +27,6 @@ class MobileNet(Classifier):
     depth_multiplier: int = 1
     dropout: float = 1e-3
 
-    pool_names = (None, None)
-
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """A stem and thirteen blocks of a depthwise and a pointwise convolution."""
         x = k.conv2d(x, int(32 * self.alpha), 3, 2, "same", use_bias=False, name="conv1")

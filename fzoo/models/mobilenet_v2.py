@@ -25,8 +25,6 @@ class MobileNetV2(Classifier):
 
     alpha: float = 1.0
 
-    pool_names = (None, None)
-
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """A stem, seventeen inverted residuals, and a last 1x1 convolution, which only grows with alpha."""
         bn = partial(k.batch_norm, momentum=0.999)

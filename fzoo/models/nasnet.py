@@ -36,8 +36,6 @@ class NASNet(Classifier):
     filter_multiplier: int = 2
     default_size: int = 331
 
-    pool_names = (None, None)
-
     def __post_init__(self):
         """Check the width."""
         unit = 24 * self.filter_multiplier**2

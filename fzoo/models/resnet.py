@@ -22,6 +22,9 @@ class ResNet(Classifier):
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
 
+    top_pool = "avg_pool"
+    named_pools = True
+
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
         """A stem and four stages."""
         x = k.zero_pad(x, 3, name="conv1_pad")

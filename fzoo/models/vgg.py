@@ -23,7 +23,6 @@ class VGG(Classifier):
     convs: tuple[int, ...] = (2, 2, 3, 3, 3)
 
     fixed_size = True
-    pool_names = (None, None)
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h//32 w//32 512"]:
         """Five blocks."""

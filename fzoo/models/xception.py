@@ -16,7 +16,7 @@ class Xception(Classifier):
 
     default_size = 299
     min_size = 71
-    pool_names = ("avg_pool", None)
+    top_pool = "avg_pool"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
         """Entry flow (blocks 1 to 4), middle flow (5 to 12), exit flow (13 and 14)."""

@@ -18,7 +18,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
 
 
-def fetch(url: str, name: str, md5: str | None) -> Path:
+def fetch(url: str, name: str, md5: str | None, otherwise: str = "") -> Path:
     """The path of a published file, downloaded unless the cache has it.
 
     A file gets its name when it is whole and its hash is right.
@@ -27,6 +27,7 @@ def fetch(url: str, name: str, md5: str | None) -> Path:
         url: where it lies.
         name: in the cache.
         md5: its hash, or None where none is published.
+        otherwise: what else would do without a network, for the error.
 
     Raises:
         OSError: it can't be downloaded; the message says what to do without a network.
@@ -47,10 +48,7 @@ def fetch(url: str, name: str, md5: str | None) -> Path:
         )
     except (requests.RequestException, OSError, ValueError) as e:
         reason = "its hash is not the published one" if isinstance(e, ValueError) else _reason(e)
-        raise OSError(
-            f"could not download {url} ({reason}): put the file at {path}, or pass the path of one where 'imagenet' "
-            "is asked for (weights=PATH, --weights PATH)"
-        ) from e
+        raise OSError(f"could not download {url} ({reason}): put the file at {path}{otherwise}") from e
 
 
 def _reason(error: BaseException) -> str:

@@ -135,20 +135,21 @@ def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[s
 
     A file that groups its layers by class is paired class by class.
     """
-    nodes = [node for node in trace(module).nodes if node.name in slots(module)]
+    wanted = slots(module)
+    nodes = [node for node in trace(module).nodes if node.name in wanted]
     pairs: dict[str, FileLayer] = {}
     for kind in {layer.kind for layer in layers}:
         theirs = [layer for layer in layers if layer.kind == kind]
         ours = [node for node in nodes if kind in (None, snake_case(node.kind))]
         if len(ours) != len(theirs):
-            raise WeightsMismatch(summary, counted({n.name: slots(module)[n.name] for n in ours}, theirs))
+            raise WeightsMismatch(summary, counted({n.name: wanted[n.name] for n in ours}, theirs))
         known = {layer.name: layer for layer in theirs}
         named = {node.name: known[node.name] for node in ours if node.name in known and not numbered(node)}
         taken = {layer.name for layer in named.values()}
         rest = (layer for layer in theirs if layer.name not in taken)
         pairs |= {node.name: named.get(node.name) or next(rest) for node in ours}
     if len(pairs) != len(nodes):
-        raise WeightsMismatch(summary, counted(slots(module), layers))
+        raise WeightsMismatch(summary, counted(wanted, layers))
     return pairs
 
 
@@ -177,7 +178,8 @@ def classes_hint(module: Classifier, pairs: dict[str, FileLayer], problems: list
     """What would do, where all but the classifier fits."""
     if not module.include_top:
         return ""
-    head = [layer for layer in slots(module) if layer not in slots(without_top(module))]
+    backbone = slots(without_top(module))
+    head = [layer for layer in slots(module) if layer not in backbone]
     last = pairs[head[-1]]
     if not last.arrays or not all(p.startswith(f"{last.name}/") for p in problems):
         return ""

@@ -1,0 +1,379 @@
+"""The command line: `fzoo list | info | summary | classify | features | demo`.
+
+Says what the Python functions say. Results go to standard output: tables on a terminal, plain lines in a pipe. Errors
+are one line on standard error, with exit code 2; 1 means that some of the images could not be read.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+app = typer.Typer(
+    help="A functional model zoo for JAX: the image classifiers of keras.applications as pure Flax modules.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model; `fzoo list` shows them.")]
+Weights = Annotated[
+    str, typer.Option("--weights", "-w", help="'imagenet', or the path of a Keras file (.h5, .weights.h5, .keras).")
+]
+Size = Annotated[int | None, typer.Option(help="Height and width in pixels; the model's own if left out.")]
+Classes = Annotated[int, typer.Option(help="Number of classes of the weights.")]
+Option = Annotated[
+    list[str] | None, typer.Option("--option", "-o", help="An option of the model's family, e.g. -o alpha=0.5.")
+]
+Interpolation = Annotated[str, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Images = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def command(function: Callable) -> Callable:
+    """Register a command whose bad input ends in one line and exit code 2."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except BrokenPipeError:  # the reader of a pipe has left; say nothing, and keep the interpreter's flush quiet
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        except KeyboardInterrupt:
+            complain("interrupted")
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, ModuleNotFoundError) as e:
+            complain(f"error: {' '.join(str(e).split())}")
+            raise typer.Exit(2) from None
+
+    return app.command(function.__name__.rstrip("_"), help=(function.__doc__ or "").split("\n\n")[0])(wrapped)
+
+
+def complain(line: str) -> None:
+    """One line on standard error."""
+    print(f"fzoo: {line}", file=sys.stderr, flush=True)
+
+
+def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = "") -> None:
+    """A table on a terminal; in a pipe a line for each row, its cells separated by tabs, without the headers."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(str(cell) for cell in row))
+        if footer:
+            print(footer)
+        return
+    table = Table(box=None, pad_edge=False)
+    numeric = [all(str(row[i]).replace(",", "").replace(".", "").isdigit() for row in rows) for i in range(len(headers))]
+    for header, right in zip(headers, numeric, strict=True):
+        table.add_column(header, justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console().print(table)
+    if footer:
+        print(footer)
+
+
+@app.callback(invoke_without_command=True)
+def version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    """Options before the command."""
+    if version:
+        from fzoo._version import __version__
+
+        print(f"fzoo {__version__}")
+        raise typer.Exit
+
+
+@command
+def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildcards, e.g. 'ResNet*'.")] = "*") -> None:
+    """List the models: size, parameters, depth, and accuracy on ImageNet as Keras publishes it."""
+    import fzoo
+
+    names = fzoo.list_models(pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}: `fzoo list` shows all")
+    specs = [fzoo.spec(name) for name in names]
+    show(
+        ("model", "input", "parameters", "depth", "MB", "top-1 %", "top-5 %"),
+        [
+            (s.name, s.input_size, f"{s.parameters:,}", s.depth, s.size_mb, f"{100 * s.top1:.1f}", f"{100 * s.top5:.1f}")
+            for s in specs
+        ],
+    )
+
+
+@command
+def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> None:
+    """Show what is known of a model: paper, licence, preprocessing, options, published files."""
+    import dataclasses
+
+    import fzoo
+    from fzoo.layers import Classifier
+
+    s = fzoo.spec(name)
+    base = {field.name for field in dataclasses.fields(Classifier)}
+    options = {f.name: s.options.get(f.name, f.default) for f in dataclasses.fields(s.family) if f.name not in base}
+    rows = [
+        ("name", s.name),
+        ("paper", s.paper),
+        ("licence of the weights", s.licence),
+        ("input", f"{s.input_size} x {s.input_size}, at least {s.min_size} x {s.min_size}"),
+        ("preprocessing", s.preprocessing),
+        ("parameters", f"{s.parameters:,}"),
+        ("depth", s.depth),
+        ("size of the weights", f"{s.size_mb} MB"),
+        ("ImageNet top-1, top-5", f"{s.top1:.1%}, {s.top5:.1%}"),
+        ("options", ", ".join(f"{k}={v}" for k, v in options.items()) or "none"),
+        *(("file", f"{f.url}  {f'md5 {f.md5}' if f.md5 else 'no hash published'}") for f in s.weight_files),
+    ]
+    for key, value in rows:
+        print(f"{key:22}  {value}" if sys.stdout.isatty() else f"{key}\t{value}")
+
+
+@command
+def summary(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    include_top: Annotated[bool, typer.Option(help="With the classifier.")] = True,
+    classes: Classes = 1000,
+    size: Size = None,
+    option: Option = None,
+) -> None:
+    """Show a model's layers in Keras's order: output shape, parameters, FLOPs, and what feeds each.
+
+    FLOPs count 2 for each multiply-add of convolutions and dense layers, for one image.
+    """
+    import jax
+
+    import fzoo
+    from fzoo.layers import trace
+
+    shape = (size, size, 3) if size else None
+    module = fzoo.create(name, include_top=include_top, classes=classes, input_shape=shape, **parse_options(option))
+    found = trace(module)
+    count = {
+        node.name: sum(leaf.size for tree in found.variables.values() for leaf in jax.tree.leaves(tree.get(node.name)))
+        for node in found.nodes
+    }
+    rows = [
+        (n.name, n.kind, " x ".join(map(str, n.shape)), f"{count[n.name]:,}", f"{n.flops:,}", ", ".join(n.inputs))
+        for n in found.nodes
+    ]
+    total, flops = sum(count.values()), sum(n.flops for n in found.nodes)
+    height, width, _ = module.example_shape
+    show(
+        ("layer", "class", "output", "parameters", "FLOPs", "from"),
+        rows,
+        f"{name} at {height} x {width}: {len(rows)} layers, {total:,} parameters, {flops / 1e9:.3f} GFLOPs for one image",
+    )
+
+
+@command
+def classify(
+    images: Images = None,
+    model: Model = "MobileNetV2",
+    weights: Weights = "imagenet",
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object for each image.")] = False,
+    labels: Annotated[
+        Path | None, typer.Option(help="Names of the classes, one a line, where the weights are not ImageNet's.")
+    ] = None,
+    classes: Classes = 1000,
+    size: Size = None,
+    interpolation: Interpolation = "nearest",
+    batch_size: BatchSize = 32,
+    option: Option = None,
+) -> None:
+    """Name what is in images. In a pipe: image, WordNet ID, label and probability, separated by tabs."""
+    import numpy as np
+
+    import fzoo
+
+    paths = some(images)
+    module, variables, size = load_model(model, weights, size, classes=classes, option=option)
+    results = []
+    for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
+        p = np.asarray(fzoo.predict(module, variables, fzoo.preprocess_input(pixels, model), batch_size=batch_size))
+        best = np.argsort(-p, axis=1, kind="stable")[:, :top]
+        names = class_names(labels, classes)
+        for path, row, indices in zip(batch, p, best, strict=True):
+            results.append((path, [(*names[i], float(row[i])) for i in indices]))
+    if as_json:
+        objects = [
+            {
+                "image": str(path),
+                "predictions": [dict(zip(("wnid", "label", "probability"), each, strict=True)) for each in found],
+            }
+            for path, found in results
+        ]
+        print("[\n" + ",\n".join(json.dumps(each) for each in objects) + "\n]")
+    else:
+        show(
+            ("image", "id", "label", "probability"),
+            [(path, wnid, label, f"{p:.6f}") for path, found in results for wnid, label, p in found],
+        )
+    finish(skipped, len(paths))
+
+
+@command
+def features(
+    images: Images = None,
+    layer: Annotated[list[str] | None, typer.Option(help="A Keras layer, e.g. block4_pool; may be given again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The .npz file to write.")] = None,
+    model: Model = "MobileNetV2",
+    weights: Weights = "imagenet",
+    include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
+    classes: Classes = 1000,
+    size: Size = None,
+    interpolation: Interpolation = "nearest",
+    batch_size: BatchSize = 32,
+    option: Option = None,
+) -> None:
+    """Write the outputs of layers for images to an .npz: an array for each layer, and `images`, their paths."""
+    import numpy as np
+
+    import fzoo
+    from fzoo.weights.files import replacing
+
+    paths = some(images)
+    if not layer or out is None:
+        raise ValueError("--layer NAME and --out FILE.npz expected; `fzoo summary MODEL` shows the layers")
+    if out.suffix != ".npz":
+        raise ValueError(f"--out {out}: a name that ends in .npz expected")
+    module, variables, size = load_model(model, weights, size, classes=classes, option=option, include_top=include_top)
+    read, parts = [], []
+    with replacing(out) as temporary:
+        for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
+            x = fzoo.preprocess_input(pixels, model)
+            found = fzoo.features(module, variables, x, layer, batch_size=batch_size)
+            parts.append({name: np.asarray(array) for name, array in found.items()})
+            read += map(str, batch)
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        with temporary.open("wb") as file:
+            np.savez(file, images=np.array(read), **arrays)
+    show(("layer", "array"), [(name, f"{array.dtype} {array.shape}") for name, array in arrays.items()])
+    finish(skipped, len(paths))
+
+
+@command
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for what it writes.")] = Path("digits"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training digits.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the split, the initial weights and the order.")] = 0,
+) -> None:
+    """Train a small MobileNet on handwritten digits, save it for Keras, load it back and classify. No network needed."""
+    from fzoo import demo
+
+    print(f"training MobileNet (alpha 0.25) on handwritten digits, {epochs} epochs; compiling first", flush=True)
+
+    def report(epoch: int, loss: float) -> None:
+        print(f"epoch {epoch:2d}/{epochs}  loss {loss:.4f}", flush=True)
+
+    result = demo.run(out, epochs=epochs, seed=seed, report=report)
+    print(f"accuracy on held-out digits  {result.accuracy:.1%}")
+    print(f"weights, as Keras h5         {result.weights}")
+    print(f"picture of the results       {result.picture}")
+    print(f"next: fzoo classify {result.examples[7]} -m MobileNet -w {result.weights} -o alpha=0.25 --size 32 --classes 10")
+
+
+def some(images: Sequence[Path] | None) -> Sequence[Path]:
+    """The images asked for; none is an error."""
+    if not images:
+        raise ValueError("no images given: `fzoo classify IMAGE...` takes one path or more")
+    return images
+
+
+def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """Options of a family from NAME=VALUE, the value as in Python."""
+    parsed = {}
+    for text in options or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--option {text!r} given, NAME=VALUE expected, e.g. alpha=0.5")
+        try:
+            parsed[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            raise ValueError(f"--option {text!r} given, a number, True or False, or a tuple expected") from None
+    return parsed
+
+
+def load_model(
+    model: str, weights: str, size: int | None, *, option: Sequence[str] | None, include_top: bool = True, classes: int = 1000
+) -> tuple[Any, Any, int]:
+    """(module, variables, size of its images)."""
+    import fzoo
+
+    size = fzoo.spec(model).input_size if size is None else size
+    options = {"input_shape": (size, size, 3), "include_top": include_top, "classes": classes, **parse_options(option)}
+    return *fzoo.load(model, weights=weights, **options), size
+
+
+@functools.cache
+def class_names(labels: Path | None, classes: int) -> Sequence[tuple[str, str]]:
+    """(WordNet ID, label) of each class: ImageNet's, those of a file, or the bare number."""
+    if labels is not None:
+        names = [line.strip() for line in labels.read_text().splitlines() if line.strip()]
+        if len(names) != classes:
+            raise ValueError(f"{labels} has {len(names)} names, {classes} expected, one a line")
+        return [("-", name) for name in names]
+    if classes != 1000:
+        return [("-", str(i)) for i in range(classes)]
+    from fzoo.labels import class_index
+
+    return class_index()
+
+
+def read_batches(
+    paths: Sequence[Path], size: int, interpolation: str, batch_size: int, skipped: list[Path]
+) -> Iterator[tuple[list[Path], Any]]:
+    """Images in batches, (their paths, uint8 pixels); those that can't be read are reported and put into `skipped`."""
+    import numpy as np
+
+    from fzoo.preprocessing import INTERPOLATIONS, load_image
+
+    if interpolation not in INTERPOLATIONS:
+        load_image(paths[0], size, interpolation)  # says so
+    starts = range(0, len(paths), batch_size)
+    hidden = len(starts) == 1 or not sys.stderr.isatty()
+    for start in track(starts, "images", console=Console(stderr=True), disable=hidden):
+        good, pixels = [], []
+        for path in paths[start : start + batch_size]:
+            try:
+                pixels.append(load_image(path, size, interpolation))
+                good.append(path)
+            except (ValueError, OSError) as e:
+                if len(paths) == 1:
+                    raise
+                complain(f"skipped: {' '.join(str(e).split())}")
+                skipped.append(path)
+        if good:
+            yield good, np.stack(pixels)
+    if len(skipped) == len(paths):
+        raise ValueError(f"none of the {len(paths)} images could be read")
+
+
+def finish(skipped: Sequence[Path], count: int) -> None:
+    """Exit code 1 where some of the images could not be read."""
+    if skipped:
+        complain(f"{len(skipped)} of {count} images skipped")
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()
