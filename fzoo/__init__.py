@@ -1,8 +1,8 @@
 """A functional model zoo for JAX: the image classifiers of keras.applications as pure Flax modules, in NHWC.
 
-    module, variables = fzoo.load("ResNet50")
-    x = fzoo.preprocess_input(fzoo.load_image("parrot.jpg", 224)[None], "ResNet50")
-    fzoo.decode_predictions(fzoo.predict(module, variables, x))
+module, variables = fzoo.load("ResNet50")
+x = fzoo.preprocess_input(fzoo.load_image("parrot.jpg", 224)[None], "ResNet50")
+fzoo.decode_predictions(fzoo.predict(module, variables, x))
 """
 
 from fzoo._version import __version__

@@ -37,7 +37,9 @@ Classes = Annotated[int, typer.Option(help="Number of classes of the weights.")]
 Option = Annotated[
     list[str] | None, typer.Option("--option", "-o", help="An option of the model's family, e.g. -o alpha=0.5.")
 ]
-Interpolation = Annotated[str, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")]
+Interpolation = Annotated[
+    str, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
 Images = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)]
 
@@ -81,7 +83,9 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = ""
             print(footer)
         return
     table = Table(box=None, pad_edge=False)
-    numeric = [all(str(row[i]).replace(",", "").replace(".", "").isdigit() for row in rows) for i in range(len(headers))]
+    numeric = [
+        all(str(row[i]).replace(",", "").replace(".", "").isdigit() for row in rows) for i in range(len(headers))
+    ]
     for header, right in zip(headers, numeric, strict=True):
         table.add_column(header, justify="right" if right else "left", no_wrap=True)
     for row in rows:
@@ -113,7 +117,15 @@ def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildc
     show(
         ("model", "input", "parameters", "depth", "MB", "top-1 %", "top-5 %"),
         [
-            (s.name, s.input_size, f"{s.parameters:,}", s.depth, s.size_mb, f"{100 * s.top1:.1f}", f"{100 * s.top5:.1f}")
+            (
+                s.name,
+                s.input_size,
+                f"{s.parameters:,}",
+                s.depth,
+                s.size_mb,
+                f"{100 * s.top1:.1f}",
+                f"{100 * s.top5:.1f}",
+            )
             for s in specs
         ],
     )
@@ -180,7 +192,7 @@ def summary(
     show(
         ("layer", "class", "output", "parameters", "FLOPs", "from"),
         rows,
-        f"{name} at {height} x {width}: {len(rows)} layers, {total:,} parameters, {flops / 1e9:.3f} GFLOPs for one image",
+        f"{name} at {height} x {width}: {len(rows)} layers, {total:,} parameters, {flops / 1e9:.3f} GFLOPs an image",
     )
 
 
@@ -234,7 +246,9 @@ def classify(
 @command
 def features(
     images: Images = None,
-    layer: Annotated[list[str] | None, typer.Option(help="A Keras layer, e.g. block4_pool; may be given again.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="A Keras layer, e.g. block4_pool; may be given again.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The .npz file to write.")] = None,
     model: Model = "MobileNetV2",
     weights: Weights = "imagenet",
@@ -266,7 +280,7 @@ def features(
             read += map(str, batch)
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         with temporary.open("wb") as file:
-            np.savez(file, images=np.array(read), **arrays)
+            np.savez(file, allow_pickle=False, images=np.array(read), **arrays)
     show(("layer", "array"), [(name, f"{array.dtype} {array.shape}") for name, array in arrays.items()])
     finish(skipped, len(paths))
 
@@ -277,7 +291,7 @@ def demo(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training digits.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the split, the initial weights and the order.")] = 0,
 ) -> None:
-    """Train a small MobileNet on handwritten digits, save it for Keras, load it back and classify. No network needed."""
+    """Train a small MobileNet on handwritten digits, save it for Keras, load it back, classify. Needs no network."""
     from fzoo import demo
 
     print(f"training MobileNet (alpha 0.25) on handwritten digits, {epochs} epochs; compiling first", flush=True)
@@ -289,7 +303,8 @@ def demo(
     print(f"accuracy on held-out digits  {result.accuracy:.1%}")
     print(f"weights, as Keras h5         {result.weights}")
     print(f"picture of the results       {result.picture}")
-    print(f"next: fzoo classify {result.examples[7]} -m MobileNet -w {result.weights} -o alpha=0.25 --size 32 --classes 10")
+    options = "-m MobileNet -o alpha=0.25 --size 32 --classes 10"
+    print(f"next: fzoo classify {result.examples[7]} -w {result.weights} {options}")
 
 
 def some(images: Sequence[Path] | None) -> Sequence[Path]:
@@ -314,7 +329,13 @@ def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
 
 
 def load_model(
-    model: str, weights: str, size: int | None, *, option: Sequence[str] | None, include_top: bool = True, classes: int = 1000
+    model: str,
+    weights: str,
+    size: int | None,
+    *,
+    option: Sequence[str] | None,
+    include_top: bool = True,
+    classes: int = 1000,
 ) -> tuple[Any, Any, int]:
     """(module, variables, size of its images)."""
     import fzoo

@@ -53,7 +53,7 @@ def load_digits(seed: int = 0) -> Digits:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError("the digits come with scikit-learn: pip install 'fzoo[demo]'") from e
-    data = load_digits()
+    data: Any = load_digits()
     small = (data.images * (255 / 16)).astype(np.uint8)
     images = np.stack([np.asarray(Image.fromarray(i).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for i in small])
     images = np.repeat(images[..., None], 3, axis=-1)
@@ -119,7 +119,9 @@ def train(
     return {"params": params, "batch_stats": batch_stats}
 
 
-def shifted(images: Float[np.ndarray, "n h w c"], rng: np.random.Generator, by: int = 2) -> Float[np.ndarray, "n h w c"]:
+def shifted(
+    images: Float[np.ndarray, "n h w c"], rng: np.random.Generator, by: int = 2
+) -> Float[np.ndarray, "n h w c"]:
     """Each image moved by up to `by` pixels; its border is repeated."""
     _, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (by, by), (by, by), (0, 0)), mode="edge")
@@ -127,7 +129,9 @@ def shifted(images: Float[np.ndarray, "n h w c"], rng: np.random.Generator, by: 
     return np.stack([p[y : y + height, x : x + width] for p, (y, x) in zip(padded, corners, strict=True)])
 
 
-def run(out: Path, *, epochs: int = 20, seed: int = 0, report: Callable[[int, float], None] = lambda e, l: None) -> Result:
+def run(
+    out: Path, *, epochs: int = 20, seed: int = 0, report: Callable[[int, float], None] = lambda epoch, loss: None
+) -> Result:
     """The whole demo; writes the weights, a few of the held-out digits and a picture of the results to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     digits = load_digits(seed)
@@ -196,5 +200,7 @@ def contact_sheet(
     for i in range(channels.shape[-1]):
         plane = channels[..., i]
         plane = (255 * (plane - plane.min()) / max(float(np.ptp(plane)), 1e-6)).astype(np.uint8)
-        sheet.paste(Image.fromarray(plane).resize((side, side), Image.Resampling.NEAREST), (gap + i * (side + 2), top + head))
+        sheet.paste(
+            Image.fromarray(plane).resize((side, side), Image.Resampling.NEAREST), (gap + i * (side + 2), top + head)
+        )
     return sheet

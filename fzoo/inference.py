@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from fzoo.layers import Classifier
@@ -38,7 +40,9 @@ def predict(
     Raises:
         ValueError: images of integers (not preprocessed yet), of another rank, or none at all.
     """
-    return in_batches(lambda v, x: _predict(module, v, x), lambda v, x: run(module, v, x), variables, images, batch_size)
+    return in_batches(
+        lambda v, x: _predict(module, v, x), lambda v, x: run(module, v, x), variables, images, batch_size
+    )
 
 
 def features(
@@ -48,7 +52,7 @@ def features(
     layers: str | Sequence[str],
     *,
     batch_size: int | None = None,
-) -> dict[str, Float[Array, "n *s"]]:
+) -> dict[str, Float[Array, "n ..."]]:
     """The outputs of Keras layers, by name; what none of them needs is not computed.
 
     Args:
@@ -65,16 +69,20 @@ def features(
     if not names:
         raise ValueError("no layers given: at least one name of fzoo.layer_names(module) expected")
     return in_batches(
-        lambda v, x: _features(module, names, v, x), lambda v, x: taps(module, names, v, x), variables, images, batch_size
+        lambda v, x: _features(module, names, v, x),
+        lambda v, x: taps(module, names, v, x),
+        variables,
+        images,
+        batch_size,
     )
 
 
-def run(module: nn.Module, variables: Any, images: Array) -> Array:
+def run(module: nn.Module, variables: Any, images: Array) -> Any:
     """The forward pass for inference."""
     return module.apply(variables, images, train=False)
 
 
-def taps(module: Classifier, layers: tuple[str, ...], variables: Any, images: Array) -> dict[str, Array]:
+def taps(module: Classifier, layers: tuple[str, ...], variables: Any, images: Array) -> Any:
     """The forward pass up to some layers."""
     return module.apply(variables, images, layers, method="endpoints")
 
@@ -110,7 +118,7 @@ def compiled(function: Callable, static: int, platform: str) -> Callable:
 
 def in_batches(jitted: Callable, plain: Callable, variables: Any, images: Any, batch_size: int | None) -> Any:
     """Apply a function to images, a batch at a time, and put the results together."""
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, images)))
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, images)))
     check_images(images)
     count = images.shape[0]
     if batch_size is not None and batch_size < 1:
@@ -124,7 +132,7 @@ def in_batches(jitted: Callable, plain: Callable, variables: Any, images: Any, b
         parts = []
         for batch, filled in padded(images, size):
             result = jitted(variables, batch)
-            parts.append(result if filled == size else jax.tree.map(lambda y: y[:filled], result))
+            parts.append(result if filled == size else jax.tree.map(operator.itemgetter(slice(filled)), result))
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
 
 

@@ -24,6 +24,8 @@ from jaxtyping import Array, Float
 
 from fzoo import ops
 
+glorot_uniform = nn.initializers.glorot_uniform()
+
 Activation = str | Callable[[Array], Array] | None
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
 
@@ -152,7 +154,7 @@ class Layers:
             use_bias=False,
             dtype=dtype,
             padding="VALID",
-            kernel_init=nn.initializers.glorot_uniform(),
+            kernel_init=glorot_uniform,
             conv_general_dilated=ops.conv_general_dilated,
         )
 
@@ -190,7 +192,7 @@ class Layers:
         *,
         use_bias: bool = True,
         activation: Activation = None,
-        kernel_init: Callable | None = None,
+        kernel_init: Callable = glorot_uniform,
         name: str | None = None,
     ) -> Float[Array, "n ho wo f"]:
         """Conv2D."""
@@ -202,8 +204,8 @@ class Layers:
             pair(strides),
             padding=lax_padding(padding),
             use_bias=use_bias,
+            kernel_init=kernel_init,
             name=name,
-            **({"kernel_init": kernel_init} if kernel_init else {}),
         )
         y = activation_function(activation)(conv(x))
         return self._note("Conv2D", name, [x], y, 2 * int(np.prod([*y.shape[1:], *kernel, x.shape[-1]])))
@@ -260,19 +262,19 @@ class Layers:
     ) -> Float[Array, "n f"]:
         """Dense."""
         name = self._name("Dense", name)
-        dense = nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.glorot_uniform(), name=name)
+        dense = nn.Dense(features, dtype=self.dtype, kernel_init=glorot_uniform, name=name)
         y = activation_function(activation)(dense(x))
         return self._note("Dense", name, [x], y, 2 * x.shape[-1] * features)
 
     def batch_norm(
         self,
-        x: Float[Array, "n *s c"],
+        x: Float[Array, "n ... c"],
         *,
         epsilon: float = 1e-3,
         momentum: float = 0.99,
         scale: bool = True,
         name: str | None = None,
-    ) -> Float[Array, "n *s c"]:
+    ) -> Float[Array, "n ... c"]:
         """BatchNormalization over the last axis, with Keras's epsilon and momentum."""
         name = self._name("BatchNormalization", name)
         y = nn.BatchNorm(
@@ -286,7 +288,7 @@ class Layers:
         )(x)
         return self._note("BatchNormalization", name, [x], y)
 
-    # -- layers without weights -----------------------------------------------------------------------------------------
+    # -- layers without weights ---------------------------------------------------------------------------------------
 
     def input(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """InputLayer."""
@@ -351,7 +353,7 @@ class Layers:
 
     def global_avg_pool(
         self, x: Float[Array, "n h w c"], *, keepdims: bool = False, name: str | None = None
-    ) -> Float[Array, "n *s c"]:
+    ) -> Float[Array, "n ... c"]:
         """GlobalAveragePooling2D."""
         name = self._name("GlobalAveragePooling2D", name)
         return self._note("GlobalAveragePooling2D", name, [x], jnp.mean(x, (1, 2), keepdims=keepdims))
@@ -376,7 +378,7 @@ class Layers:
         name = self._name("Concatenate", name)
         return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=-1))
 
-    def flatten(self, x: Float[Array, "n *s"], *, name: str | None = None) -> Float[Array, "n c"]:
+    def flatten(self, x: Float[Array, "n ..."], *, name: str | None = None) -> Float[Array, "n c"]:
         """Flatten."""
         name = self._name("Flatten", name)
         return self._note("Flatten", name, [x], x.reshape(x.shape[0], -1))
@@ -479,8 +481,8 @@ class Classifier(nn.Module):
             raise ValueError(f"images of shape {shape} given, (N, H, W, C) with H, W, C = {', '.join(sizes)} expected")
         if min(shape[1:3]) < self.min_size:
             raise ValueError(
-                f"images of {shape[1]} x {shape[2]} given, {type(self).__name__} takes {self.min_size} x {self.min_size} "
-                "at the least"
+                f"images of {shape[1]} x {shape[2]} given, {type(self).__name__} takes "
+                f"{self.min_size} x {self.min_size} at the least"
             )
 
     @nn.compact
@@ -506,7 +508,7 @@ class Classifier(nn.Module):
 
     def endpoints(
         self, x: Float[Array, "n h w c"], layers: Sequence[str], train: bool = False
-    ) -> dict[str, Float[Array, "n *s"]]:
+    ) -> dict[str, Float[Array, "n ..."]]:
         """The outputs of Keras layers by name; XLA drops what none of them needs.
 
         `module.apply(variables, x, ("mixed8",), method="endpoints")`, or called as a submodule.
@@ -558,7 +560,8 @@ class Trace:
 
 def trace(module: Classifier) -> Trace:
     """Call the network abstractly (no arithmetic is done) and read the record."""
-    return _trace(module.clone(parent=None, name=None))  # a bound module can't be hashed
+    unbound: Any = module.clone(parent=None, name=None)  # a bound module can't be hashed
+    return _trace(unbound)
 
 
 @functools.lru_cache(maxsize=128)

@@ -72,8 +72,9 @@ def depthwise_shifted(
     n, h, w, channels = x.shape
     kh, kw, _, outputs = kernel.shape
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads((h, w), (kh, kw), strides, padding)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        padding = tuple(lax.padtype_to_pads((h, w), (kh, kw), strides, padding))
+    rows, columns = padding
+    x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
     if outputs != channels:  # output c * m + j reads channel c
         x = jnp.repeat(x, outputs // channels, axis=3)
     (sh, sw), (_, h, w, _) = strides, x.shape

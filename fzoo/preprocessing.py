@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last"
     """`preprocess_input` by mode instead of by model."""
     if data_format not in ("channels_last", "channels_first"):
         raise ValueError(f"data_format={data_format!r} given, 'channels_last' or 'channels_first' expected")
-    np_like = jnp if isinstance(images, jax.Array) else np
+    np_like: Any = jnp if isinstance(images, jax.Array) else np
     x = np_like.asarray(images)
     axis = -1 if data_format == "channels_last" else -3
     if x.ndim not in (3, 4) or (mode != "none" and mode != "tf" and x.shape[axis] != 3):

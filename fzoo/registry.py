@@ -102,7 +102,9 @@ def _pair(folder: str, stem: str, md5: str, md5_no_top: str) -> tuple[WeightFile
 def _mobilenet_v2_files() -> tuple[WeightFile, ...]:
     stem = f"{_BASE}mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels"
     return tuple(
-        WeightFile(f"{stem}_{alpha}_{size}{'' if top else '_no_top'}.h5", None, top, options={"alpha": alpha}, size=size)
+        WeightFile(
+            f"{stem}_{alpha}_{size}{'' if top else '_no_top'}.h5", None, top, options={"alpha": alpha}, size=size
+        )
         for alpha in (1.0, 0.35, 0.5, 0.75, 1.3, 1.4)
         for size in (224, 192, 160, 128, 96)
         for top in (True, False)
@@ -275,9 +277,7 @@ _SPECS = (
         top5=0.96,
         licence=_APACHE,
         paper="https://arxiv.org/abs/1707.07012",
-        weight_files=_nasnet_files(
-            "large", "11577c9a518f0070763c2b964a382f17", "d81d89dc07e6e56530c4e77faddd61b5"
-        ),
+        weight_files=_nasnet_files("large", "11577c9a518f0070763c2b964a382f17", "d81d89dc07e6e56530c4e77faddd61b5"),
     ),
     ModelSpec(
         name="NASNetMobile",
@@ -298,9 +298,7 @@ _SPECS = (
         top5=0.919,
         licence=_APACHE,
         paper="https://arxiv.org/abs/1707.07012",
-        weight_files=_nasnet_files(
-            "mobile", "020fb642bf7360b370c678b08e0adf61", "1ed92395b5b598bdda52abe5c0dbfd63"
-        ),
+        weight_files=_nasnet_files("mobile", "020fb642bf7360b370c678b08e0adf61", "1ed92395b5b598bdda52abe5c0dbfd63"),
     ),
     ModelSpec(
         name="ResNet50",
@@ -315,7 +313,9 @@ _SPECS = (
         top5=0.921,
         licence=_MIT,
         paper="https://arxiv.org/abs/1512.03385",
-        weight_files=_pair("resnet", "resnet50", "2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+        weight_files=_pair(
+            "resnet", "resnet50", "2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"
+        ),
     ),
     ModelSpec(
         name="VGG16",
@@ -360,7 +360,9 @@ _SPECS = (
         top5=0.945,
         licence=_APACHE,
         paper="https://arxiv.org/abs/1610.02357",
-        weight_files=_pair("xception", "xception", "0a58e3b7378bc2990ea3b43d5981f1f6", "b0042744bf5b25fce3cb969f33bebb97"),
+        weight_files=_pair(
+            "xception", "xception", "0a58e3b7378bc2990ea3b43d5981f1f6", "b0042744bf5b25fce3cb969f33bebb97"
+        ),
     ),
 )
 
@@ -425,7 +427,7 @@ def create(
         classes=classes,
         pooling=pooling,
         classifier_activation=classifier_activation,
-        input_shape=None if input_shape is None else tuple(input_shape),
+        input_shape=input_shape,
         dtype=dtype,
         **{**record.options, **family_options},
     )
@@ -458,7 +460,8 @@ def load(
     if weights is None:
         rng = jax.random.key(0) if rng is None else rng
         image = jax.ShapeDtypeStruct((1, *module.example_shape), jnp.float32)
-        return module, module.lazy_init(rng, image)  # initialises without computing the forward pass
+        variables: Any = module.lazy_init(rng, image)  # initialises without computing the forward pass
+        return module, variables
     if rng is not None:
         raise ValueError(f"rng goes with weights=None, weights={os.fspath(weights)!r} given")
     if weights == "imagenet":

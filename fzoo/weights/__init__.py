@@ -61,7 +61,9 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
     """
     name = Path(path).name
     if not name.endswith((".h5", ".hdf5")) or name.endswith(".weights.h5"):
-        raise ValueError(f"{path}: a name that ends in .h5 expected, and not in .weights.h5: the legacy layout is written")
+        raise ValueError(
+            f"{path}: a name that ends in .h5 expected, and not in .weights.h5: the legacy layout is written"
+        )
     found = slots(require_classifier(module))
     layers: dict[str, dict[str, np.ndarray]] = {node.name: {} for node in trace(module).nodes}
     problems = []

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
@@ -36,6 +37,7 @@ def fetch(url: str, name: str, md5: str | None, otherwise: str = "") -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, a file expected: remove it")
     pooch.get_logger().setLevel(logging.WARNING)
+    downloader: Any = _downloader
     try:
         return Path(
             pooch.retrieve(
@@ -43,7 +45,7 @@ def fetch(url: str, name: str, md5: str | None, otherwise: str = "") -> Path:
                 known_hash=f"md5:{md5}" if md5 else None,
                 fname=name,
                 path=path.parent,
-                downloader=_downloader,
+                downloader=downloader,
             )
         )
     except (requests.RequestException, OSError, ValueError) as e:
@@ -52,23 +54,23 @@ def fetch(url: str, name: str, md5: str | None, otherwise: str = "") -> Path:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, in a few words: requests wraps it three times over."""
-    while error.__context__ or (error.args and isinstance(error.args[0], BaseException)):
-        error = error.args[0] if error.args and isinstance(error.args[0], BaseException) else error.__context__
-        if getattr(error, "reason", None) and isinstance(error.reason, BaseException):
-            error = error.reason
+    """The innermost cause, in a few words: requests wraps it several times over."""
+    while inner := getattr(error, "reason", None) or next(iter(error.args), None) or error.__context__:
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
     text = " ".join(str(error).split())
-    return text.rsplit("> ", 1)[-1] or type(error).__name__
+    return text.split("): ", 1)[-1] or type(error).__name__
 
 
-def _downloader(url: str, output_file, pooch_instance) -> None:
+def _downloader(url: str, output_file: Any, pooch_instance: Any) -> None:
     """pooch's HTTP download with a time-out, and with a progress bar on a terminal."""
     if not sys.stderr.isatty():
         pooch.HTTPDownloader(timeout=30)(url, output_file, pooch_instance)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = _Bar(progress, url.rsplit("/", 1)[1])
+        bar: Any = _Bar(progress, url.rsplit("/", 1)[1])
         pooch.HTTPDownloader(timeout=30, progressbar=bar)(url, output_file, pooch_instance)
 
 

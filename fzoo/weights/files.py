@@ -21,6 +21,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -38,7 +39,7 @@ class FileLayer:
 
     Attributes:
         name: the layer's name in the file.
-        kind: its Keras class in snake case where the file groups by class, None where the file's order is the network's.
+        kind: its Keras class in snake case where the file groups by class; None where its order is the network's.
         arrays: its arrays in the file's order, not read yet.
         array_names: their names in the file.
     """
@@ -109,9 +110,12 @@ def unpacked(path: Path) -> Path | io.BytesIO:
         return io.BytesIO(archive.read("model.weights.h5"))
 
 
-def child(group: h5py.Group, name: str, kind: type) -> h5py.Group | h5py.Dataset:
+Kind = TypeVar("Kind", h5py.Group, h5py.Dataset)
+
+
+def child(group: h5py.Group, name: str, kind: type[Kind]) -> Kind:
     """What `group` itself holds under `name`, a path: no link to elsewhere is followed, no data outside is read."""
-    at = group
+    at: Any = group
     for part in name.split("/"):
         if not isinstance(at, h5py.Group) or at.get(part, getlink=True) is None:
             raise ValueError(f"{group.name} has no {name}")
@@ -169,7 +173,7 @@ def keras3_layers(file: h5py.File) -> list[FileLayer]:
 
 def read_names(group: h5py.Group, attribute: str) -> list[str]:
     """A list of names, which may be split over attribute0, attribute1, ..."""
-    chunks = [group.attrs[attribute]] if attribute in group.attrs else []
+    chunks: list[Any] = [group.attrs[attribute]] if attribute in group.attrs else []
     while f"{attribute}{len(chunks)}" in group.attrs:
         chunks.append(group.attrs[f"{attribute}{len(chunks)}"])
     return [n.decode() if isinstance(n, bytes) else str(n) for chunk in chunks for n in np.ravel(chunk)]

@@ -67,7 +67,7 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
             leaf = lookup(variables, path)
             if leaf is not None:
                 keras_shape = leaf.shape
-                if node.kind == "DepthwiseConv2D" and array == "kernel" or array == "depthwise_kernel":
+                if (node.kind == "DepthwiseConv2D" and array == "kernel") or array == "depthwise_kernel":
                     # Keras: (h, w, channels, multiplier). Flax: (h, w, 1, channels * multiplier).
                     channels = by_name[node.inputs[0]].shape[-1]
                     keras_shape = (*leaf.shape[:2], channels, leaf.shape[3] // channels)
@@ -109,7 +109,9 @@ def match(module: Classifier, layers: list[FileLayer], source: str) -> list[tupl
         pairs = {k: v for k, v in pair_up(with_top(module), layers, summary).items() if k in wanted}
     else:
         if module.include_top and len(layers) == len(slots(without_top(module))):
-            summary = f"{source} has no top, and this {name} has: create it with include_top=False, or give a file with it"
+            summary = (
+                f"{source} has no top, and this {name} has: create it with include_top=False, or give a file with it"
+            )
         raise WeightsMismatch(summary, counted(wanted, layers))
 
     matched, problems = [], []
@@ -184,7 +186,8 @@ def classes_hint(module: Classifier, pairs: dict[str, FileLayer], problems: list
     if not last.arrays or not all(p.startswith(f"{last.name}/") for p in problems):
         return ""
     classes = last.arrays[0].shape[-1] if last.arrays[0].shape else 0
-    return f": the file has {classes} classes, the model {module.classes} (classes={classes} or include_top=False would do)"
+    would_do = f"classes={classes} or include_top=False would do"
+    return f": the file has {classes} classes, the model {module.classes} ({would_do})"
 
 
 def with_top(module: Classifier) -> Classifier:
