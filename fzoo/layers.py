@@ -23,8 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fzoo import ops
-
-glorot_uniform = nn.initializers.glorot_uniform()
+from fzoo.initializers import VarianceScaling, glorot_uniform
 
 Activation = str | Callable[[Array], Array] | None
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
@@ -81,6 +80,7 @@ class Node:
         inputs: names of the layers that feed it, in the order of its arguments.
         shape: of its output, without the batch.
         flops: analytic, for one image: 2 for each multiply-add of convolutions and dense layers, otherwise 0.
+        kernel_init: how its kernels start.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Node:
     inputs: tuple[str, ...]
     shape: tuple[int, ...]
     flops: int
+    kernel_init: VarianceScaling
 
 
 class SeparableConv(nn.Module):
@@ -168,13 +169,21 @@ class Layers:
         self._numbers[base] += 1
         return f"{base}_{number}" if number else base
 
-    def _note(self, kind: str, name: str, inputs: Sequence[Array], y: Array, flops: int = 0) -> Array:
+    def _note(
+        self,
+        kind: str,
+        name: str,
+        inputs: Sequence[Array],
+        y: Array,
+        flops: int = 0,
+        kernel_init: VarianceScaling = glorot_uniform,
+    ) -> Array:
         """File the output of a layer; every layer's last step."""
         if self._record:
             if any(y is x for x in inputs):  # an identity (dropout outside training) is a layer of its own, too
                 y = jnp.copy(y)
             parents = tuple(self._producer[id(x)][0] for x in inputs)
-            self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops)
+            self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops, kernel_init)
             self._producer[id(y)] = (name, y)
         if name in self._taps:
             self.tapped[name] = y
@@ -192,7 +201,7 @@ class Layers:
         *,
         use_bias: bool = True,
         activation: Activation = None,
-        kernel_init: Callable = glorot_uniform,
+        kernel_init: VarianceScaling = glorot_uniform,
         name: str | None = None,
     ) -> Float[Array, "n ho wo f"]:
         """Conv2D."""
@@ -208,7 +217,8 @@ class Layers:
             name=name,
         )
         y = activation_function(activation)(conv(x))
-        return self._note("Conv2D", name, [x], y, 2 * int(np.prod([*y.shape[1:], *kernel, x.shape[-1]])))
+        flops = 2 * int(np.prod([*y.shape[1:], *kernel, x.shape[-1]]))
+        return self._note("Conv2D", name, [x], y, flops, kernel_init)
 
     def depthwise_conv2d(
         self,
@@ -596,6 +606,25 @@ def keras_order(nodes: Sequence[Node]) -> list[Node]:
             met[name] = len(met)
             stack.extend(reversed(by_name[name].inputs))
     return [by_name[name] for name in sorted(met, key=lambda n: (-depth[n], met[n]))]
+
+
+def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:
+    """Variables as Keras initialises them, drawn on the host, so that nothing has to be compiled.
+
+    Of the same distributions as `module.init(rng, images)`, but not the same numbers.
+    """
+    found = trace(module)
+    kernel_init = {node.name: node.kernel_init for node in found.nodes}
+    data = jax.random.key_data(rng) if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else rng
+    generator = np.random.default_rng(np.asarray(data).ravel().tolist())
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        layer, array = path[1].key, path[-1].key
+        if array == "kernel":
+            return kernel_init[layer].draw(generator, leaf.shape)
+        return np.full(leaf.shape, array in ("scale", "var"), np.float32)
+
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, found.variables))
 
 
 def layer_names(module: Classifier) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fzoo.layers import Activation, Classifier, unknown
+from fzoo.layers import Activation, Classifier, random_variables, unknown
 from fzoo.models.densenet import DenseNet
 from fzoo.models.inception_resnet_v2 import InceptionResNetV2
 from fzoo.models.inception_v3 import InceptionV3
@@ -458,10 +458,7 @@ def load(
     """
     module = create(name, **create_options)
     if weights is None:
-        rng = jax.random.key(0) if rng is None else rng
-        image = jax.ShapeDtypeStruct((1, *module.example_shape), jnp.float32)
-        variables: Any = module.lazy_init(rng, image)  # initialises without computing the forward pass
-        return module, variables
+        return module, random_variables(module, jax.random.key(0) if rng is None else rng)
     if rng is not None:
         raise ValueError(f"rng goes with weights=None, weights={os.fspath(weights)!r} given")
     if weights == "imagenet":

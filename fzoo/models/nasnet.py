@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import flax.linen as nn
 from jaxtyping import Array, Float
 
+from fzoo.initializers import he_normal
 from fzoo.layers import Classifier, Layers
-
-#: Of the 1x1 convolutions; the others start as everywhere.
-he_normal = nn.initializers.he_normal()
 
 
 class NASNet(Classifier):

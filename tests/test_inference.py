@@ -1,0 +1,183 @@
+"""`predict`, `features` and the networks inside a user's own JAX."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fzoo
+from fzoo.layers import trace
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small MobileNet with its variables, batch statistics moved off their initial values."""
+    module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    noise = np.random.default_rng(0)
+    stats = jax.tree.map(lambda x: x * noise.uniform(0.5, 1.5, x.shape).astype("f"), variables["batch_stats"])
+    return module, {**variables, "batch_stats": stats}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).normal(size=(7, 32, 32, 3)).astype(np.float32)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows with every program that XLA compiles."""
+    found = []
+
+    def listen(event, duration, **kwargs):
+        if event == COMPILED:
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3, 7, 50])
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_any_batch_size_gives_the_same(small, images, batch_size, kind):
+    module, variables = small
+    expected = module.apply(variables, images)
+    found = fzoo.predict(module, variables, kind(images), batch_size=batch_size)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    taps = fzoo.features(module, variables, kind(images), ["conv_dw_3_relu", "predictions"], batch_size=batch_size)
+    np.testing.assert_allclose(taps["predictions"], expected, rtol=1e-4, atol=1e-6)
+    assert taps["conv_dw_3_relu"].shape == (7, 8, 8, 32)
+
+
+def test_a_stream_compiles_once(small, images, compilations):
+    module, variables = small
+    fzoo.predict(module, variables, images, batch_size=4)
+    fzoo.features(module, variables, images, "conv_pw_1", batch_size=4)
+    compilations.clear()
+    for count in (7, 4, 7):
+        fzoo.predict(module, variables, images[:count], batch_size=4)
+        fzoo.features(module, variables, images[:count], "conv_pw_1", batch_size=4)
+    assert not compilations
+    same = fzoo.create("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    fzoo.predict(same, variables, images, batch_size=4)  # an equal module is the same program
+    assert not compilations
+
+
+def test_sizes_left_open_share_few_programs(small, images, compilations):
+    module, variables = small
+    fzoo.predict(module, variables, images)  # 7 images go in as 8
+    compilations.clear()
+    fzoo.predict(module, variables, np.concatenate([images, images[:1]]))
+    assert not compilations
+
+
+def test_a_tap_costs_what_lies_before_it():
+    """By the FLOPs of the compiled program, which XLA counts."""
+    module = fzoo.create("VGG16", input_shape=(64, 64, 3))
+    variables = trace(module).variables
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+
+    def flops(layer):
+        call = jax.jit(lambda v, x: fzoo.features(module, v, x, layer))
+        return call.lower(variables, image).compile().cost_analysis()["flops"]
+
+    nodes = {node.name: node for node in trace(module).nodes}
+    assert flops("block1_conv1") < 1.1 * (nodes["block1_conv1"].flops + 2 * 64 * 64 * 64)
+    whole, first = flops("predictions"), flops("block1_conv1")
+    assert first < 0.01 * whole
+    assert whole == pytest.approx(sum(node.flops for node in nodes.values()), rel=0.02)
+
+
+def test_inside_a_users_jit_vmap_grad(small, images):
+    module, variables = small
+    expected = module.apply(variables, images)
+    jitted = jax.jit(lambda v, x: fzoo.predict(module, v, x))(variables, images)
+    np.testing.assert_allclose(jitted, expected, rtol=1e-4, atol=1e-6)
+    cut = jax.jit(lambda v, x: fzoo.predict(module, v, x, batch_size=2))(variables, images)
+    np.testing.assert_allclose(cut, expected, rtol=1e-4, atol=1e-6)
+    mapped = jax.vmap(lambda x: module.apply(variables, x[None])[0])(images)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-4, atol=1e-6)
+
+    def loss(x):
+        return fzoo.predict(module, variables, x)[:, 2].sum()
+
+    slope = jax.grad(loss)(images)
+    step = 1e-2 * slope / jnp.linalg.norm(slope)
+    assert loss(images + step) - loss(images - step) == pytest.approx(2 * jnp.vdot(slope, step), rel=0.05)
+
+
+def test_as_a_submodule(small, images):
+    backbone, variables = small
+
+    class Twice(nn.Module):
+        backbone: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            taps = self.backbone.endpoints(x, ["conv_pw_2_relu"])
+            return nn.Dense(2)(self.backbone(x)), taps["conv_pw_2_relu"].mean((1, 2))
+
+    model = Twice(backbone)
+    both = model.init(jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, both["params"]["backbone"]) == jax.tree.map(jnp.shape, variables["params"])
+    for collection in ("params", "batch_stats"):
+        both[collection]["backbone"] = variables[collection]
+    _, tap = jax.jit(model.apply)(both, images)
+    expected = fzoo.features(backbone, variables, images, "conv_pw_2_relu")["conv_pw_2_relu"]
+    np.testing.assert_allclose(tap, expected.mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16(small, images):
+    module, variables = small
+    half = fzoo.create("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3), dtype=jnp.bfloat16)
+    assert fzoo.features(half, variables, images, "conv_pw_9")["conv_pw_9"].dtype == jnp.bfloat16
+    found = fzoo.predict(half, variables, images)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, fzoo.predict(module, variables, images), atol=0.02)
+
+
+def test_random_variables_are_keras_initialisers():
+    _, variables = fzoo.load("NASNetMobile", weights=None, rng=jax.random.key(3), input_shape=(32, 32, 3))
+    kernel = variables["params"]["normal_conv_1_0"]["kernel"]  # he_normal
+    assert kernel.std() == pytest.approx((2 / kernel.shape[2]) ** 0.5, rel=0.1)
+    kernel = variables["params"]["predictions"]["kernel"]  # glorot_uniform
+    assert jnp.abs(kernel).max() == pytest.approx((6 / sum(kernel.shape)) ** 0.5, rel=0.01)
+    assert (variables["batch_stats"]["stem_bn1"]["var"] == 1).all()
+    module = fzoo.create("MobileNet", alpha=0.25, input_shape=(32, 32, 3))
+    flax = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    ours = fzoo.load("MobileNet", weights=None, alpha=0.25, input_shape=(32, 32, 3))[1]
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(flax), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype and a.std() == pytest.approx(b.std(), rel=0.3, abs=1e-6)
+    other = fzoo.load("NASNetMobile", weights=None, rng=jax.random.key(4), input_shape=(32, 32, 3))[1]
+    assert (other["params"]["predictions"]["kernel"] != kernel).any()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 32, 32, 3), np.uint8), "preprocess_input"),
+        (np.zeros((32, 32, 3), np.float32), r"image\[None\]"),
+        (np.zeros((0, 32, 32, 3), np.float32), "no images"),
+        (np.zeros((1, 32, 33, 3), np.float32), "32, 32, 3 expected"),
+        (np.zeros((1, 32, 32, 4), np.float32), "32, 32, 3 expected"),
+        ([1, 2], "list given"),
+    ],
+)
+def test_bad_images(small, images, message):
+    with pytest.raises(ValueError, match=message):
+        fzoo.predict(*small, images)
+
+
+def test_bad_arguments(small, images):
+    with pytest.raises(ValueError, match="did you mean conv_pw_9"):
+        fzoo.features(*small, images, ["conv_pw_99"])
+    with pytest.raises(ValueError, match="no layers"):
+        fzoo.features(*small, images, [])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        fzoo.predict(*small, images, batch_size=0)
+    with pytest.raises(ValueError, match="32 x 32 at the least"):
+        open_size = fzoo.create("MobileNet", alpha=0.25, classes=5)
+        fzoo.predict(open_size, small[1], np.zeros((1, 31, 40, 3), np.float32))

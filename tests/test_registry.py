@@ -1,0 +1,162 @@
+"""The records of the models, and what `create` refuses."""
+
+import dataclasses
+import inspect
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from reference import build
+
+import fzoo
+from fzoo.registry import published
+
+
+def test_list_models():
+    assert fzoo.list_models("resnet*") == ["ResNet50"]
+    assert fzoo.list_models("*Net*121") == ["DenseNet121"]
+    assert fzoo.list_models("nothing*") == []
+    assert fzoo.list_models() == sorted(fzoo.list_models())
+
+
+@pytest.mark.parametrize("name", fzoo.list_models())
+def test_records_are_kerass(name):
+    """Least size, and the URLs and hashes of the files, against the source of Keras's constructor."""
+    spec = fzoo.spec(name)
+    source = inspect.getsource(inspect.getmodule(inspect.unwrap(getattr(keras.applications, name))))
+    joined = re.sub(r'"\s*\n?\s*f?"', "", source)  # strings that are split over lines
+    assert f"min_size={spec.min_size}" in joined
+    for file in spec.weight_files:
+        assert file.url.rsplit("/", 1)[0] + "/" in joined
+        assert file.md5 is None or file.md5 in joined
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.top1 = 1.0
+    assert {file.include_top for file in spec.weight_files} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("MobileNet", {"alpha": 0.5, "input_shape": (160, 160, 3)}),
+        ("MobileNet", {"alpha": 1.0, "include_top": False, "input_shape": (100, 128, 3)}),
+        ("MobileNetV2", {"alpha": 1.4}),
+        ("MobileNetV2", {"alpha": 0.35, "include_top": False, "input_shape": (96, 96, 3)}),
+        ("NASNetMobile", {}),
+        ("VGG16", {"include_top": False, "pooling": "max"}),
+    ],
+)
+def test_the_file_is_the_one_keras_asks_for(name, options, monkeypatch):
+    """Keras's constructor is run up to the point where it downloads."""
+
+    class Asked(Exception):
+        pass
+
+    def get_file(fname, origin, **kwargs):
+        raise Asked(fname, origin, kwargs.get("file_hash"))
+
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
+    square = options.get("input_shape", (1, 1))
+    with pytest.raises(Asked) as asked:
+        if square[0] == square[1]:
+            build(getattr(keras.applications, name), weights="imagenet", **options)
+        else:
+            with pytest.warns(match="non-square"):
+                build(getattr(keras.applications, name), weights="imagenet", **options)
+    file = published(name, fzoo.create(name, **options))
+    assert (file.name, file.url, file.md5) == asked.value.args
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("VGG61", {}, "unknown model 'VGG61': did you mean VGG"),
+        ("resnet50", {}, "ResNet50"),
+        ("VGG16", {"alfa": 1}, "unknown option of VGG16 'alfa'"),
+        ("MobileNet", {"alfa": 1}, "did you mean alpha"),
+        ("VGG16", {"pooling": "avg"}, "include_top=False"),
+        ("VGG16", {"include_top": False, "pooling": "mean"}, "pooling='mean'"),
+        ("VGG16", {"include_top": False, "classes": 10}, "classes=10"),
+        ("VGG16", {"classes": 0}, "classes=0"),
+        ("VGG16", {"classifier_activation": "softmaks"}, "did you mean softmax"),
+        ("VGG16", {"input_shape": (31, 32, 3)}, "32 x 32"),
+        ("VGG16", {"input_shape": (None, None, 3)}, "fixed size"),
+        ("VGG16", {"input_shape": (224, 224)}, "height, width, channels"),
+        ("Xception", {"input_shape": (70, 71, 3)}, "71 x 71"),
+        ("InceptionV3", {"input_shape": (74, 75, 3)}, "75 x 75"),
+        ("NASNetLarge", {"penultimate_filters": 100}, "multiple of 96"),
+    ],
+)
+def test_bad_options(name, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        fzoo.create(name, **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("MobileNet", {"alpha": 0.3}, "Keras published alpha=1.0"),
+        ("MobileNet", {"depth_multiplier": 2}, "depth_multiplier=2"),
+        ("NASNetMobile", {"num_blocks": 3}, "num_blocks=4"),
+        ("VGG16", {"classes": 10}, "1000 classes"),
+        ("VGG16", {"include_top": False, "input_shape": (64, 64, 1)}, "3 channels"),
+    ],
+)
+def test_no_published_weights_for_these(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        fzoo.load(name, **options)
+
+
+def test_modules_are_values():
+    assert fzoo.create("ResNet50") == fzoo.create("ResNet50")
+    assert hash(fzoo.create("ResNet50")) == hash(fzoo.create("ResNet50"))
+    assert fzoo.create("ResNet50") != fzoo.create("ResNet50", classes=10)
+    assert isinstance(fzoo.create("ResNet50", input_shape=[64, 64, 3], dtype=jnp.bfloat16), nn.Module)
+
+
+def test_rng_goes_with_random_weights(tmp_path):
+    with pytest.raises(ValueError, match="rng goes with weights=None"):
+        fzoo.load("VGG16", rng=jax.random.key(0))
+
+
+def test_layer_index_is_kerass():
+    """The classic recipe freezes InceptionV3 below index 249, and knows the blocks by name."""
+    names = fzoo.layer_names(fzoo.create("InceptionV3"))
+    assert names.index("mixed7") == 228 and names.index("mixed8") == 248
+    assert fzoo.layer_names(fzoo.create("VGG19", include_top=False))[0] == "input_layer"
+
+
+@pytest.mark.parametrize("from_layer", ["mixed8", 248])
+def test_trainable_mask_from_a_layer(from_layer):
+    module, variables = fzoo.load("InceptionV3", weights=None, include_top=False, input_shape=(75, 75, 3))
+    names = fzoo.layer_names(module)
+    for mask in (
+        fzoo.trainable_mask(variables, from_layer=from_layer),
+        fzoo.trainable_mask(variables, from_layer=from_layer, module=module),
+    ):
+        assert jax.tree.structure(mask) == jax.tree.structure(variables)
+        for layer, arrays in mask["params"].items():
+            assert set(jax.tree.leaves(arrays)) == {names.index(layer) >= 248}
+        assert not any(jax.tree.leaves(mask["batch_stats"]))
+    assert fzoo.trainable_mask(variables["params"], from_layer=from_layer) == mask["params"]
+
+
+def test_trainable_mask_by_pattern():
+    params = {"conv1": {"kernel": np.ones(2)}, "conv2": {"kernel": np.ones(2)}, "fc": {"kernel": np.ones(2)}}
+    assert fzoo.trainable_mask(params, pattern="conv*")["fc"] == {"kernel": False}
+    assert all(jax.tree.leaves(fzoo.trainable_mask(params)))
+    with pytest.raises(ValueError, match="pattern 'conf"):
+        fzoo.trainable_mask(params, pattern="conf*")
+    with pytest.raises(ValueError, match="pass module="):
+        fzoo.trainable_mask(params, from_layer="fc")
+    _, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, input_shape=(32, 32, 3))
+    with pytest.raises(ValueError, match="did you mean conv_pw_9"):
+        fzoo.trainable_mask(variables, from_layer="conv_pw_99")
+    with pytest.raises(ValueError, match="from_layer=900"):
+        fzoo.trainable_mask(variables, from_layer=900)
+    mask = fzoo.trainable_mask(variables, from_layer="conv_pw_13", pattern="*_bn")["params"]
+    assert [layer for layer in mask if any(jax.tree.leaves(mask[layer]))] == ["conv_pw_13_bn"]
