@@ -58,6 +58,8 @@ def load_image(
         raise FileNotFoundError(f"no such image: {path}")
     try:
         with Image.open(path) as image:
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # the same colours, by the way that Pillow does not warn of
             rgb = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as e:
         reason = "not an image that Pillow knows" if isinstance(e, Image.UnidentifiedImageError) else str(e)

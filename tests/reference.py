@@ -125,7 +125,7 @@ def outputs(model: Any, images: np.ndarray, names: Sequence[str]) -> dict[str, n
         return full.stateless_call(trainable, rest, images, training=False)[0]
 
     arrays = jax.jit(call, compiler_options=COMPILER_OPTIONS)(trainable, rest, images)
-    return {name: np.asarray(y) for name, y in zip(names, arrays, strict=True)}
+    return {name: np.asarray(y) for name, y in zip(names, jax.tree.leaves(arrays), strict=True)}
 
 
 def save_weights_only(model: Any, path: Path) -> Path:

@@ -181,3 +181,10 @@ def test_a_closed_pipe_is_quiet():
     command = f"{sys.executable} -m fzoo.cli summary NASNetMobile | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("input_layer") and done.stderr == ""
+
+
+def test_a_missing_extra_names_the_command(tmp_path):
+    (tmp_path / "sklearn.py").write_text("raise ModuleNotFoundError('sklearn')")
+    done = run("demo", "--out", tmp_path / "out", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.strip() == "fzoo: error: the digits come with scikit-learn: pip install 'fzoo[demo]'"

@@ -1,0 +1,129 @@
+"""Every code block of the README is run, and its table is the registry's.
+
+`KERAS_BACKEND=jax python tests/test_readme.py` writes the table. The install commands in the README's shell blocks are
+run by `.ci/run`.
+"""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import fzoo
+from fzoo import demo
+
+README = Path(__file__).parent.parent / "README.md"
+INSTALL = r"python3 -m venv \.venv && \. \.venv/bin/activate && pip install -e '\.\[(\w+)\]' && "
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def model_table() -> str:
+    rows = ["| model | input | parameters | depth | weights | top-1 | top-5 | preprocessing |", "|-|-|-|-|-|-|-|-|"]
+    for name in fzoo.list_models():
+        s = fzoo.spec(name)
+        rows.append(
+            f"| [{name}]({s.paper}) | {s.input_size} (at least {s.min_size}) | {s.parameters:,} | {s.depth} | "
+            f"{s.size_mb} MB | {s.top1:.1%} | {s.top5:.1%} | {s.preprocessing} |"
+        )
+    return "\n".join(rows)
+
+
+MODELS = re.compile(r"(<!-- models: .*? -->\n).*?(<!-- /models -->)", re.DOTALL)
+
+
+def test_model_table():
+    assert model_table() in README.read_text(), "run `KERAS_BACKEND=jax python tests/test_readme.py`"
+
+
+@functools.cache
+def random_weights(folder: Path, url: str) -> Path:
+    """A Keras file for the model that the URL is of."""
+    path = folder / url.rsplit("/", 1)[1]
+    (name,) = [n for n in fzoo.list_models() if any(f.url == url for f in fzoo.spec(n).weight_files)]
+    module, variables = fzoo.load(name, weights=None, include_top="notop" not in url)
+    fzoo.save_keras_weights(module, variables, path)
+    return path
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: re.search(r'load\("(\w+)"', block)[1])
+def test_recipe(block, tmp_path, monkeypatch, offline):
+    """As it stands, but for the download: files of random weights stand in for the published ones."""
+    noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "parrot.jpg")
+    index = {str(i): [f"n{i:08d}", f"label_{i}"] for i in range(1000)}
+    (offline / "imagenet_class_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr("fzoo.registry.fetch", lambda url, *rest: random_weights(tmp_path, url))
+    monkeypatch.chdir(tmp_path)
+
+    namespace: dict[str, Any] = {"__name__": "recipe"}
+    exec(compile(block, "README.md", "exec"), namespace)
+
+    if "block4_pool" in block:
+        assert namespace["features"].shape == (1, 14, 14, 512)
+    elif "VGG16" in block:
+        assert namespace["features"].shape == (1, 7, 7, 512)
+    elif "trainable_mask" in block:
+        before, after = namespace["pretrained"]["params"], namespace["params"]["backbone"]
+        names = fzoo.layer_names(namespace["backbone"])
+        moved = {
+            name for name in before if any(not np.array_equal(before[name][a], after[name][a]) for a in before[name])
+        }
+        assert moved and all(names.index(name) >= names.index("mixed8") for name in moved)
+        assert np.isfinite(namespace["loss"])
+    elif "vecdot" in block:
+        assert namespace["similarity"](namespace["variables"], *(namespace["noise"],) * 2) == pytest.approx(1, abs=1e-4)
+
+
+def run(command: str, folder: Path) -> str:
+    """A shell command with this environment's programs first."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_newcomers_path(tmp_path):
+    """The demo as the README runs it: real digits, trained, saved for Keras, read back by both."""
+    first, second, commands = blocks("sh")
+    extras = [re.match(INSTALL, block)[1] for block in (first, second)]
+    assert extras == ["demo", "test"]
+    assert re.sub(INSTALL, "", second).strip() == "pytest"
+    said = run(re.sub(INSTALL, "", first), tmp_path)
+    accuracy = float(re.search(r"accuracy on held-out digits +([\d.]+)%", said)[1]) / 100
+    assert accuracy >= 0.95
+
+    keras.utils.clear_session()
+    model = keras.applications.MobileNet(weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=10)
+    model.load_weights(tmp_path / "digits" / "mobilenet_digits.h5")
+    digits = demo.load_digits()
+    images = fzoo.preprocess_input(digits.test_images, "MobileNet")
+    theirs = model.predict(images, verbose=0)
+    assert np.mean(theirs.argmax(1) == digits.test_labels) == pytest.approx(accuracy, abs=5e-4)
+    options = {"alpha": 0.25, "classes": 10, "input_shape": (32, 32, 3)}
+    module, variables = fzoo.load("MobileNet", weights=tmp_path / "digits" / "mobilenet_digits.h5", **options)
+    np.testing.assert_allclose(fzoo.predict(module, variables, images), theirs, atol=1e-4)
+
+    sheet = np.asarray(Image.open(tmp_path / "digits" / "digits.png"))
+    assert sheet.shape[1] > 600 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100
+
+    said = run(commands, tmp_path)
+    assert "\t7\t" in said.split("digit_7.png")[1].splitlines()[0]
+    assert (tmp_path / "digits" / "features.npz").is_file()
+
+
+if __name__ == "__main__":
+    README.write_text(MODELS.sub(lambda m: f"{m[1]}{model_table()}\n{m[2]}", README.read_text()))
