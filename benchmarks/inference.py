@@ -1,6 +1,7 @@
 """Images a second of fzoo's `predict`, beside Keras on JAX, in one run.
 
-    python benchmarks/inference.py --batch 1 16 --out benchmarks/inference.json
+    python benchmarks/inference.py --out benchmarks/inference.json
+    python benchmarks/inference.py --table benchmarks/inference.json
 
 Both get the same images, float32, already preprocessed, at the model's default size. Calls alternate, so that whatever
 else the machine does falls on both; the median counts. The first call, which compiles, is timed by itself.
@@ -76,14 +77,32 @@ def machine() -> dict[str, object]:
     }
 
 
+def table(path: Path) -> str:
+    """The file of a run as a Markdown table."""
+    found = json.loads(path.read_text())
+    lines = ["| model | batch | fzoo, images/s | Keras on JAX, images/s | ratio | first call, s: fzoo / Keras |"]
+    lines.append("|-|-|-|-|-|-|")
+    for row in found["rows"]:
+        first = f"{row['fzoo first call s']} / {row['keras first call s']}"
+        speeds = f"{row['fzoo images/s']} | {row['keras images/s']}"
+        lines.append(f"| {row['model']} | {row['batch']} | {speeds} | {row['ratio']} | {first} |")
+    about = found["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return "\n".join([*lines, "", f"{about['date']}, {about['processor']}, {about['cores']} cores; {versions}."])
+
+
 def main() -> None:
     """Measure, print a line each, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=fzoo.list_models())
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--seconds", type=float, default=8, help="for each model and batch size, both engines together")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="the JSON file to write")
+    parser.add_argument("--table", type=Path, help="print such a file as a table instead of measuring")
     options = parser.parse_args()
+    if options.table:
+        print(table(options.table))
+        return
     rows = []
     for name in options.models:
         for batch in options.batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -40,9 +40,7 @@ def predict(
     Raises:
         ValueError: images of integers (not preprocessed yet), of another rank, or none at all.
     """
-    return in_batches(
-        lambda v, x: _predict(module, v, x), lambda v, x: run(module, v, x), variables, images, batch_size
-    )
+    return in_batches(run, module, variables, images, batch_size)
 
 
 def features(
@@ -68,13 +66,7 @@ def features(
     names = (layers,) if isinstance(layers, str) else tuple(layers)
     if not names:
         raise ValueError("no layers given: at least one name of fzoo.layer_names(module) expected")
-    return in_batches(
-        lambda v, x: _features(module, names, v, x),
-        lambda v, x: taps(module, names, v, x),
-        variables,
-        images,
-        batch_size,
-    )
+    return in_batches(taps, (module, names), variables, images, batch_size)
 
 
 def run(module: nn.Module, variables: Any, images: Array) -> Any:
@@ -82,56 +74,49 @@ def run(module: nn.Module, variables: Any, images: Array) -> Any:
     return module.apply(variables, images, train=False)
 
 
-def taps(module: Classifier, layers: tuple[str, ...], variables: Any, images: Array) -> Any:
+def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Array) -> Any:
     """The forward pass up to some layers."""
+    module, layers = module_and_layers
     return module.apply(variables, images, layers, method="endpoints")
 
 
-def _predict(module, variables, images):
-    return compiled(run, 1, jax.default_backend())(module, variables, images)
-
-
-def _features(module, layers, variables, images):
-    return compiled(taps, 2, jax.default_backend())(module, layers, variables, images)
-
-
 @functools.lru_cache
-def compiled(function: Callable, static: int, platform: str) -> Callable:
-    """`function` jitted, its first arguments static, with the compiler options that are safe on the platform.
+def compiled(function: Callable, platform: str) -> Callable:
+    """`function` jitted, its first argument static, with the compiler options that are safe on the platform.
 
     On CPU, jaxlib 0.10 fuses reductions into YNNPACK calls by default, some of which give wrong sums (jax issue
     39103); with dots and convolutions alone they are right. A jaxlib that does not know the option does without.
     """
-    jit = functools.partial(jax.jit, static_argnums=tuple(range(static)))
+    jit = functools.partial(jax.jit, static_argnums=0)
     if platform == "cpu":
         options = {
             "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
             "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
         }
         try:
-            jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
+            jax.jit(lambda x: x + 1, compiler_options=options)(jax.device_put(0.0, jax.devices("cpu")[0]))
             return jit(function, compiler_options=options)
-        except Exception:
+        except jax.errors.JaxRuntimeError:  # no such compile option
             pass
     return jit(function)
 
 
-def in_batches(jitted: Callable, plain: Callable, variables: Any, images: Any, batch_size: int | None) -> Any:
-    """Apply a function to images, a batch at a time, and put the results together."""
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, images)))
+def in_batches(function: Callable, what: Hashable, variables: Any, images: Any, batch_size: int | None) -> Any:
+    """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
     check_images(images)
-    count = images.shape[0]
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} given, a positive number expected")
-    if traced:
-        if batch_size is None:
-            return plain(variables, images)
-        parts = [plain(variables, images[i : i + batch_size]) for i in range(0, count, batch_size)]
+    count, leaves = images.shape[0], jax.tree.leaves((variables, images))
+    parts = []
+    if any(isinstance(leaf, Tracer) for leaf in leaves):  # inside of a caller's jit: part of that program
+        for start in range(0, count, batch_size or count):
+            parts.append(function(what, variables, images[start : start + (batch_size or count)]))
     else:
+        devices = [next(iter(leaf.devices())) for leaf in leaves if isinstance(leaf, jax.Array)]
+        call = compiled(function, devices[0].platform if devices else jax.default_backend())
         size = batch_size or min(BATCH_SIZE, 1 << (count - 1).bit_length())
-        parts = []
         for batch, filled in padded(images, size):
-            result = jitted(variables, batch)
+            result = call(what, variables, batch)
             parts.append(result if filled == size else jax.tree.map(operator.itemgetter(slice(filled)), result))
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
 

@@ -14,6 +14,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -540,11 +541,11 @@ def check_options(module: Classifier) -> None:
         raise ValueError(f"pooling={module.pooling!r} given, None, 'avg' or 'max' expected")
     if module.pooling and module.include_top:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
-    if not isinstance(module.classes, int) or module.classes < 1:
+    if not isinstance(module.classes, Integral) or module.classes < 1:
         raise ValueError(f"classes={module.classes!r} given, a positive integer expected")
     activation_function(module.classifier_activation)
     if shape is not None:
-        if len(shape) != 3 or not all(isinstance(n, int) or (n is None and i < 2) for i, n in enumerate(shape)):
+        if len(shape) != 3 or not all(isinstance(n, Integral) or (n is None and i < 2) for i, n in enumerate(shape)):
             raise ValueError(f"input_shape={shape} given, (height, width, channels) expected")
         if any(n is not None and n < module.min_size for n in shape[:2]) or shape[2] < 1:
             raise ValueError(
