@@ -49,7 +49,7 @@ def measure(name: str, batch: int, seconds: float) -> dict[str, object]:
     first = {engine: timed(call) for engine, call in calls.items()}
     times: dict[str, list[float]] = {engine: [] for engine in calls}
     start = time.perf_counter()
-    while len(times["keras"]) < 3 or time.perf_counter() - start < seconds:
+    while len(times["keras"]) < 2 or time.perf_counter() - start < seconds:
         for engine, call in calls.items():
             times[engine].append(timed(call))
     speed = {engine: batch / statistics.median(t) for engine, t in times.items()}
@@ -97,12 +97,15 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=fzoo.list_models())
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--seconds", type=float, default=8, help="for each model and batch size, both engines together")
-    parser.add_argument("--out", type=Path, help="the JSON file to write")
+    parser.add_argument(
+        "--out", type=Path, help="the JSON file to write; what it holds of other models and batches stays"
+    )
     parser.add_argument("--table", type=Path, help="print such a file as a table instead of measuring")
     options = parser.parse_args()
     if options.table:
         print(table(options.table))
         return
+    before = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
     rows = []
     for name in options.models:
         for batch in options.batch:
@@ -110,7 +113,9 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
             gc.collect()
             if options.out:
-                options.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+                measured = {(row["model"], row["batch"]): row for row in [*before, *rows]}
+                found = {"machine": machine(), "rows": [measured[key] for key in sorted(measured)]}
+                options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The command line: `fzoo list | info | summary | classify | features | demo`.
 
-Says what the Python functions say. Results go to standard output: tables on a terminal, plain lines in a pipe. Errors
-are one line on standard error, with exit code 2; 1 means that some of the images could not be read.
+It offers what the Python functions do. Results go to standard output: tables on a terminal, plain lines in a pipe.
+Errors are one line on standard error, with exit code 2; 1 means that some of the images could not be read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     help="A functional model zoo for JAX: the image classifiers of keras.applications as pure Flax modules.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -45,8 +45,15 @@ Images = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="I
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; what is wrong with the arguments is one line, too."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as e:
+        if not hasattr(e, "format_message"):  # of the option parser's own errors
+            raise
+        complain(f"error: {' '.join(e.format_message().split())} (--help shows the options)")  # pyright: ignore
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def command(function: Callable) -> Callable:
@@ -55,18 +62,28 @@ def command(function: Callable) -> Callable:
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         try:
-            return function(*args, **kwargs)
-        except BrokenPipeError:  # the reader of a pipe has left; say nothing, and keep the interpreter's flush quiet
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            function(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of a pipe has left: say nothing
+            silence()
             raise typer.Exit(141) from None
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(130) from None
         except (ValueError, OSError, ModuleNotFoundError) as e:
             complain(f"error: {' '.join(str(e).split())}")
+            silence()
             raise typer.Exit(2) from None
 
     return app.command(function.__name__.rstrip("_"), help=(function.__doc__ or "").split("\n\n")[0])(wrapped)
+
+
+def silence() -> None:
+    """Keep the interpreter's last flush of standard output from failing again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(line: str) -> None:
@@ -89,20 +106,24 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = ""
     for header, right in zip(headers, numeric, strict=True):
         table.add_column(header, justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))  # a path may look like markup
     Console().print(table)
     if footer:
         print(footer)
 
 
 @app.callback(invoke_without_command=True)
-def version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
-    """Options before the command."""
+def before(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
+) -> None:
+    """What comes without a command: the version, or the help."""
     if version:
         from fzoo._version import __version__
 
         print(f"fzoo {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @command
@@ -134,14 +155,11 @@ def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildc
 @command
 def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> None:
     """Show what is known of a model: paper, licence, preprocessing, options, published files."""
-    import dataclasses
-
     import fzoo
-    from fzoo.layers import Classifier
+    from fzoo.registry import family_defaults
 
     s = fzoo.spec(name)
-    base = {field.name for field in dataclasses.fields(Classifier)}
-    options = {f.name: s.options.get(f.name, f.default) for f in dataclasses.fields(s.family) if f.name not in base}
+    options = family_defaults(s)
     rows = [
         ("name", s.name),
         ("paper", s.paper),
@@ -176,8 +194,9 @@ def summary(
     import fzoo
     from fzoo.layers import trace
 
-    shape = (size, size, 3) if size else None
-    module = fzoo.create(name, include_top=include_top, classes=classes, input_shape=shape, **parse_options(option))
+    shape = None if size is None else (size, size, 3)
+    options = parse_options(name, option)
+    module = fzoo.create(name, include_top=include_top, classes=classes, input_shape=shape, **options)
     found = trace(module)
     count = {
         node.name: sum(leaf.size for tree in found.variables.values() for leaf in jax.tree.leaves(tree.get(node.name)))
@@ -218,6 +237,8 @@ def classify(
     import fzoo
 
     paths = some(images)
+    if labels is not None:
+        class_names(labels, classes)
     module, variables, size = load_model(model, weights, size, classes=classes, option=option)
     results = []
     for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
@@ -289,11 +310,14 @@ def features(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for what it writes.")] = Path("digits"),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training digits.")] = 20,
-    seed: Annotated[int, typer.Option(help="Of the split, the initial weights and the order.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the split, the initial weights and the order.")
+    ] = 0,
 ) -> None:
     """Train a small MobileNet on handwritten digits, save it for Keras, load it back, classify. Needs no network."""
     from fzoo import demo
 
+    out.mkdir(parents=True, exist_ok=True)
     print(f"training MobileNet (alpha 0.25) on handwritten digits, {epochs} epochs; compiling first", flush=True)
 
     def report(epoch: int, loss: float) -> None:
@@ -314,15 +338,21 @@ def some(images: Sequence[Path] | None) -> Sequence[Path]:
     return images
 
 
-def parse_options(options: Sequence[str] | None) -> dict[str, Any]:
-    """Options of a family from NAME=VALUE, the value as in Python."""
-    parsed = {}
+def parse_options(model: str, options: Sequence[str] | None) -> dict[str, Any]:
+    """Options of a model's family from NAME=VALUE, the value as in Python."""
+    import fzoo
+    from fzoo.layers import unknown
+    from fzoo.registry import family_defaults
+
+    known, parsed = family_defaults(fzoo.spec(model)), {}
     for text in options or ():
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--option {text!r} given, NAME=VALUE expected, e.g. alpha=0.5")
+        if key not in known:
+            raise ValueError(unknown(f"option of {model}", key, known or ["none"]))
         try:
-            parsed[key.strip()] = ast.literal_eval(value.strip())
+            parsed[key] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):
             raise ValueError(f"--option {text!r} given, a number, True or False, or a tuple expected") from None
     return parsed
@@ -341,7 +371,12 @@ def load_model(
     import fzoo
 
     size = fzoo.spec(model).input_size if size is None else size
-    options = {"input_shape": (size, size, 3), "include_top": include_top, "classes": classes, **parse_options(option)}
+    options = {
+        "input_shape": (size, size, 3),
+        "include_top": include_top,
+        "classes": classes,
+        **parse_options(model, option),
+    }
     return *fzoo.load(model, weights=weights, **options), size
 
 
@@ -349,7 +384,10 @@ def load_model(
 def class_names(labels: Path | None, classes: int) -> Sequence[tuple[str, str]]:
     """(WordNet ID, label) of each class: ImageNet's, those of a file, or the bare number."""
     if labels is not None:
-        names = [line.strip() for line in labels.read_text().splitlines() if line.strip()]
+        try:
+            names = [line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError:
+            raise ValueError(f"{labels} is not a text file, one name a line expected") from None
         if len(names) != classes:
             raise ValueError(f"{labels} has {len(names)} names, {classes} expected, one a line")
         return [("-", name) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -42,6 +43,8 @@ def trainable_mask(
     """
     params = variables.get("params", variables)
     chosen = set(params)
+    if module is not None and set(slots(module)) != chosen:
+        raise ValueError(f"these are not the variables of this {type(module).__name__}: their layers differ")
     if from_layer is not None:
         chosen &= _from(from_layer, module or _recognise(params))
     if pattern is not None:
@@ -58,10 +61,11 @@ def trainable_mask(
 def _from(layer: str | int, module: Classifier) -> set[str]:
     """The names of the layers from one on."""
     names = layer_names(module)
-    if isinstance(layer, int):
-        if not 0 <= layer < len(names):
+    if isinstance(layer, Integral) and not isinstance(layer, bool):
+        index = int(layer)
+        if not 0 <= index < len(names):
             raise ValueError(f"from_layer={layer} given, 0 to {len(names) - 1} expected")
-        return set(names[layer:])
+        return set(names[index:])
     if layer not in names:
         raise ValueError(unknown("layer", layer, names))
     return set(names[names.index(layer) :])

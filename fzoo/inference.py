@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import flax.linen as nn
@@ -25,8 +25,8 @@ def predict(
 ) -> Array:
     """The network's output for a batch of any size.
 
-    Compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a stream of batches
-    of one `batch_size` compiles once. Inside a caller's own `jax.jit` it is traced as part of that.
+    The network is compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a
+    stream of batches of one `batch_size` compiles once. Inside a caller's own `jax.jit` it is traced as part of that.
 
     Args:
         module: from `fzoo.create` or `fzoo.load`.
@@ -35,7 +35,7 @@ def predict(
         batch_size: how many images go through at once. By default the power of two that holds them, 32 at most.
 
     Returns:
-        What `module.apply(variables, images, train=False)` gives: (N, classes) with the top.
+        What `module.apply(variables, images)` gives: (N, classes) with the top.
 
     Raises:
         ValueError: images of integers (not preprocessed yet), of another rank, or none at all.
@@ -71,7 +71,7 @@ def features(
 
 def run(module: nn.Module, variables: Any, images: Array) -> Any:
     """The forward pass for inference."""
-    return module.apply(variables, images, train=False)
+    return module.apply(variables, images)
 
 
 def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Array) -> Any:
@@ -84,7 +84,7 @@ def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, 
 def compiled(function: Callable, platform: str) -> Callable:
     """`function` jitted, its first argument static, with the compiler options that are safe on the platform.
 
-    On CPU, jaxlib 0.10 fuses reductions into YNNPACK calls by default, some of which give wrong sums (jax issue
+    On CPU, jaxlib 0.10.2 fuses reductions into YNNPACK calls by default, some of which give wrong sums (jax issue
     39103); with dots and convolutions alone they are right. A jaxlib that does not know the option does without.
     """
     jit = functools.partial(jax.jit, static_argnums=0)
@@ -104,21 +104,23 @@ def compiled(function: Callable, platform: str) -> Callable:
 def in_batches(function: Callable, what: Hashable, variables: Any, images: Any, batch_size: int | None) -> Any:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
     check_images(images)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} given, a positive number expected")
-    count, leaves = images.shape[0], jax.tree.leaves((variables, images))
-    parts = []
-    if any(isinstance(leaf, Tracer) for leaf in leaves):  # inside of a caller's jit: part of that program
-        for start in range(0, count, batch_size or count):
-            parts.append(function(what, variables, images[start : start + (batch_size or count)]))
-    else:
-        devices = [next(iter(leaf.devices())) for leaf in leaves if isinstance(leaf, jax.Array)]
-        call = compiled(function, devices[0].platform if devices else jax.default_backend())
-        size = batch_size or min(BATCH_SIZE, 1 << (count - 1).bit_length())
-        for batch, filled in padded(images, size):
-            result = call(what, variables, batch)
-            parts.append(result if filled == size else jax.tree.map(operator.itemgetter(slice(filled)), result))
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
+    if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
+        raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
+    count = images.shape[0]
+    # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, images, jnp.zeros(())))):
+        size = batch_size or count
+        parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
+        return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
+    arrays = [leaf for leaf in jax.tree.leaves((variables, images)) if isinstance(leaf, jax.Array)]
+    device = next(iter(arrays[0].devices())) if arrays else jax.devices()[0]
+    call = compiled(function, device.platform)
+    size = batch_size or min(BATCH_SIZE, 1 << (count - 1).bit_length())
+    parts = [call(what, variables, batch) for batch in padded(images, size)]
+    if count == size:
+        return parts[0]
+    # Put together on the host: there, no count of images needs a program of its own.
+    return jax.tree.map(lambda *ys: jax.device_put(np.concatenate([np.asarray(y) for y in ys])[:count], device), *parts)
 
 
 def check_images(images: Any) -> None:
@@ -134,12 +136,11 @@ def check_images(images: Any) -> None:
         raise ValueError(f"images of {dtype} given, floats expected: preprocess_input(images, name) makes them")
 
 
-def padded(images: Any, size: int) -> Iterator[tuple[Any, int]]:
-    """Batches of exactly `size` images, the last one filled up with zeros, and how many images each holds."""
+def padded(images: Any, size: int) -> Iterator[Any]:
+    """Batches of exactly `size` images, the last one filled up with zeros."""
     for start in range(0, images.shape[0], size):
         batch = images[start : start + size]
-        filled = batch.shape[0]
-        if filled < size:
+        if batch.shape[0] < size:
             pad = jnp.pad if isinstance(batch, jax.Array) else np.pad
-            batch = pad(batch, ((0, size - filled), (0, 0), (0, 0), (0, 0)))
-        yield batch, filled
+            batch = pad(batch, ((0, size - batch.shape[0]), (0, 0), (0, 0), (0, 0)))
+        yield batch

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import jax
@@ -31,14 +32,16 @@ def decode_predictions(
         For each image [(WordNet ID, label, probability), ...], the likeliest first.
 
     Raises:
-        ValueError: an array of another shape, or top not from 1 to 1000.
+        ValueError: an array of another shape or that is not finite, or top not from 1 to 1000.
         OSError: the class index is neither in the cache nor to be downloaded.
     """
-    p = np.asarray(probabilities)
+    p = np.asarray(probabilities).astype(np.float32)
     if p.ndim != 2 or p.shape[1] != 1000:
         raise ValueError(f"probabilities of shape {p.shape} given, (N, 1000) expected: ImageNet has 1000 classes")
-    if not 1 <= top <= 1000:
-        raise ValueError(f"top={top} given, 1 to 1000 expected")
+    if not np.isfinite(p).all():
+        raise ValueError("probabilities that are not finite given: the network's output is NaN or infinite")
+    if not isinstance(top, Integral) or not 1 <= top <= 1000:
+        raise ValueError(f"top={top!r} given, 1 to 1000 expected")
     names = class_index()
     order = np.argsort(-p, axis=1, kind="stable")[:, :top]
     return [[(*names[i], float(row[i])) for i in best] for row, best in zip(p, order, strict=True)]
@@ -60,7 +63,7 @@ def class_index() -> Sequence[tuple[str, str]]:
 def _read(path: Path) -> Sequence[tuple[str, str]]:
     """Parse Keras's class index: {"0": ["n01440764", "tench"], ...}."""
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
         return tuple((str(index[str(i)][0]), str(index[str(i)][1])) for i in range(1000))
     except (ValueError, KeyError, IndexError, TypeError) as e:
         raise ValueError(f"{path} is not Keras's class index of 1000 classes: remove it, or replace it") from e

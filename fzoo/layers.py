@@ -14,7 +14,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -56,7 +56,7 @@ def activation_function(activation: Activation) -> Callable[[Array], Array]:
         return ACTIVATIONS["linear"]
     if callable(activation):
         return activation
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(unknown("activation", activation, ACTIVATIONS))
     return ACTIVATIONS[activation]
 
@@ -453,10 +453,20 @@ class Classifier(nn.Module):
 
     def __post_init__(self):
         """Check the options, so that what can't be honoured fails here and not in the middle of a trace."""
-        if isinstance(self.input_shape, list):
-            object.__setattr__(self, "input_shape", tuple(self.input_shape))
-        check_options(self)
+        for field in dataclasses.fields(self):
+            if isinstance(getattr(self, field.name), (list, np.ndarray)):  # a module must be hashable
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        self.check_options()
         super().__post_init__()
+
+    @nn.nowrap
+    def check_options(self) -> None:
+        """Raise ValueError for an option that can't be honoured; a family adds its own."""
+        common = {field.name for field in dataclasses.fields(Classifier)}
+        for field in dataclasses.fields(self):
+            if field.name not in common:
+                check_like_default(field.name, getattr(self, field.name), field.default)
+        check_common_options(self)
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """All layers up to the last feature map; what a family defines."""
@@ -534,26 +544,58 @@ class Classifier(nn.Module):
         return {name: k.tapped[name] for name in layers}
 
 
-def check_options(module: Classifier) -> None:
-    """Raise ValueError for an option of the constructor that can't be honoured."""
-    shape = module.input_shape
+def check_like_default(name: str, value: Any, default: Any) -> None:
+    """Raise ValueError unless a family's option is of its default's kind, and positive."""
+    if isinstance(default, bool):
+        fits, wanted = isinstance(value, bool), "True or False"
+    elif isinstance(default, tuple):
+        fits = isinstance(value, tuple) and len(value) == len(default) and all(is_count(n) for n in value)
+        wanted = f"{len(default)} positive integers"
+    elif isinstance(default, int):
+        fits, wanted = is_count(value), "a positive integer"
+    else:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        fits, wanted = number and 0 < float(value) < float("inf"), "a positive number"
+        if name == "dropout":
+            fits, wanted = number and 0 <= float(value) < 1, "a rate from 0 to less than 1"
+    if not fits:
+        raise ValueError(f"{name}={value!r} given, {wanted} expected")
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a positive integer."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def check_common_options(module: Classifier) -> None:
+    """Raise ValueError for an option of every family that can't be honoured."""
+    shape, family = module.input_shape, type(module).__name__
+    if not isinstance(module.include_top, bool):
+        raise ValueError(f"include_top={module.include_top!r} given, True or False expected")
     if module.pooling not in (None, "avg", "max"):
         raise ValueError(f"pooling={module.pooling!r} given, None, 'avg' or 'max' expected")
     if module.pooling and module.include_top:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
-    if not isinstance(module.classes, Integral) or module.classes < 1:
+    if not is_count(module.classes):
         raise ValueError(f"classes={module.classes!r} given, a positive integer expected")
     activation_function(module.classifier_activation)
-    if shape is not None:
-        if len(shape) != 3 or not all(isinstance(n, Integral) or (n is None and i < 2) for i, n in enumerate(shape)):
-            raise ValueError(f"input_shape={shape} given, (height, width, channels) expected")
-        if any(n is not None and n < module.min_size for n in shape[:2]) or shape[2] < 1:
-            raise ValueError(
-                f"input_shape={shape} given, {module.min_size} x {module.min_size} is the least that "
-                f"{type(module).__name__} takes"
-            )
-        if module.fixed_size and module.include_top and None in shape:
-            raise ValueError(f"input_shape={shape} given, {type(module).__name__} with its top needs a fixed size")
+    try:
+        floating = jnp.issubdtype(jnp.dtype(module.dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"dtype={module.dtype!r} given, a floating dtype expected, e.g. jnp.bfloat16")
+    if shape is None:
+        return
+    if not isinstance(shape, tuple) or len(shape) != 3 or not is_count(shape[2]):
+        raise ValueError(f"input_shape={shape!r} given, (height, width, channels) expected")
+    if not all(n is None or isinstance(n, Integral) for n in shape):
+        raise ValueError(f"input_shape={shape!r} given, (height, width, channels) expected")
+    if any(n is not None and n < module.min_size for n in shape[:2]):
+        least = f"{module.min_size} x {module.min_size}"
+        raise ValueError(f"input_shape={shape} given, {least} is the least that {family} takes")
+    if module.fixed_size and module.include_top and None in shape:
+        raise ValueError(f"input_shape={shape} given, {family} with its top needs a fixed size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -570,7 +612,13 @@ class Trace:
 
 
 def trace(module: Classifier) -> Trace:
-    """Call the network abstractly (no arithmetic is done) and read the record."""
+    """Call the network abstractly (no arithmetic is done) and read the record.
+
+    Raises:
+        ValueError: this is no network of this package.
+    """
+    if not isinstance(module, Classifier):
+        raise ValueError(f"a module from fzoo.create expected, {type(module).__name__} given")
     unbound: Any = module.clone(parent=None, name=None)  # a bound module can't be hashed
     return _trace(unbound)
 
@@ -614,6 +662,8 @@ def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:
 
     Of the same distributions as `module.init(rng, images)`, but not the same numbers.
     """
+    if not isinstance(rng, (jax.Array, np.ndarray)):
+        raise ValueError(f"rng={rng!r} given, a key expected: jax.random.key(0)")
     found = trace(module)
     kernel_init = {node.name: node.kernel_init for node in found.nodes}
     data = jax.random.key_data(rng) if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else rng

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +28,9 @@ INTERPOLATIONS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+
+#: Pixels; a resize to more is a mistake, and would take the machine's memory.
+MAX_SIDE = 16384
 
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # B, G, R
 _TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,9 +69,10 @@ def load_image(
         reason = "not an image that Pillow knows" if isinstance(e, Image.UnidentifiedImageError) else str(e)
         raise ValueError(f"cannot read the image {path}: {reason}") from e
     if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
-        if min(height, width) < 1:
-            raise ValueError(f"size={size} given, a positive height and width expected")
+        sides = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, (tuple, list)) else ()
+        if len(sides) != 2 or not all(isinstance(n, Integral) and 0 < int(n) <= MAX_SIDE for n in sides):
+            raise ValueError(f"size={size!r} given, a height and width from 1 to {MAX_SIDE} expected")
+        height, width = map(int, sides)
         if rgb.size != (width, height):
             rgb = rgb.resize((width, height), INTERPOLATIONS[interpolation])
     return np.asarray(rgb)
@@ -105,6 +110,8 @@ def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last"
     axis = -1 if data_format == "channels_last" else -3
     if x.ndim not in (3, 4) or (mode != "none" and mode != "tf" and x.shape[axis] != 3):
         raise ValueError(f"images of shape {x.shape} given, three RGB channels expected ({data_format})")
+    if not (jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.kind in "iub"):
+        raise ValueError(f"images of {x.dtype} given, integers or floats expected")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(np.float32)
 

@@ -29,7 +29,7 @@ from fzoo.weights.download import fetch
 _BASE = "https://storage.googleapis.com/tensorflow/keras-applications/"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class WeightFile:
     """A file of ImageNet weights that Keras published.
 
@@ -53,7 +53,7 @@ class WeightFile:
         object.__setattr__(self, "name", self.name or self.url.rsplit("/", 1)[1])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ModelSpec:
     """What is known of a model.
 
@@ -86,6 +86,9 @@ class ModelSpec:
     licence: str
     paper: str
     weight_files: tuple[WeightFile, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
     @property
     def min_size(self) -> int:
@@ -384,7 +387,7 @@ def spec(name: str) -> ModelSpec:
     Raises:
         ValueError: there is no such model; the message names the nearest.
     """
-    if name not in _BY_NAME:
+    if not isinstance(name, str) or name not in _BY_NAME:
         raise ValueError(unknown("model", name, _BY_NAME))
     return _BY_NAME[name]
 
@@ -416,10 +419,10 @@ def create(
         ValueError: an unknown model or option, or one that can't be honoured.
     """
     record = spec(name)
-    fields = {field.name for field in dataclasses.fields(record.family)} - {"parent", "name"}
+    known = family_defaults(record)
     for option in family_options:
-        if option not in fields:
-            raise ValueError(unknown(f"option of {name}", option, sorted(fields)))
+        if option not in known:
+            raise ValueError(unknown(f"option of {name}", option, known or ["none beyond those of every model"]))
     if not include_top and classes != 1000:
         raise ValueError(f"classes={classes} goes with include_top=True: without the top there are no classes")
     return record.family(
@@ -431,6 +434,13 @@ def create(
         dtype=dtype,
         **{**record.options, **family_options},
     )
+
+
+def family_defaults(record: ModelSpec) -> dict[str, Any]:
+    """The options of a model's family, beyond those of every model, with the model's values."""
+    common = {field.name for field in dataclasses.fields(Classifier)}
+    fields = [field for field in dataclasses.fields(record.family) if field.name not in common]
+    return {field.name: record.options.get(field.name, field.default) for field in fields}
 
 
 def load(
@@ -460,7 +470,9 @@ def load(
     if weights is None:
         return module, random_variables(module, jax.random.key(0) if rng is None else rng)
     if rng is not None:
-        raise ValueError(f"rng goes with weights=None, weights={os.fspath(weights)!r} given")
+        raise ValueError(f"rng goes with weights=None, weights={str(weights)!r} given")
+    if not isinstance(weights, (str, os.PathLike)) or not os.fspath(weights):
+        raise ValueError(f"weights={weights!r} given, 'imagenet', None or a path expected")
     if weights == "imagenet":
         file = published(name, module)
         weights = fetch(file.url, file.name, file.md5, ", or pass the path of one: weights=PATH, --weights PATH")
@@ -476,14 +488,13 @@ def published(name: str, module: Classifier) -> WeightFile:
     if module.include_top and module.classes != 1000:
         raise ValueError(f"the ImageNet weights of {name} have 1000 classes, classes={module.classes} given")
     record = spec(name)
-    defaults = {
-        field.name: record.options.get(field.name, field.default)
-        for field in dataclasses.fields(record.family)
-        if field.name not in {f.name for f in dataclasses.fields(Classifier)} | {"dropout"}
-    }
+    defaults = {option: value for option, value in family_defaults(record).items() if option != "dropout"}
     height, width, channels = module.example_shape
     if channels != 3:
         raise ValueError(f"the ImageNet weights of {name} are for 3 channels, {channels} given")
+    if module.fixed_size and module.include_top and (height, width) != (record.input_size,) * 2:
+        size = f"{record.input_size} x {record.input_size}"
+        raise ValueError(f"the ImageNet weights of {name} with its top are for {size}, {height} x {width} given")
     files = [file for file in record.weight_files if file.include_top == module.include_top]
     fitting = [f for f in files if all(getattr(module, k) == f.options.get(k, v) for k, v in defaults.items())]
     if not fitting:

@@ -107,8 +107,8 @@ def random_array(rng: np.random.Generator, layer: Any, name: str, shape: tuple[i
     if name in ("bias", "beta", "moving_mean"):
         return rng.normal(0, 0.1, shape).astype(np.float32)
     depthwise = name == "depthwise_kernel" or "Depthwise" in type(layer).__name__
-    fan_in = np.prod(shape[:2] if depthwise else shape[:-1])
-    return rng.normal(0, np.sqrt(1.5 / fan_in), shape).astype(np.float32)
+    variance = 1 / np.prod(shape[:2]) if depthwise else 1.5 / np.prod(shape[:-1])
+    return rng.normal(0, np.sqrt(variance), shape).astype(np.float32)
 
 
 def random_images(shape: tuple[int, ...], seed: int = 1) -> np.ndarray:

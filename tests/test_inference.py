@@ -57,7 +57,7 @@ def test_a_stream_compiles_once(small, images, compilations):
     fzoo.predict(module, variables, images, batch_size=4)
     fzoo.features(module, variables, images, "conv_pw_1", batch_size=4)
     compilations.clear()
-    for count in (7, 4, 7):
+    for count in (7, 4, 5, 1, 6):
         fzoo.predict(module, variables, images[:count], batch_size=4)
         fzoo.features(module, variables, images[:count], "conv_pw_1", batch_size=4)
     assert not compilations
@@ -98,6 +98,11 @@ def test_inside_a_users_jit_vmap_grad(small, images):
     expected = module.apply(variables, images)
     jitted = jax.jit(lambda v, x: fzoo.predict(module, v, x))(variables, images)
     np.testing.assert_allclose(jitted, expected, rtol=1e-4, atol=1e-6)
+    closed_over = jax.jit(lambda: fzoo.predict(module, variables, images, batch_size=4))()
+    np.testing.assert_allclose(closed_over, expected, rtol=1e-4, atol=1e-6)
+    (looped,) = jax.lax.map(lambda _: fzoo.predict(module, variables, images), jnp.zeros(1))
+    np.testing.assert_allclose(looped, expected, rtol=1e-4, atol=1e-6)
+    assert jax.eval_shape(lambda: fzoo.predict(module, variables, images)).shape == (7, 5)
     cut = jax.jit(lambda v, x: fzoo.predict(module, v, x, batch_size=2))(variables, images)
     np.testing.assert_allclose(cut, expected, rtol=1e-4, atol=1e-6)
     mapped = jax.vmap(lambda x: module.apply(variables, x[None])[0])(images)
@@ -171,6 +176,7 @@ def test_random_variables_are_keras_initialisers():
         (np.zeros((1, 32, 33, 3), np.float32), "32, 32, 3 expected"),
         (np.zeros((1, 32, 32, 4), np.float32), "32, 32, 3 expected"),
         ([1, 2], "list given"),
+        (None, "NoneType given"),
     ],
 )
 def test_bad_images(small, images, message):
@@ -183,8 +189,11 @@ def test_bad_arguments(small, images):
         fzoo.features(*small, images, ["conv_pw_99"])
     with pytest.raises(ValueError, match="no layers"):
         fzoo.features(*small, images, [])
-    with pytest.raises(ValueError, match="batch_size=0"):
-        fzoo.predict(*small, images, batch_size=0)
+    for batch_size in (0, -1, 2.0, "2"):
+        with pytest.raises(ValueError, match="batch_size="):
+            fzoo.predict(*small, images, batch_size=batch_size)
+    with pytest.raises(ValueError, match="str given"):
+        fzoo.layer_names("VGG16")
     with pytest.raises(ValueError, match="32 x 32 at the least"):
         open_size = fzoo.create("MobileNet", alpha=0.25, classes=5)
         fzoo.predict(open_size, small[1], np.zeros((1, 31, 40, 3), np.float32))

@@ -58,7 +58,7 @@ def test_every_model_has_a_case():
 
 
 def compare(pair: Pair, every: int = 1) -> None:
-    """Names and order of all layers of both networks, and the outputs of all, or of each so-manieth and the last."""
+    """Names and order of all layers of both networks, and the outputs of every n-th and of the last."""
     images = random_images((2, *(n or 47 for n in pair.keras.input_shape[1:])))
     names = [layer.name for layer in pair.keras.layers]
     assert fzoo.layer_names(pair.module) == names

@@ -63,6 +63,8 @@ def test_float_dtypes_stay():
     ],
 )
 def test_bad_pixels(shape, options, message):
+    with pytest.raises(ValueError, match="images of complex64"):
+        fzoo.preprocess_input(np.zeros((1, 2, 2, 3), np.complex64), "Xception")
     with pytest.raises(ValueError, match=message):
         fzoo.preprocess_input(np.zeros(shape, np.uint8), "ResNet50", **options)
 
@@ -102,8 +104,10 @@ def test_bad_image_files(tmp_path):
         fzoo.load_image(tmp_path)
     with pytest.raises(ValueError, match="did you mean bicubic"):
         fzoo.load_image(tmp_path / "whole.jpg", 32, "bicubik")
-    with pytest.raises(ValueError, match="positive"):
-        fzoo.load_image(tmp_path / "whole.jpg", 0)
+    for size in (0, -3, 32.0, "32", (1, 2, 3), 10**6, (32.0, 32.0)):
+        with pytest.raises(ValueError, match="size="):
+            fzoo.load_image(tmp_path / "whole.jpg", size)
+    assert fzoo.load_image(tmp_path / "whole.jpg", np.int64(32)).shape == (32, 32, 3)
 
 
 @pytest.fixture
@@ -129,6 +133,12 @@ def test_decode_predictions(class_index, monkeypatch):
 def test_bad_predictions(class_index, shape, top, message):
     with pytest.raises(ValueError, match=message):
         fzoo.decode_predictions(np.zeros(shape), top=top)
+
+
+def test_one_hot_integers_and_nan(class_index):
+    assert fzoo.decode_predictions(np.eye(1, 1000, 7, dtype=np.uint8), top=1) == [[("n00000007", "label_7", 1.0)]]
+    with pytest.raises(ValueError, match="not finite"):
+        fzoo.decode_predictions(np.full((1, 1000), np.nan))
 
 
 def test_damaged_class_index(class_index):

@@ -76,6 +76,24 @@ def test_the_file_is_the_one_keras_asks_for(name, options, monkeypatch):
         ("VGG61", {}, "unknown model 'VGG61': did you mean VGG"),
         ("resnet50", {}, "ResNet50"),
         ("VGG16", {"alfa": 1}, "unknown option of VGG16 'alfa'"),
+        ("Xception", {"alpha": 1}, "none beyond those of every model"),
+        ("MobileNet", {"alpha": 0}, "alpha=0"),
+        ("MobileNet", {"alpha": 0.01}, "1/32"),
+        ("MobileNet", {"alpha": "x"}, "alpha='x'"),
+        ("MobileNet", {"depth_multiplier": 1.5}, "depth_multiplier=1.5"),
+        ("MobileNet", {"dropout": 2}, "dropout=2"),
+        ("MobileNetV2", {"alpha": -1}, "alpha=-1"),
+        ("VGG16", {"convs": (2, 2)}, "5 positive integers"),
+        ("ResNet50", {"blocks": (3, 4, 6, 0)}, "4 positive integers"),
+        ("NASNetMobile", {"filter_multiplier": 0}, "filter_multiplier=0"),
+        ("NASNetMobile", {"default_size": 16}, "default_size=16"),
+        ("VGG16", {"include_top": "no"}, "include_top='no'"),
+        ("VGG16", {"classes": True}, "classes=True"),
+        ("VGG16", {"classifier_activation": []}, "unknown activation"),
+        ("VGG16", {"dtype": "foo"}, "dtype='foo'"),
+        ("VGG16", {"dtype": jnp.int32}, "floating dtype"),
+        ("VGG16", {"input_shape": 224}, "input_shape=224"),
+        ("VGG16", {"input_shape": (32, 32, 0)}, "height, width, channels"),
         ("MobileNet", {"alfa": 1}, "did you mean alpha"),
         ("VGG16", {"pooling": "avg"}, "include_top=False"),
         ("VGG16", {"include_top": False, "pooling": "mean"}, "pooling='mean'"),
@@ -104,6 +122,10 @@ def test_bad_options(name, options, message):
         ("NASNetMobile", {"num_blocks": 3}, "num_blocks=4"),
         ("VGG16", {"classes": 10}, "1000 classes"),
         ("VGG16", {"include_top": False, "input_shape": (64, 64, 1)}, "3 channels"),
+        ("VGG16", {"input_shape": (64, 64, 3)}, "224 x 224, 64 x 64 given"),
+        ("VGG16", {"weights": 123}, "weights=123"),
+        ("VGG16", {"weights": ""}, "weights=''"),
+        ("VGG16", {"weights": None, "rng": 0}, "rng=0"),
     ],
 )
 def test_no_published_weights_for_these(name, options, message):
@@ -115,6 +137,8 @@ def test_modules_are_values():
     assert fzoo.create("ResNet50") == fzoo.create("ResNet50")
     assert hash(fzoo.create("ResNet50")) == hash(fzoo.create("ResNet50"))
     assert fzoo.create("ResNet50") != fzoo.create("ResNet50", classes=10)
+    assert hash(fzoo.create("ResNet50", blocks=[3, 4, 6, 3])) == hash(fzoo.create("ResNet50"))
+    assert isinstance(hash(fzoo.spec("ResNet50")), int)
     assert isinstance(fzoo.create("ResNet50", input_shape=[64, 64, 3], dtype=jnp.bfloat16), nn.Module)
 
 
@@ -156,7 +180,9 @@ def test_trainable_mask_by_pattern():
     _, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, input_shape=(32, 32, 3))
     with pytest.raises(ValueError, match="did you mean conv_pw_9"):
         fzoo.trainable_mask(variables, from_layer="conv_pw_99")
+    with pytest.raises(ValueError, match="not the variables of this VGG"):
+        fzoo.trainable_mask(variables, from_layer="fc1", module=fzoo.create("VGG16"))
     with pytest.raises(ValueError, match="from_layer=900"):
-        fzoo.trainable_mask(variables, from_layer=900)
+        fzoo.trainable_mask(variables, from_layer=np.int64(900))
     mask = fzoo.trainable_mask(variables, from_layer="conv_pw_13", pattern="*_bn")["params"]
     assert [layer for layer in mask if any(jax.tree.leaves(mask[layer]))] == ["conv_pw_13_bn"]

@@ -94,6 +94,51 @@ def test_missing_and_left_over_layer(module, file):
         fzoo.load_keras_weights(module, file)
 
 
+def test_a_layer_listed_twice(module, file):
+    with h5py.File(file, "r+") as f:
+        f.attrs["layer_names"] = [n if n != "conv_pw_8" else "conv_pw_7" for n in read_names(f, "layer_names")]
+    with pytest.raises(WeightsMismatch, match="lists a layer twice"):
+        fzoo.load_keras_weights(module, file)
+
+
+def test_a_nested_backbone_is_named(module, model, tmp_path):
+    """A transfer-learning file holds the whole backbone as one layer."""
+    import keras
+
+    outer = keras.Sequential([model, keras.layers.Dense(2)])
+    outer.save_weights(tmp_path / "nested.weights.h5")
+    save_weights_only(outer, tmp_path / "nested.h5")
+    for path in tmp_path.iterdir():
+        with pytest.raises(ValueError, match="a whole model nested as a layer"):
+            fzoo.load_keras_weights(module, path)
+
+
+def test_bfloat16_file(module, tmp_path):
+    import keras
+
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        model = keras_model("MobileNet", **OPTIONS)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.save_weights(tmp_path / "half.weights.h5")
+    save_weights_only(model, tmp_path / "half.h5")
+    expected = {k: v["kernel"].astype(np.float32) for k, v in variables_of(model)["params"].items() if "kernel" in v}
+    for path in tmp_path.iterdir():
+        params = fzoo.load_keras_weights(module, path)["params"]
+        assert_equal({layer: params[layer]["kernel"] for layer in expected}, expected)
+
+
+def test_damaged_archive(module, tmp_path):
+    with zipfile.ZipFile(tmp_path / "good.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", np.random.default_rng(0).integers(0, 9, 9999).tobytes())
+    data = bytearray((tmp_path / "good.keras").read_bytes())
+    data[200:240] = bytes(40)
+    (tmp_path / "bad.keras").write_bytes(data)
+    with pytest.raises(ValueError, match=r"bad\.keras is not a readable Keras weights file"):
+        fzoo.load_keras_weights(module, tmp_path / "bad.keras")
+
+
 def test_missing_array(module, file):
     with h5py.File(file, "r+") as f:
         group = f["conv_pw_7_bn"]
@@ -160,6 +205,10 @@ def test_links_are_not_followed(module, file, tmp_path):
             f["conv1/conv1/kernel"] = link
         with pytest.raises(ValueError, match="link to elsewhere"):
             fzoo.load_keras_weights(module, file)
+    with h5py.File(tmp_path / "linked.h5", "w") as f:
+        f["model_weights"] = h5py.ExternalLink(file, "/")
+    with pytest.raises(ValueError, match="link to elsewhere"):
+        fzoo.load_keras_weights(module, tmp_path / "linked.h5")
     with h5py.File(file, "r+") as f:
         del f["conv1/conv1/kernel"]
         f["conv1/conv1"].create_dataset("kernel", (3, 3, 3, 8), "f", external=str(file))
@@ -180,6 +229,12 @@ def test_saving_refuses(module, model, tmp_path):
     del variables["params"]["conv_pw_3"]
     with pytest.raises(WeightsMismatch, match="params/conv_pw_3/kernel is missing"):
         fzoo.save_keras_weights(module, variables, tmp_path / "w.h5")
+    variables = variables_of(model)
+    variables["params"]["extra"] = {"kernel": np.ones(3)}
+    with pytest.raises(WeightsMismatch, match="params/extra/kernel is left over"):
+        fzoo.save_keras_weights(module, variables, tmp_path / "w.h5")
+    with pytest.raises(WeightsMismatch, match="is missing"):
+        fzoo.save_keras_weights(module, None, tmp_path / "w.h5")
     with pytest.raises(ValueError, match=r"fzoo\.create expected"):
         fzoo.save_keras_weights(model, variables, tmp_path / "w.h5")
     assert [p.name for p in tmp_path.iterdir()] == ["folder.h5"]

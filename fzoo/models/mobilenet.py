@@ -6,6 +6,7 @@ https://arxiv.org/abs/1704.04861, as in keras/applications/mobilenet.py.
 
 from __future__ import annotations
 
+import flax.linen as nn
 from jaxtyping import Array, Float
 
 from fzoo.layers import Classifier, Layers
@@ -26,6 +27,13 @@ class MobileNet(Classifier):
     alpha: float = 1.0
     depth_multiplier: int = 1
     dropout: float = 1e-3
+
+    @nn.nowrap
+    def check_options(self) -> None:
+        """The narrowest layer has a channel."""
+        super().check_options()
+        if int(32 * self.alpha) < 1:
+            raise ValueError(f"alpha={self.alpha} given, 1/32 or more expected")
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """A stem and thirteen blocks of a depthwise and a pointwise convolution."""

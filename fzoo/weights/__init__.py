@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fzoo.layers import Classifier, trace
@@ -34,14 +35,17 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
         ValueError: not a Keras file, a damaged one, or one of another network (`WeightsMismatch`, which names the
             arrays that don't fit).
     """
-    module = require_classifier(module)
     variables: dict[str, Any] = {"params": {}}
+    trace(module)  # before the file: what is no network of this package is not the file's fault
     with open_layers(path) as layers:
         for slot, array in match(module, layers, str(path)):
             at = variables
             for key in slot.path[:-1]:
                 at = at.setdefault(key, {})
-            at[slot.path[-1]] = np.asarray(array, slot.dtype).reshape(slot.shape)
+            value = np.asarray(array)
+            if value.dtype == "V2":  # what HDF5 makes of Keras's bfloat16
+                value = value.view(jnp.bfloat16)
+            at[slot.path[-1]] = value.astype(slot.dtype, copy=False).reshape(slot.shape)
     return jax.device_put(variables)
 
 
@@ -64,23 +68,20 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
         raise ValueError(
             f"{path}: a name that ends in .h5 expected, and not in .weights.h5: the legacy layout is written"
         )
-    found = slots(require_classifier(module))
+    found = [slot for layer in slots(module).values() for slot in layer]
     layers: dict[str, dict[str, np.ndarray]] = {node.name: {} for node in trace(module).nodes}
-    problems = []
-    for slot in (slot for layer in found.values() for slot in layer):
+    known = {slot.path for slot in found}
+    given = {
+        tuple(str(getattr(k, "key", k)) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    problems = [f"{'/'.join(path)} is left over" for path in sorted(given - known)]
+    for slot in found:
         value = lookup(variables, slot.path)
         if np.shape(value) != slot.shape:
-            given = "missing" if value is None else f"{np.shape(value)}"
-            problems.append(f"{'/'.join(slot.path)} is {given}, {slot.shape} wanted")
+            is_what = "missing" if value is None else f"{np.shape(value)}"
+            problems.append(f"{'/'.join(slot.path)} is {is_what}, {slot.shape} wanted")
         else:
             layers[slot.layer][slot.array] = np.asarray(value, np.float32).reshape(slot.keras_shape)
     if problems:
         raise WeightsMismatch(f"these are not the variables of this {type(module).__name__}", problems)
     write_legacy(path, layers)
-
-
-def require_classifier(module: Any) -> Classifier:
-    """`module`, if it is a network of this package; its layers and their order must be known."""
-    if not isinstance(module, Classifier):
-        raise ValueError(f"a module from fzoo.create expected, {type(module).__name__} given")
-    return module

@@ -50,15 +50,17 @@ def fetch(url: str, name: str, md5: str | None, otherwise: str = "") -> Path:
         )
     except (requests.RequestException, OSError, ValueError) as e:
         reason = "its hash is not the published one" if isinstance(e, ValueError) else _reason(e)
+        if path.exists():
+            raise OSError(
+                f"{path} is not the published file (its hash differs), nor is {url} to be had ({reason})"
+            ) from e
         raise OSError(f"could not download {url} ({reason}): put the file at {path}{otherwise}") from e
 
 
 def _reason(error: BaseException) -> str:
     """The innermost cause, in a few words: requests wraps it several times over."""
-    while inner := getattr(error, "reason", None) or next(iter(error.args), None) or error.__context__:
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
+    while inner := [e for e in (getattr(error, "reason", None), *error.args) if isinstance(e, BaseException)]:
+        error = inner[0]
     text = " ".join(str(error).split())
     return text.split("): ", 1)[-1] or type(error).__name__
 

@@ -33,6 +33,10 @@ HEADER_LIMIT = 64512
 MAX_UNPACKED = 8 << 30
 
 
+UMASK = os.umask(0)  # of the process; read once, since reading sets it for all threads
+os.umask(UMASK)
+
+
 @dataclasses.dataclass(frozen=True)
 class FileLayer:
     """A layer with weights, as a file has it.
@@ -63,6 +67,8 @@ def open_layers(path: str | os.PathLike) -> Iterator[list[FileLayer]]:
         raise IsADirectoryError(f"{path} is a directory, a Keras weights file (.h5, .weights.h5, .keras) expected")
     if not path.exists():
         raise FileNotFoundError(f"no such weights file: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a readable Keras weights file: it is a device or a pipe")
     try:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(h5py.File(unpacked(path), "r"))
@@ -107,7 +113,10 @@ def unpacked(path: Path) -> Path | io.BytesIO:
             raise ValueError("the archive has no model.weights.h5")
         if archive.getinfo("model.weights.h5").file_size > MAX_UNPACKED:
             raise ValueError(f"model.weights.h5 unpacks to more than {MAX_UNPACKED >> 30} GiB")
-        return io.BytesIO(archive.read("model.weights.h5"))
+        try:
+            return io.BytesIO(archive.read("model.weights.h5"))
+        except Exception as e:  # each compression has errors of its own
+            raise ValueError(f"model.weights.h5 in it is damaged ({one_line(e)})") from e
 
 
 Kind = TypeVar("Kind", h5py.Group, h5py.Dataset)
@@ -131,8 +140,9 @@ def child(group: h5py.Group, name: str, kind: type[Kind]) -> Kind:
 
 def legacy_root(file: h5py.File) -> h5py.Group | None:
     """Where the legacy layout begins: the root of a weights file, `model_weights` of a whole model."""
-    for group in (file, file.get("model_weights")):
-        if isinstance(group, h5py.Group) and ("layer_names" in group.attrs or "layer_names0" in group.attrs):
+    groups = [file, *([child(file, "model_weights", h5py.Group)] if "model_weights" in file else [])]
+    for group in groups:
+        if "layer_names" in group.attrs or "layer_names0" in group.attrs:
             return group
     return None
 
@@ -160,6 +170,8 @@ def keras3_layers(file: h5py.File) -> list[FileLayer]:
     layers = []
     for key in sorted(root, key=lambda k: (re.sub(r"_\d+$", "", k), int((re.search(r"_(\d+)$", k) or [0, 0])[1]))):
         group = child(root, key, h5py.Group)
+        if "layers" in group:
+            raise ValueError(f"{key} in it is a whole model nested as a layer: save the backbone's own weights")
         if "vars" not in group:
             continue
         variables = child(group, "vars", h5py.Group)
@@ -222,9 +234,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        temporary.chmod(0o666 & ~UMASK)  # mkstemp's 0600 is for secrets
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -79,7 +79,7 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
 def lookup(tree: Any, path: Sequence[str]) -> Any:
     """The leaf at a path of nested mappings, or None."""
     for key in path:
-        if key not in tree:
+        if not hasattr(tree, "keys") or key not in tree:
             return None
         tree = tree[key]
     return tree
@@ -108,6 +108,9 @@ def match(module: Classifier, layers: list[FileLayer], source: str) -> list[tupl
     elif not module.include_top and len(layers) == len(slots(with_top(module))):
         pairs = {k: v for k, v in pair_up(with_top(module), layers, summary).items() if k in wanted}
     else:
+        nested = [layer.name for layer in layers if len(layer.arrays) > 12]  # no layer of Keras's has so many
+        if nested:
+            summary += f": {nested[0]} in it is a whole model nested as a layer, save the backbone's own weights"
         if module.include_top and len(layers) == len(slots(without_top(module))):
             summary = (
                 f"{source} has no top, and this {name} has: create it with include_top=False, or give a file with it"
@@ -121,7 +124,7 @@ def match(module: Classifier, layers: list[FileLayer], source: str) -> list[tupl
             problems.append(f"{file.name} has {len(file.arrays)} arrays, {layer} {len(expected)}")
             continue
         for slot, array in zip(expected, file.arrays, strict=True):
-            if array.shape != slot.keras_shape or array.dtype.kind not in "fiu":
+            if array.shape != slot.keras_shape or not (array.dtype.kind in "fiu" or array.dtype == "V2"):
                 problems.append(
                     f"{file.name}/{slot.array} is {array.dtype} {array.shape} in the file, {slot.keras_shape} wanted"
                     + (f" by {layer}" if layer != file.name else "")
@@ -146,6 +149,8 @@ def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[s
         if len(ours) != len(theirs):
             raise WeightsMismatch(summary, counted({n.name: wanted[n.name] for n in ours}, theirs))
         known = {layer.name: layer for layer in theirs}
+        if len(known) != len(theirs):
+            raise WeightsMismatch(f"{summary}: it lists a layer twice", [])
         named = {node.name: known[node.name] for node in ours if node.name in known and not numbered(node)}
         taken = {layer.name for layer in named.values()}
         rest = (layer for layer in theirs if layer.name not in taken)
