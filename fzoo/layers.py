@@ -428,7 +428,7 @@ class Classifier(nn.Module):
         classifier_activation: of the last layer: a name of Keras's, a callable, or None for logits. The classifier's
             output is computed in float32, whatever `dtype` is.
         input_shape: (height, width, channels); height and width may be None. When given, other images are refused.
-            Left out, any size from the family's minimum up is taken (only VGG's top fixes one).
+            Left out, RGB images of any size from the family's minimum up are taken (only VGG's top fixes one).
             As in Keras, a network built without the top and without a size pads for even sizes where parity matters
             (MobileNetV2): give the size for one that follows an odd input.
         dtype: of the computation; parameters are float32.
@@ -496,7 +496,7 @@ class Classifier(nn.Module):
     def check_images(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless images of this shape can be taken."""
         wanted = self.example_shape if self.fixed_size and self.include_top else self.input_shape
-        wanted = wanted or (None, None, None)
+        wanted = wanted or (None, None, 3)
         if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
             sizes = ["any" if w is None else str(w) for w in wanted]
             raise ValueError(f"images of shape {shape} given, (N, H, W, C) with H, W, C = {', '.join(sizes)} expected")

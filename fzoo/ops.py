@@ -61,7 +61,7 @@ def conv_general_dilated(
     return library(lhs, rhs)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))  # a network repeats its shapes: each is traced once
+@functools.partial(jax.jit, static_argnames=("strides", "padding"))  # a network repeats its shapes: each is traced once
 def depthwise_shifted(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "kh kw 1 cm"],
