@@ -194,8 +194,8 @@ def test_bad_arguments(small, images):
             fzoo.predict(*small, images, batch_size=batch_size)
     with pytest.raises(ValueError, match="str given"):
         fzoo.layer_names("VGG16")
+    open_size = fzoo.create("MobileNet", alpha=0.25, classes=5)
     with pytest.raises(ValueError, match="32 x 32 at the least"):
-        open_size = fzoo.create("MobileNet", alpha=0.25, classes=5)
         fzoo.predict(open_size, small[1], np.zeros((1, 31, 40, 3), np.float32))
     with pytest.raises(ValueError, match="any, any, 3 expected"):
         fzoo.predict(open_size, small[1], np.zeros((1, 40, 40, 1), np.float32))
