@@ -51,7 +51,7 @@ def main() -> None:
     except Exception as e:
         if not hasattr(e, "format_message"):  # of the option parser's own errors
             raise
-        complain(f"error: {' '.join(e.format_message().split())} (--help shows the options)")  # pyright: ignore
+        complain(f"error: {e.format_message()} (--help shows the options)")  # pyright: ignore
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -71,7 +71,7 @@ def command(function: Callable) -> Callable:
             complain("interrupted")
             raise typer.Exit(130) from None
         except (ValueError, OSError, ModuleNotFoundError) as e:
-            complain(f"error: {' '.join(str(e).split())}")
+            complain(f"error: {e}")
             silence()
             raise typer.Exit(2) from None
 
@@ -87,8 +87,8 @@ def silence() -> None:
 
 
 def complain(line: str) -> None:
-    """One line on standard error."""
-    print(f"fzoo: {line}", file=sys.stderr, flush=True)
+    """One line on standard error, whatever breaks the text has."""
+    print(f"fzoo: {' '.join(line.split())}", file=sys.stderr, flush=True)
 
 
 def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = "") -> None:
@@ -419,7 +419,7 @@ def read_batches(
             except (ValueError, OSError) as e:
                 if len(paths) == 1:
                     raise
-                complain(f"skipped: {' '.join(str(e).split())}")
+                complain(f"skipped: {e}")
                 skipped.append(path)
         if good:
             yield good, np.stack(pixels)

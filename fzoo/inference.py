@@ -106,13 +106,13 @@ def in_batches(function: Callable, what: Hashable, variables: Any, images: Any, 
     check_images(images)
     if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
         raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
-    count = images.shape[0]
+    count, leaves = images.shape[0], jax.tree.leaves((variables, images))
     # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, images, jnp.zeros(())))):
+    if any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.zeros(())]):
         size = batch_size or count
         parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
-    arrays = [leaf for leaf in jax.tree.leaves((variables, images)) if isinstance(leaf, jax.Array)]
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     device = next(iter(arrays[0].devices())) if arrays else jax.devices()[0]
     call = compiled(function, device.platform)
     size = batch_size or min(BATCH_SIZE, 1 << (count - 1).bit_length())

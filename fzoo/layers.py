@@ -587,9 +587,8 @@ def check_common_options(module: Classifier) -> None:
         raise ValueError(f"dtype={module.dtype!r} given, a floating dtype expected, e.g. jnp.bfloat16")
     if shape is None:
         return
-    if not isinstance(shape, tuple) or len(shape) != 3 or not is_count(shape[2]):
-        raise ValueError(f"input_shape={shape!r} given, (height, width, channels) expected")
-    if not all(n is None or isinstance(n, Integral) for n in shape):
+    three = isinstance(shape, tuple) and len(shape) == 3 and is_count(shape[2])
+    if not three or not all(n is None or isinstance(n, Integral) for n in shape):
         raise ValueError(f"input_shape={shape!r} given, (height, width, channels) expected")
     if any(n is not None and n < module.min_size for n in shape[:2]):
         least = f"{module.min_size} x {module.min_size}"

@@ -45,13 +45,11 @@ class FileLayer:
         name: the layer's name in the file.
         kind: its Keras class in snake case where the file groups by class; None where its order is the network's.
         arrays: its arrays in the file's order, not read yet.
-        array_names: their names in the file.
     """
 
     name: str
     kind: str | None
     arrays: tuple[h5py.Dataset, ...]
-    array_names: tuple[str, ...]
 
 
 @contextlib.contextmanager
@@ -70,9 +68,9 @@ def open_layers(path: str | os.PathLike) -> Iterator[list[FileLayer]]:
     if not path.is_file():
         raise ValueError(f"{path} is not a readable Keras weights file: it is a device or a pipe")
     try:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(h5py.File(unpacked(path), "r"))
-            layers = legacy_layers(file) if legacy_root(file) else keras3_layers(file)
+        with h5py.File(unpacked(path), "r") as file:
+            root = legacy_root(file)
+            layers = keras3_layers(file) if root is None else legacy_layers(root)
             if not layers:
                 raise ValueError("it holds no layers with weights")
             yield layers
@@ -147,15 +145,14 @@ def legacy_root(file: h5py.File) -> h5py.Group | None:
     return None
 
 
-def legacy_layers(file: h5py.File) -> list[FileLayer]:
+def legacy_layers(root: h5py.Group) -> list[FileLayer]:
     """The layers of a legacy h5, in the order of `layer_names`."""
-    root, layers = legacy_root(file), []
-    assert root is not None
+    layers = []
     for name in read_names(root, "layer_names"):
         group = child(root, name, h5py.Group)
-        names = tuple(read_names(group, "weight_names"))
-        if names:
-            layers.append(FileLayer(name, None, tuple(child(group, n, h5py.Dataset) for n in names), names))
+        arrays = tuple(child(group, n, h5py.Dataset) for n in read_names(group, "weight_names"))
+        if arrays:
+            layers.append(FileLayer(name, None, arrays))
     return layers
 
 
@@ -179,7 +176,7 @@ def keras3_layers(file: h5py.File) -> list[FileLayer]:
         if numbers:
             arrays = tuple(child(variables, n, h5py.Dataset) for n in numbers)
             name = str(variables.attrs.get("name", key))
-            layers.append(FileLayer(name, re.sub(r"_\d+$", "", key), arrays, tuple(f"{key}/vars/{n}" for n in numbers)))
+            layers.append(FileLayer(name, re.sub(r"_\d+$", "", key), arrays))
     return layers
 
 

@@ -7,6 +7,7 @@ of each Keras class has, in Keras's order, and pairs a file's layers with a netw
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -176,9 +177,7 @@ def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]
         for array in layer.arrays
     ]
     count = [f"{len(layers)} layers with weights in the file, {len(wanted)} in the model"]
-    return [*count, *(x for both in zip(missing, left_over, strict=False) for x in both)] + (
-        missing[len(left_over) :] or left_over[len(missing) :]
-    )
+    return [*count, *(problem for both in itertools.zip_longest(missing, left_over) for problem in both if problem)]
 
 
 def classes_hint(module: Classifier, pairs: dict[str, FileLayer], problems: list[str]) -> str:
