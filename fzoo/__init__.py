@@ -10,22 +10,27 @@ from fzoo.finetune import trainable_mask
 from fzoo.inference import features, predict
 from fzoo.labels import decode_predictions
 from fzoo.layers import layer_names
+from fzoo.optimize import optimize_for_inference
 from fzoo.preprocessing import load_image, preprocess_input
 from fzoo.registry import create, list_models, load, spec
+from fzoo.runtime import enable_compilation_cache, reuse_memory
 from fzoo.weights import load_keras_weights, save_keras_weights
 
 __all__ = [
     "__version__",
     "create",
     "decode_predictions",
+    "enable_compilation_cache",
     "features",
     "layer_names",
     "list_models",
     "load",
     "load_image",
     "load_keras_weights",
+    "optimize_for_inference",
     "predict",
     "preprocess_input",
+    "reuse_memory",
     "save_keras_weights",
     "spec",
     "trainable_mask",

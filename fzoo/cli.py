@@ -1,4 +1,4 @@
-"""The command line: `fzoo list | info | summary | classify | features | demo`.
+"""The command line: `fzoo list | info | summary | classify | features | demo | bench`.
 
 It offers what the Python functions do. Results go to standard output: tables on a terminal, plain lines in a pipe.
 Errors are one line on standard error, with exit code 2; 1 means that some of the images could not be read.
@@ -7,6 +7,7 @@ Errors are one line on standard error, with exit code 2; 1 means that some of th
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import json
 import os
@@ -41,6 +42,9 @@ Interpolation = Annotated[
     str, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Cache = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Keep compiled programs in the user's cache, for the next start.")
+]
 Images = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)]
 
 
@@ -101,7 +105,8 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = ""
         return
     table = Table(box=None, pad_edge=False)
     numeric = [
-        all(str(row[i]).replace(",", "").replace(".", "").isdigit() for row in rows) for i in range(len(headers))
+        all(str(row[i]).replace(",", "").replace(".", "").replace("-", "0").isdigit() for row in rows)
+        for i in range(len(headers))
     ]
     for header, right in zip(headers, numeric, strict=True):
         table.add_column(header, justify="right" if right else "left", no_wrap=True)
@@ -230,6 +235,7 @@ def classify(
     interpolation: Interpolation = "nearest",
     batch_size: BatchSize = 32,
     option: Option = None,
+    cache: Cache = True,
 ) -> None:
     """Name what is in images. In a pipe: image, WordNet ID, label and probability, separated by tabs."""
     import numpy as np
@@ -239,12 +245,13 @@ def classify(
     paths = some(images)
     if labels is not None:
         class_names(labels, classes)
+    prepare_process(cache)
     module, variables, size = load_model(model, weights, size, classes=classes, option=option)
-    results = []
+    names = class_names(labels, classes)
+    results, cut = [], min(batch_size, len(paths))
     for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
-        p = np.asarray(fzoo.predict(module, variables, fzoo.preprocess_input(pixels, model), batch_size=batch_size))
+        p = np.asarray(fzoo.predict(module, variables, pixels, batch_size=cut, preprocess=model))
         best = np.argsort(-p, axis=1, kind="stable")[:, :top]
-        names = class_names(labels, classes)
         for path, row, indices in zip(batch, p, best, strict=True):
             results.append((path, [(*names[i], float(row[i])) for i in indices]))
     if as_json:
@@ -279,6 +286,7 @@ def features(
     interpolation: Interpolation = "nearest",
     batch_size: BatchSize = 32,
     option: Option = None,
+    cache: Cache = True,
 ) -> None:
     """Write the outputs of layers for images to an .npz: an array for each layer, and `images`, their paths."""
     import numpy as np
@@ -291,12 +299,12 @@ def features(
         raise ValueError("--layer NAME and --out FILE.npz expected; `fzoo summary MODEL` shows the layers")
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: a name that ends in .npz expected")
+    prepare_process(cache)
     module, variables, size = load_model(model, weights, size, classes=classes, option=option, include_top=include_top)
-    read, parts = [], []
+    read, parts, cut = [], [], min(batch_size, len(paths))
     with replacing(out) as temporary:
         for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
-            x = fzoo.preprocess_input(pixels, model)
-            found = fzoo.features(module, variables, x, layer, batch_size=batch_size)
+            found = fzoo.features(module, variables, pixels, layer, batch_size=cut, preprocess=model)
             parts.append({name: np.asarray(array) for name, array in found.items()})
             read += map(str, batch)
         arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -329,6 +337,90 @@ def demo(
     print(f"picture of the results       {result.picture}")
     options = "-m MobileNet -o alpha=0.25 --size 32 --classes 10"
     print(f"next: fzoo classify {result.examples[7]} -w {result.weights} {options}")
+
+
+@command
+def bench(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Names; all if left out.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", "-e", help="What to measure, e.g. fzoo or keras-jax; all installed if left out."),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Images in a call; 1 and 16 if left out.")] = None,
+    task: Annotated[str, typer.Option(help="inference, features (to a layer in the middle), or train.")] = "inference",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of calls, for each engine, model and batch size.")] = 3.0,
+    devices: Annotated[int, typer.Option(min=1, help="How many of JAX's a batch is spread over.")] = 1,
+    size: Size = None,
+    reference: Annotated[str, typer.Option(help="The engine that ratios are given to.")] = "keras-jax",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results and plots; what it has of other rows stays.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Show such a folder again, instead of measuring.")] = None,
+) -> None:
+    """Measure fzoo beside other engines, which take turns, each in a process of its own."""
+    from fzoo.bench import bench as measure
+    from fzoo.bench import report as reports
+    from fzoo.bench.worker import ENGINES
+    from fzoo.layers import unknown
+
+    if reference not in ENGINES:
+        raise ValueError(unknown("engine", reference, ENGINES, show=len(ENGINES)))
+    if report is not None:
+        rows = reports.read(report)["rows"]
+        show(*reports.table(rows, reference))
+        for path in reports.plot(report, rows):
+            complain(f"wrote {path}")
+        return
+    if out is not None:
+        reports.check(out)
+    status = Console(stderr=True).status("", spinner="line") if sys.stderr.isatty() else None
+
+    def say(line: str) -> None:
+        if status is None:
+            complain(line)
+        else:
+            status.update(line)
+
+    def finished(rows: list[Any], machine: Any) -> None:
+        if out is not None:
+            reports.write(out, rows, machine, reference)
+
+    with status or contextlib.nullcontext():
+        rows = measure(
+            models or (),
+            engines=engine or (),
+            batches=batch or (1, 16),
+            task=task,
+            dtype=dtype,
+            seconds=seconds,
+            devices=devices,
+            size=size,
+            finished=finished,
+            say=say,
+        )
+    show(*reports.table(rows, reference))
+    if out is not None:
+        reports.plot(out, reports.read(out)["rows"])
+    failed = [row for row in rows if row["status"] == "error"]
+    for row in failed:
+        complain(f"{row['model']}, batch {row['batch']}, {row['engine']}: {row['reason']}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def prepare_process(cache: bool) -> None:
+    """Settings for a process that is our own: memory is kept, and so are compiled programs unless `cache` is off."""
+    from fzoo.runtime import enable_compilation_cache, reuse_memory
+
+    reuse_memory()
+    if cache:
+        try:
+            enable_compilation_cache()
+        except OSError as e:
+            complain(f"no compilation cache: {e} (--no-cache does without)")
 
 
 def some(images: Sequence[Path] | None) -> Sequence[Path]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
@@ -11,62 +13,81 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from fzoo.layers import Classifier
+from fzoo.preprocessing import Mode
+from fzoo.preprocessing import preprocess as preprocess_pixels
 
 #: What a batch is cut to when the caller does not say.
 BATCH_SIZE = 32
 
+#: How many of them a CPU computes together: more fall out of its cache (benchmarks/README.md has the sweep).
+MICRO_BATCH = 4
+
+#: Batches under way at once: one is computed, the next is on its way to the device.
+IN_FLIGHT = 2
+
 
 def predict(
-    module: nn.Module, variables: Any, images: Float[np.ndarray | Array, "n h w c"], *, batch_size: int | None = None
+    module: nn.Module,
+    variables: Any,
+    images: Num[np.ndarray | Array, "n h w c"],
+    *,
+    batch_size: int | None = None,
+    preprocess: str | None = None,
 ) -> Array:
     """The network's output for a batch of any size.
 
     The network is compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a
-    stream of batches of one `batch_size` compiles once. Inside a caller's own `jax.jit` it is traced as part of that.
+    stream of batches of one `batch_size` compiles once. A CPU runs a batch in micro-batches of up to 4 images, inside
+    of the one program. Inside a caller's own `jax.jit` it is traced as part of that.
 
     Args:
-        module: from `fzoo.create` or `fzoo.load`.
+        module: from `fzoo.create`, `fzoo.load` or `fzoo.optimize_for_inference`.
         variables: its variables.
-        images: (N, H, W, C), preprocessed (see `preprocess_input`), float, NumPy or JAX.
+        images: (N, H, W, C), NumPy or JAX: floats, preprocessed (see `preprocess_input`), or with `preprocess` pixels
+            from 0 to 255, integer or float.
         batch_size: how many images go through at once. By default the power of two that holds them, 32 at most.
+        preprocess: the model ("ResNet50") whose `preprocess_input` is to be part of the compiled program. Pixels of
+            uint8 are a quarter of the bytes to move.
 
     Returns:
         What `module.apply(variables, images)` gives: (N, classes) with the top.
 
     Raises:
-        ValueError: images of integers (not preprocessed yet), of another rank, or none at all.
+        ValueError: images of integers without `preprocess`, of another rank, or none at all; an unknown model.
     """
-    return in_batches(run, module, variables, images, batch_size)
+    return in_batches(run, module, variables, images, batch_size, preprocess)
 
 
 def features(
     module: Classifier,
     variables: Any,
-    images: Float[np.ndarray | Array, "n h w c"],
+    images: Num[np.ndarray | Array, "n h w c"],
     layers: str | Sequence[str],
     *,
     batch_size: int | None = None,
+    preprocess: str | None = None,
 ) -> dict[str, Float[Array, "n ..."]]:
     """The outputs of Keras layers, by name; what none of them needs is not computed.
 
     Args:
-        module, variables, images, batch_size: as for `predict`.
+        module, variables, images, batch_size, preprocess: as for `predict`.
         layers: names from `fzoo.layer_names(module)`, or one.
 
     Returns:
         {layer name: (N, ...) array}.
 
     Raises:
-        ValueError: an unknown layer, or images as for `predict`.
+        ValueError: an unknown layer, or one that `optimize_for_inference` folded away; images as for `predict`.
     """
     names = (layers,) if isinstance(layers, str) else tuple(layers)
     if not names:
         raise ValueError("no layers given: at least one name of fzoo.layer_names(module) expected")
-    return in_batches(taps, (module, names), variables, images, batch_size)
+    return in_batches(taps, (module, names), variables, images, batch_size, preprocess)
 
 
 def run(module: nn.Module, variables: Any, images: Array) -> Any:
@@ -81,50 +102,100 @@ def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, 
 
 
 @functools.lru_cache
-def compiled(function: Callable, platform: str) -> Callable:
-    """`function` jitted, its first argument static, with the compiler options that are safe on the platform.
+def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] | None:
+    """What to compile with on a platform, for `jax.jit(..., compiler_options=...)`; None for JAX's own.
 
-    On CPU, jaxlib 0.10.2 fuses reductions into YNNPACK calls by default, some of which give wrong sums (jax issue
-    39103); with dots and convolutions alone they are right. A jaxlib that does not know the option does without.
+    JAX takes them at an outermost jit only. On CPU, jaxlib 0.10.2 hands convolutions and products to YNNPACK, which is
+    the slower way for most shapes here, and some of the reductions that it fuses are wrong (jax issue 39103); without
+    it, XLA's own are used. Products of bfloat16 stay with it: XLA's would be computed in float32. A jaxlib that does
+    not know the option does without.
     """
-    jit = functools.partial(jax.jit, static_argnums=0)
-    if platform == "cpu":
-        options = {
-            "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,"
-            "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
-        }
-        try:
-            jax.jit(lambda x: x + 1, compiler_options=options)(jax.device_put(0.0, jax.devices("cpu")[0]))
-            return jit(function, compiler_options=options)
-        except jax.errors.JaxRuntimeError:  # no such compile option
-            pass
-    return jit(function)
+    if platform != "cpu":
+        return None
+    fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == jnp.bfloat16 else ""
+    options = {"xla_cpu_experimental_ynn_fusion_type": fusions}
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(jax.device_put(0.0, jax.devices("cpu")[0]))
+    except jax.errors.JaxRuntimeError:  # no such compile option
+        return None
+    return options
 
 
-def in_batches(function: Callable, what: Hashable, variables: Any, images: Any, batch_size: int | None) -> Any:
+@functools.lru_cache
+def compiled(function: Callable, platform: str, dtype: Any) -> Callable:
+    """`function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
+
+    Called with (what, mode of preprocessing or None, variables, images).
+    """
+
+    def program(what: Hashable, mode: Mode | None, variables: Any, images: Array) -> Any:
+        def step(images: Array) -> Any:
+            return function(what, variables, images if mode is None else preprocess_pixels(images, mode))
+
+        count = images.shape[0]
+        micro = math.gcd(count, MICRO_BATCH) if platform == "cpu" else count
+        if micro == count:
+            return step(images)
+        out = lax.map(step, images.reshape(count // micro, micro, *images.shape[1:]))
+        return jax.tree.map(lambda y: y.reshape(count, *y.shape[2:]), out)
+
+    return jax.jit(program, static_argnums=(0, 1), compiler_options=compiler_options(platform, dtype))
+
+
+def in_batches(
+    function: Callable, what: Any, variables: Any, images: Any, batch_size: int | None, preprocess: str | None
+) -> Any:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
-    check_images(images)
+    mode = None if preprocess is None else preprocessing_mode(preprocess)
+    check_images(images, mode)
     if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
         raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
     count, leaves = images.shape[0], jax.tree.leaves((variables, images))
     # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
     if any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.zeros(())]):
+        images = images if mode is None else preprocess_pixels(jnp.asarray(images), mode)
         size = batch_size or count
         parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     device = next(iter(arrays[0].devices())) if arrays else jax.devices()[0]
-    call = compiled(function, device.platform)
+    module = what[0] if isinstance(what, tuple) else what
+    call = compiled(function, device.platform, jnp.dtype(getattr(module, "dtype", None) or jnp.float32))
     size = batch_size or min(BATCH_SIZE, 1 << (count - 1).bit_length())
-    parts = [call(what, variables, batch) for batch in padded(images, size)]
     if count == size:
-        return parts[0]
+        return call(what, mode, variables, images)
     # Put together on the host: there, no count of images needs a program of its own.
-    return jax.tree.map(lambda *ys: jax.device_put(np.concatenate([np.asarray(y) for y in ys])[:count], device), *parts)
+    pending: deque[Any] = deque()
+    whole: Any = None
+    done = 0
+
+    def take() -> None:
+        nonlocal whole, done
+        part = jax.tree.map(np.asarray, pending.popleft())
+        if whole is None:
+            whole = jax.tree.map(lambda y: np.empty((count, *y.shape[1:]), y.dtype), part)
+        kept = min(size, count - done)
+        jax.tree.map(lambda all, y: np.copyto(all[done : done + kept], y[:kept]), whole, part)
+        done += kept
+
+    for batch in padded(images, size):
+        pending.append(call(what, mode, variables, batch))
+        if len(pending) == IN_FLIGHT:
+            take()
+    while pending:
+        take()
+    return jax.device_put(whole, device)
 
 
-def check_images(images: Any) -> None:
-    """Raise ValueError unless these are one or more images, preprocessed."""
+def preprocessing_mode(name: str) -> Mode:
+    """The mode of a model's `preprocess_input`."""
+    from fzoo.registry import spec
+
+    return spec(name).preprocessing
+
+
+def check_images(images: Any, mode: Mode | None = None) -> None:
+    """Raise ValueError unless these are one or more images, preprocessed or (with a mode) to be."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
     if shape is None or dtype is None:
         raise ValueError(f"an array of images expected, {type(images).__name__} given")
@@ -132,8 +203,11 @@ def check_images(images: Any) -> None:
         raise ValueError(f"images of shape {shape} given, (N, H, W, C) expected; for one image: image[None]")
     if shape[0] == 0:
         raise ValueError("no images given: an array of shape (0, ...)")
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"images of {dtype} given, floats expected: preprocess_input(images, name) makes them")
+    if not (jnp.issubdtype(dtype, jnp.floating) or (mode is not None and jnp.issubdtype(dtype, jnp.integer))):
+        raise ValueError(
+            f"images of {dtype} given, floats expected: preprocess_input(images, name) makes them, "
+            "or preprocess=name here"
+        )
 
 
 def padded(images: Any, size: int) -> Iterator[Any]:

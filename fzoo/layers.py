@@ -13,7 +13,7 @@ import difflib
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from fzoo import ops
@@ -82,6 +83,8 @@ class Node:
         shape: of its output, without the batch.
         flops: analytic, for one image: 2 for each multiply-add of convolutions and dense layers, otherwise 0.
         kernel_init: how its kernels start.
+        config: Keras's options of the layer, those that `optimize_for_inference` asks for: "activation" of a layer with
+            weights, "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a BatchNormalization.
     """
 
     name: str
@@ -90,6 +93,26 @@ class Node:
     shape: tuple[int, ...]
     flops: int
     kernel_init: VarianceScaling
+    config: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Where a network that `optimize_for_inference` made differs from Keras's.
+
+    Attributes:
+        biased: convolutions that got a bias, from the BN folded into them.
+        folded: BNs that do nothing any more.
+        scaled: BNs that are left: a factor and a term for each channel.
+        tiles: (convolution, tile) of the kernels that are kept transformed for Winograd.
+        gone: (layer, the layer that has its output now): what can't be tapped any more.
+    """
+
+    biased: frozenset[str] = frozenset()
+    folded: frozenset[str] = frozenset()
+    scaled: frozenset[str] = frozenset()
+    tiles: tuple[tuple[str, int], ...] = ()
+    gone: tuple[tuple[str, str], ...] = ()
 
 
 class SeparableConv(nn.Module):
@@ -100,6 +123,7 @@ class SeparableConv(nn.Module):
     strides: tuple[int, int]
     padding: str
     conv: Callable[..., nn.Conv]
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
@@ -113,7 +137,41 @@ class SeparableConv(nn.Module):
             feature_group_count=channels,
             name="depthwise",
         )(x)
-        return self.conv(self.features, (1, 1), name="pointwise")(x)
+        return self.conv(self.features, (1, 1), use_bias=self.use_bias, name="pointwise")(x)
+
+
+class WinogradConv(nn.Module):
+    """A 3x3 convolution of stride 1 whose kernel is kept transformed."""
+
+    features: int
+    padding: str | tuple[tuple[int, int], tuple[int, int]]
+    tile: int
+    dtype: Any
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """Apply it."""
+        kernel = self.param("kernel", glorot_uniform, ((self.tile + 2) ** 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        conv = ops.Convolution.of(x.shape, (3, 3, x.shape[-1], self.features), (1, 1), self.padding)
+        y = ops.winograd_transformed(conv, x, kernel)
+        return y if bias is None else y + bias
+
+
+class ScaleShift(nn.Module):
+    """What is left of a BN in inference: a factor and a term for each channel."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        """Apply it."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x, scale, bias = promote_dtype(x, scale, bias, dtype=self.dtype)
+        return x * scale + bias
 
 
 class Layers:
@@ -131,6 +189,7 @@ class Layers:
         taps: names of the layers whose output is kept in `self.tapped`.
         record: keep the call graph in `self.nodes`. Holds on to every intermediate array, so it is for
             abstract evaluation.
+        prepared: where the network differs from Keras's, if `optimize_for_inference` made it.
     """
 
     def __init__(
@@ -141,6 +200,7 @@ class Layers:
         known_size: bool = True,
         taps: Iterable[str] = (),
         record: bool = False,
+        prepared: Prepared | None = None,
     ):
         self.train = train
         self.dtype = dtype
@@ -149,6 +209,8 @@ class Layers:
         self.nodes: dict[str, Node] = {}
         self._taps = frozenset(taps)
         self._record = record
+        self._prepared = prepared or Prepared()
+        self._tiles = dict(self._prepared.tiles)
         self._numbers: Counter[str] = Counter()
         self._producer: dict[int, tuple[str, Array]] = {}  # by id; the array is kept so that the id stays its own
         self._conv = functools.partial(
@@ -178,13 +240,14 @@ class Layers:
         y: Array,
         flops: int = 0,
         kernel_init: VarianceScaling = glorot_uniform,
+        **config: Any,
     ) -> Array:
         """File the output of a layer; every layer's last step."""
         if self._record:
             if any(y is x for x in inputs):  # an identity (dropout outside training) is a layer of its own, too
                 y = jnp.copy(y)
             parents = tuple(self._producer[id(x)][0] for x in inputs)
-            self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops, kernel_init)
+            self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops, kernel_init, config)
             self._producer[id(y)] = (name, y)
         if name in self._taps:
             self.tapped[name] = y
@@ -207,19 +270,19 @@ class Layers:
     ) -> Float[Array, "n ho wo f"]:
         """Conv2D."""
         name = self._name("Conv2D", name)
-        kernel = pair(kernel)
-        conv = self._conv(
-            features,
-            kernel,
-            pair(strides),
-            padding=lax_padding(padding),
-            use_bias=use_bias,
-            kernel_init=kernel_init,
-            name=name,
-        )
+        kernel, steps, pads = pair(kernel), pair(strides), lax_padding(padding)
+        use_bias = use_bias or name in self._prepared.biased
+        if name in self._tiles:
+            conv = WinogradConv(features, pads, self._tiles[name], self.dtype, use_bias, name=name)
+        else:
+            conv = self._conv(
+                features, kernel, steps, padding=pads, use_bias=use_bias, kernel_init=kernel_init, name=name
+            )
         y = activation_function(activation)(conv(x))
-        flops = 2 * int(np.prod([*y.shape[1:], *kernel, x.shape[-1]]))
-        return self._note("Conv2D", name, [x], y, flops, kernel_init)
+        shape = ops.Convolution.of((1, *x.shape[1:]), (*kernel, x.shape[-1], features), steps, pads)
+        return self._note(
+            "Conv2D", name, [x], y, shape.flops, kernel_init, activation=activation or "linear", convolution=shape
+        )
 
     def depthwise_conv2d(
         self,
@@ -241,10 +304,11 @@ class Layers:
             pair(strides),
             padding=lax_padding(padding),
             feature_group_count=channels,
-            use_bias=use_bias,
+            use_bias=use_bias or name in self._prepared.biased,
             name=name,
         )(x)
-        return self._note("DepthwiseConv2D", name, [x], y, 2 * int(np.prod([*y.shape[1:], *kernel])))
+        flops = 2 * int(np.prod([*y.shape[1:], *kernel]))
+        return self._note("DepthwiseConv2D", name, [x], y, flops, activation="linear")
 
     def separable_conv2d(
         self,
@@ -259,9 +323,10 @@ class Layers:
         """SeparableConv2D without a bias."""
         name = self._name("SeparableConv2D", name)
         kernel, channels = pair(kernel), x.shape[-1]
-        y = SeparableConv(features, kernel, pair(strides), padding.upper(), self._conv, name=name)(x)
+        use_bias = name in self._prepared.biased
+        y = SeparableConv(features, kernel, pair(strides), padding.upper(), self._conv, use_bias, name=name)(x)
         flops = 2 * int(np.prod(y.shape[1:3])) * channels * (kernel[0] * kernel[1] + features)
-        return self._note("SeparableConv2D", name, [x], y, flops)
+        return self._note("SeparableConv2D", name, [x], y, flops, activation="linear")
 
     def dense(
         self,
@@ -275,7 +340,8 @@ class Layers:
         name = self._name("Dense", name)
         dense = nn.Dense(features, dtype=self.dtype, kernel_init=glorot_uniform, name=name)
         y = activation_function(activation)(dense(x))
-        return self._note("Dense", name, [x], y, 2 * x.shape[-1] * features)
+        flops = 2 * x.shape[-1] * features
+        return self._note("Dense", name, [x], y, flops, activation=activation or "linear")
 
     def batch_norm(
         self,
@@ -288,16 +354,21 @@ class Layers:
     ) -> Float[Array, "n ... c"]:
         """BatchNormalization over the last axis, with Keras's epsilon and momentum."""
         name = self._name("BatchNormalization", name)
-        y = nn.BatchNorm(
-            use_running_average=not self.train,
-            epsilon=epsilon,
-            momentum=momentum,
-            use_scale=scale,
-            use_fast_variance=False,  # E[x^2] - E[x]^2 cancels in float32 where the mean is large
-            dtype=self.dtype,
-            name=name,
-        )(x)
-        return self._note("BatchNormalization", name, [x], y)
+        if name in self._prepared.folded:
+            y = x
+        elif name in self._prepared.scaled:
+            y = ScaleShift(self.dtype, name=name)(x)
+        else:
+            y = nn.BatchNorm(
+                use_running_average=not self.train,
+                epsilon=epsilon,
+                momentum=momentum,
+                use_scale=scale,
+                use_fast_variance=False,  # E[x^2] - E[x]^2 cancels in float32 where the mean is large
+                dtype=self.dtype,
+                name=name,
+            )(x)
+        return self._note("BatchNormalization", name, [x], y, epsilon=epsilon)
 
     # -- layers without weights ---------------------------------------------------------------------------------------
 
@@ -308,7 +379,8 @@ class Layers:
     def activation(self, x: Array, function: Activation, *, name: str | None = None) -> Array:
         """Activation."""
         name = self._name("Activation", name)
-        return self._note("Activation", name, [x], activation_function(function)(x))
+        y = activation_function(function)(x)
+        return self._note("Activation", name, [x], y, activation=function or "linear")
 
     def relu(self, x: Array, max_value: float | None = None, *, name: str | None = None) -> Array:
         """ReLU, clipped at `max_value`."""
@@ -432,6 +504,7 @@ class Classifier(nn.Module):
             As in Keras, a network built without the top and without a size pads for even sizes where parity matters
             (MobileNetV2): give the size for one that follows an odd input.
         dtype: of the computation; parameters are float32.
+        prepared: not an option: what `optimize_for_inference` did.
 
     Raises:
         ValueError: an argument, or the shape of the images, can't be honoured.
@@ -443,6 +516,7 @@ class Classifier(nn.Module):
     classifier_activation: Activation = "softmax"
     input_shape: tuple[int | None, int | None, int] | None = None
     dtype: Any = jnp.float32
+    prepared: Prepared | None = None
 
     # Facts of a family; not options.
     default_size = 224
@@ -512,7 +586,16 @@ class Classifier(nn.Module):
     ) -> tuple[Array, Layers]:
         """The forward pass: its output, and the `Layers` that kept what was asked for."""
         self.check_images(x.shape)
-        k = Layers(train=train, dtype=self.dtype, known_size=self.known_size, taps=taps, record=record)
+        if train and self.prepared:
+            raise ValueError("train=True given, but optimize_for_inference made this network: train the plain one")
+        k = Layers(
+            train=train,
+            dtype=self.dtype,
+            known_size=self.known_size,
+            taps=taps,
+            record=record,
+            prepared=self.prepared,
+        )
         x = k.input(jnp.asarray(x, self.dtype))
         x = self.backbone(k, x)
         if self.include_top:
@@ -537,6 +620,13 @@ class Classifier(nn.Module):
         Raises:
             ValueError: the network has no layer of that name.
         """
+        gone = dict(self.prepared.gone) if self.prepared else {}
+        for name in layers:
+            if name in gone:
+                raise ValueError(
+                    f"layer {name!r} is gone: optimize_for_inference folded it with others into one, whose output is "
+                    f"that of {gone[name]!r}; tap this, or the plain network"
+                )
         _, k = self.run(x, train, layers)
         for name in layers:
             if name not in k.tapped:
@@ -682,7 +772,8 @@ def layer_names(module: Classifier) -> list[str]:
 
     `layer_names(module)[249]` is the name of Keras's `model.layers[249]`.
     """
-    return [node.name for node in trace(module).nodes]
+    gone = dict(module.prepared.gone) if isinstance(module, Classifier) and module.prepared else {}
+    return [node.name for node in trace(module).nodes if node.name not in gone]
 
 
 def pair(n: int | tuple[int, int]) -> tuple[int, int]:

@@ -3,20 +3,81 @@
 `conv_general_dilated` has the signature that `flax.linen.Conv` calls, so a model says *what* it convolves
 and this file says *how*. Everything here differentiates, and `lax.platform_dependent` picks the form when
 the program is lowered, so the same trace runs on (and exports for) CPU, GPU and TPU.
+
+GPUs and TPUs get the plain convolution, which their libraries run well. On CPU, `CPU_FORMS` is the choice: the first
+row that fits. What each row is worth is measured by `benchmarks/convolutions.py`, beside XLA's own convolution.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """The shape of an undilated NHWC convolution: what a form is chosen by.
+
+    Attributes:
+        images, height, width, inputs: shape of the input.
+        kernel, outputs, groups: of the kernel.
+        strides, pads: for height and width.
+        dtype: of the images and the kernel.
+    """
+
+    images: int
+    height: int
+    width: int
+    inputs: int
+    kernel: tuple[int, int]
+    outputs: int
+    groups: int
+    strides: tuple[int, int]
+    pads: Pads
+    dtype: Any
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[int],
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        padding: str | Sequence[tuple[int, int]],
+        groups: int = 1,
+        dtype: Any = jnp.float32,
+    ) -> Convolution:
+        """From the shapes (n, h, w, c) and (kh, kw, i, o), and lax's padding."""
+        (n, h, w, c), (kh, kw, _, outputs) = images, kernel
+        down, right = (int(s) for s in strides)
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads((h, w), (kh, kw), (down, right), padding)
+        rows, columns = ((int(before), int(after)) for before, after in padding)
+        return cls(n, h, w, c, (kh, kw), outputs, groups, (down, right), (rows, columns), jnp.dtype(dtype))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        sides = zip((self.height, self.width), self.kernel, self.strides, self.pads, strict=True)
+        height, width = ((side + sum(pads) - k) // stride + 1 for side, k, stride, pads in sides)
+        return height, width
+
+    @property
+    def flops(self) -> int:
+        """2 for each multiply-add."""
+        terms = self.inputs // self.groups * self.kernel[0] * self.kernel[1]
+        return 2 * self.images * self.size[0] * self.size[1] * self.outputs * terms
 
 
 def conv_general_dilated(
@@ -30,11 +91,7 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> Float[Array, "n ho wo o"]:
-    """`lax.conv_general_dilated`, with a faster form of it where one is known for the platform.
-
-    XLA:CPU runs a depthwise convolution as one scalar loop for each channel; the same sum written as shifted
-    multiply-adds is vectorised over the channels. Every other shape is left to XLA.
-    """
+    """`lax.conv_general_dilated`, in a faster form where `CPU_FORMS` has one and the platform is a CPU."""
 
     def library(lhs, rhs):
         return lax.conv_general_dilated(
@@ -49,44 +106,213 @@ def conv_general_dilated(
             **options,
         )
 
-    def shifted(lhs, rhs):
-        pads = padding if isinstance(padding, str) else tuple(tuple(p) for p in padding)
-        return depthwise_shifted(lhs, rhs, tuple(window_strides), pads)
+    if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != NHWC or any(
+        d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))
+    ):
+        return library(lhs, rhs)
+    conv = Convolution.of(lhs.shape, rhs.shape, window_strides, padding, feature_group_count, lhs.dtype)
+    form = next((form for form in CPU_FORMS if form.fits(conv)), None)
+    if form is None:
+        return library(lhs, rhs)
+    return lax.platform_dependent(lhs, rhs, cpu=functools.partial(form.run, conv), default=library)
 
-    nhwc = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
-    undilated = all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    depthwise = rhs.shape[2] == 1 and feature_group_count == lhs.shape[3] > 1
-    if nhwc and undilated and depthwise:
-        return lax.platform_dependent(lhs, rhs, cpu=shifted, default=library)
-    return library(lhs, rhs)
 
-
-@functools.partial(jax.jit, static_argnames=("strides", "padding"))  # a network repeats its shapes: each is traced once
+@functools.partial(jax.jit, static_argnums=0)  # a network repeats its shapes: each is traced once
 def depthwise_shifted(
-    x: Float[Array, "n h w c"],
-    kernel: Float[Array, "kh kw 1 cm"],
-    strides: tuple[int, int],
-    padding: str | tuple[tuple[int, int], ...],
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 cm"]
 ) -> Float[Array, "n ho wo cm"]:
     """A depthwise convolution as one multiply-add of a shifted image for each kernel element."""
-    n, h, w, channels = x.shape
-    kh, kw, _, outputs = kernel.shape
-    if isinstance(padding, str):
-        padding = tuple(lax.padtype_to_pads((h, w), (kh, kw), strides, padding))
-    rows, columns = padding
-    x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
-    if outputs != channels:  # output c * m + j reads channel c
-        x = jnp.repeat(x, outputs // channels, axis=3)
-    (sh, sw), (_, h, w, _) = strides, x.shape
-    ho, wo = (h - kh) // sh + 1, (w - kw) // sw + 1
+    if conv.outputs != conv.inputs:  # output c * m + j reads channel c
+        x = jnp.repeat(x, conv.outputs // conv.inputs, axis=3)
     total = jnp.zeros((), jnp.float32)
-    for i in range(kh):
-        for j in range(kw):
-            window = lax.slice(
-                x,
-                (0, i, j, 0),
-                (n, i + (ho - 1) * sh + 1, j + (wo - 1) * sw + 1, outputs),
-                (1, sh, sw, 1),
-            )
-            total = total + window * kernel[i, j, 0]
+    for (i, j), window in windows(conv, x):
+        total = total + window * kernel[i, j, 0]
     return lax.convert_element_type(total, x.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def pointwise(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "1 1 c o"]
+) -> Float[Array, "n ho wo o"]:
+    """A 1x1 convolution as a matrix product."""
+    [(_, x)] = windows(conv, x)
+    return product(x.reshape(-1, conv.inputs), kernel[0, 0]).reshape(conv.images, *conv.size, conv.outputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def columns(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
+) -> Float[Array, "n ho wo o"]:
+    """A convolution as a matrix product with the windows written out (im2col)."""
+    x = jnp.concatenate([window for _, window in windows(conv, x)], axis=-1)
+    kernel = kernel.reshape(-1, conv.outputs)
+    return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(conv.images, *conv.size, conv.outputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def winograd(conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
+    """A 3x3 convolution of stride 1 by Winograd's minimal filtering, its kernel transformed on the way."""
+    return winograd_transformed(conv, x, winograd_kernel(kernel, winograd_tile(conv)))
+
+
+def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[int, int], Float[Array, "n ho wo c"]]]:
+    """For each kernel element, the part of the padded image that it meets."""
+    x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0))) if any(map(any, conv.pads)) else x
+    (n, _, _, c), (sh, sw), (ho, wo) = x.shape, conv.strides, conv.size
+    return [
+        ((i, j), lax.slice(x, (0, i, j, 0), (n, i + (ho - 1) * sh + 1, j + (wo - 1) * sw + 1, c), (1, sh, sw, 1)))
+        for i in range(conv.kernel[0])
+        for j in range(conv.kernel[1])
+    ]
+
+
+def product(x: Float[Array, "... m k"], kernel: Float[Array, "... k n"]) -> Float[Array, "... m n"]:
+    """A matrix product that sums in float32, whatever its operands are."""
+    batch = tuple(range(x.ndim - 2))
+    dimensions = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, kernel, dimensions, preferred_element_type=wide).astype(x.dtype)
+
+
+# -- Winograd's minimal filtering, F(m x m, 3 x 3) ---------------------------------------------------------------------
+# Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015): an output tile of m x m comes from an input
+# tile of (m + 2) x (m + 2), by (m + 2)^2 products where the sum needs 9 m^2. The tiles of all images are gathered, so
+# that the products are (m + 2)^2 matrix products.
+
+#: For each tile m: the matrices B^T (of the input), G (of the kernel) and A^T (of the output).
+WINOGRAD = {
+    2: (
+        np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+        np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
+        np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+    ),
+    4: (
+        np.array(
+            [
+                [4, 0, -5, 0, 1, 0],
+                [0, -4, -4, 1, 1, 0],
+                [0, 4, -4, -1, 1, 0],
+                [0, -2, -1, 2, 1, 0],
+                [0, 2, -1, -2, 1, 0],
+                [0, 4, 0, -5, 0, 1],
+            ]
+        ),
+        np.array(
+            [
+                [1 / 4, 0, 0],
+                [-1 / 6, -1 / 6, -1 / 6],
+                [-1 / 6, 1 / 6, -1 / 6],
+                [1 / 24, 1 / 12, 1 / 6],
+                [1 / 24, -1 / 12, 1 / 6],
+                [0, 0, 1],
+            ]
+        ),
+        np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
+    ),
+}
+
+
+def winograd_tile(conv: Convolution) -> int:
+    """The side of the output tile: 4, or 2 where the image is so small that tiles of 4 would mostly hang over."""
+    return 4 if min(conv.size) > 8 else 2
+
+
+def winograd_kernel(kernel: Any, tile: int) -> Any:
+    """G kernel G^T of a kernel (3, 3, c, o), NumPy or JAX: a matrix (c, o) for each of the (tile + 2)^2 products."""
+    g = WINOGRAD[tile][1]
+    both = np.kron(g, g).astype(np.float32)  # (tile + 2)^2 x 9
+    return (both @ kernel.reshape(9, -1)).reshape(len(both), *kernel.shape[2:])
+
+
+def winograd_transformed(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "tt c o"]
+) -> Float[Array, "n ho wo o"]:
+    """A 3x3 convolution of stride 1 from the kernel that `winograd_kernel` made."""
+    m = math.isqrt(kernel.shape[0]) - 2
+    b, _, a = WINOGRAD[m]
+    (ho, wo), (top, left) = conv.size, (conv.pads[0][0], conv.pads[1][0])
+    th, tw = -(-ho // m), -(-wo // m)
+    bottom, right = th * m + 2 - top - conv.height, tw * m + 2 - left - conv.width
+    x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+
+    def every_mth(x: Array, start: int, count: int, axis: int) -> Array:
+        return lax.slice_in_dim(x, start, start + (count - 1) * m + 1, m, axis)
+
+    rows = combine(b, [every_mth(x, i, th, 1) for i in range(m + 2)])
+    tiles = [t for row in rows for t in combine(b, [every_mth(row, j, tw, 2) for j in range(m + 2)])]
+    # Written out once, as the operand of the products, and not again for each that reads it.
+    stacked = lax.optimization_barrier(jnp.stack([t.reshape(-1, conv.inputs) for t in tiles]))
+    y = product(stacked, kernel).reshape(m + 2, m + 2, conv.images, th, tw, conv.outputs)
+    rows = combine(a, list(y))
+    y = jnp.stack([jnp.stack(combine(a, list(row)), axis=3) for row in rows], axis=2)  # n th m tw m o
+    return y.reshape(conv.images, th * m, tw * m, conv.outputs)[:, :ho, :wo]
+
+
+def combine(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
+    """Row by row of a constant matrix, the sum of the terms; what is zero is left out."""
+    sums = []
+    for row in matrix.tolist():
+        scaled = [t if c == 1 else t * c for c, t in zip(row, terms, strict=True) if c]
+        sums.append(functools.reduce(jnp.add, scaled))
+    return sums
+
+
+# -- the choice -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A way to lower a convolution.
+
+    Attributes:
+        fits: whether it is the way for such a convolution.
+        run: (convolution, images, kernel) to output.
+    """
+
+    fits: Callable[[Convolution], bool]
+    run: Callable[[Convolution, Array, Array], Array]
+
+
+def is_depthwise(conv: Convolution) -> bool:
+    """One kernel for each channel."""
+    return conv.groups == conv.inputs > 1
+
+
+def is_pointwise(conv: Convolution) -> bool:
+    """A kernel of one pixel, and all channels together."""
+    return conv.kernel == (1, 1) and conv.groups == 1
+
+
+def is_small_stem(conv: Convolution) -> bool:
+    """So few terms in a sum that XLA's convolution can't use its vectors: 3x3 on RGB."""
+    return conv.groups == 1 and conv.kernel[0] * conv.kernel[1] * conv.inputs <= 32 and conv.inputs <= 4
+
+
+def is_narrow(conv: Convolution) -> bool:
+    """Of bfloat16, for which only a matrix product reaches a CPU's units; the windows must stay in its cache."""
+    windows = conv.images * math.prod(conv.size) * math.prod(conv.kernel) * conv.inputs
+    return conv.dtype == jnp.bfloat16 and conv.groups == 1 and 2 * windows <= 1 << 24
+
+
+def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
+    """A 3x3 kernel where the products saved outweigh the transforms.
+
+    Those of the image touch each pixel once for each channel, so there must be channels enough; a transformed tile is
+    2.25 times its pixels, so past some size memory is what counts. That of the kernel, unless it is prepared, needs
+    many pixels to pay.
+    """
+    if conv.kernel != (3, 3) or conv.groups != 1 or conv.strides != (1, 1) or conv.dtype != jnp.float32:
+        return False
+    pixels = conv.images * conv.size[0] * conv.size[1]
+    few, many = sorted((conv.inputs, conv.outputs))
+    return few >= 64 and 150 <= pixels <= (1 << 22) // many and (prepared or pixels >= 4 * conv.inputs)
+
+
+#: What a CPU runs instead of XLA's convolution: the first that fits.
+CPU_FORMS = (
+    Form(is_depthwise, depthwise_shifted),
+    Form(is_pointwise, pointwise),
+    Form(is_small_stem, columns),
+    Form(is_narrow, columns),
+    Form(is_winograd, winograd),
+)

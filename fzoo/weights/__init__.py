@@ -12,7 +12,7 @@ import numpy as np
 
 from fzoo.layers import Classifier, trace
 from fzoo.weights.files import WeightsMismatch, open_layers, write_legacy
-from fzoo.weights.mapping import lookup, match, slots
+from fzoo.weights.mapping import check_variables, match, slots
 
 __all__ = ["WeightsMismatch", "load_keras_weights", "save_keras_weights"]
 
@@ -36,7 +36,7 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
             arrays that don't fit).
     """
     variables: dict[str, Any] = {"params": {}}
-    trace(module)  # before the file: what is no network of this package is not the file's fault
+    slots(module)  # before the file: what is no plain network of this package is not the file's fault
     with open_layers(path) as layers:
         for slot, array in match(module, layers, str(path)):
             at = variables
@@ -68,20 +68,7 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
         raise ValueError(
             f"{path}: a name that ends in .h5 expected, and not in .weights.h5: the legacy layout is written"
         )
-    found = [slot for layer in slots(module).values() for slot in layer]
     layers: dict[str, dict[str, np.ndarray]] = {node.name: {} for node in trace(module).nodes}
-    known = {slot.path for slot in found}
-    given = {
-        tuple(str(getattr(k, "key", k)) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)
-    }
-    problems = [f"{'/'.join(path)} is left over" for path in sorted(given - known)]
-    for slot in found:
-        value = lookup(variables, slot.path)
-        if np.shape(value) != slot.shape:
-            is_what = "missing" if value is None else f"{np.shape(value)}"
-            problems.append(f"{'/'.join(slot.path)} is {is_what}, {slot.shape} wanted")
-        else:
-            layers[slot.layer][slot.array] = np.asarray(value, np.float32).reshape(slot.keras_shape)
-    if problems:
-        raise WeightsMismatch(f"these are not the variables of this {type(module).__name__}", problems)
+    for slot, value in check_variables(module, variables):
+        layers[slot.layer][slot.array] = np.asarray(value, np.float32).reshape(slot.keras_shape)
     write_legacy(path, layers)

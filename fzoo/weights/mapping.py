@@ -12,6 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from fzoo.layers import Classifier, Node, snake_case, trace
 from fzoo.weights.files import FileLayer, WeightsMismatch
 
@@ -60,6 +63,8 @@ class Slot:
 def slots(module: Classifier) -> dict[str, list[Slot]]:
     """The arrays of every layer of a network that has any, in Keras's order."""
     nodes, variables = trace(module).nodes, trace(module).variables
+    if module.prepared:
+        raise ValueError("optimize_for_inference made this network; the plain one, from which it came, is wanted here")
     by_name = {node.name: node for node in nodes}
     found: dict[str, list[Slot]] = {}
     for node in nodes:
@@ -84,6 +89,28 @@ def lookup(tree: Any, path: Sequence[str]) -> Any:
             return None
         tree = tree[key]
     return tree
+
+
+def check_variables(module: Classifier, variables: Any) -> list[tuple[Slot, Any]]:
+    """Every array of a network beside its value.
+
+    Raises:
+        WeightsMismatch: the variables are not this network's.
+    """
+    found = [slot for layer in slots(module).values() for slot in layer]
+    known = {slot.path for slot in found}
+    given = {
+        tuple(str(getattr(k, "key", k)) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    problems = [f"{'/'.join(path)} is left over" for path in sorted(given - known)]
+    pairs = [(slot, lookup(variables, slot.path)) for slot in found]
+    for slot, value in pairs:
+        if np.shape(value) != slot.shape:
+            is_what = "missing" if value is None else f"{np.shape(value)}"
+            problems.append(f"{'/'.join(slot.path)} is {is_what}, {slot.shape} wanted")
+    if problems:
+        raise WeightsMismatch(f"these are not the variables of this {type(module).__name__}", problems)
+    return pairs
 
 
 def match(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, Any]]:
