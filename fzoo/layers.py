@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
+from jax import lax
 from jaxtyping import Array, Float
 
 from fzoo import ops
@@ -158,6 +159,40 @@ class WinogradConv(nn.Module):
         conv = ops.Convolution.of(x.shape, (3, 3, x.shape[-1], self.features), (1, 1), self.padding)
         y = ops.winograd_transformed(conv, x, kernel)
         return y if bias is None else y + bias
+
+
+class BatchNorm(nn.Module):
+    """`flax.linen.BatchNorm` over the last axis: the same variables and numbers, its sums as `ops` lowers them.
+
+    The variance is that of the centred values: E[x^2] - E[x]^2 cancels in float32 where the mean is large.
+    """
+
+    train: bool
+    epsilon: float
+    momentum: float
+    use_scale: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        """Normalise by the batch's statistics in training, by the running ones otherwise."""
+        channels = x.shape[-1:]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(())
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        if not self.train:
+            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
+            return jnp.asarray((x - running_mean.value) * factor + bias, self.dtype)
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        mean = ops.channel_mean(wide)
+        centred = wide - ops.spread(mean, wide)
+        var = ops.channel_mean(jnp.square(centred))
+        if not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_var, var)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
+        factor = lax.rsqrt(var + self.epsilon) * scale
+        return jnp.asarray(centred * ops.spread(factor, wide) + ops.spread(bias, wide), self.dtype)
 
 
 class ScaleShift(nn.Module):
@@ -359,15 +394,7 @@ class Layers:
         elif name in self._prepared.scaled:
             y = ScaleShift(self.dtype, name=name)(x)
         else:
-            y = nn.BatchNorm(
-                use_running_average=not self.train,
-                epsilon=epsilon,
-                momentum=momentum,
-                use_scale=scale,
-                use_fast_variance=False,  # E[x^2] - E[x]^2 cancels in float32 where the mean is large
-                dtype=self.dtype,
-                name=name,
-            )(x)
+            y = BatchNorm(self.train, epsilon, momentum, scale, self.dtype, name=name)(x)
         return self._note("BatchNormalization", name, [x], y, epsilon=epsilon)
 
     # -- layers without weights ---------------------------------------------------------------------------------------

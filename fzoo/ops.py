@@ -126,7 +126,7 @@ def depthwise_shifted(
         x = jnp.repeat(x, conv.outputs // conv.inputs, axis=3)
     total = jnp.zeros((), jnp.float32)
     for (i, j), window in windows(conv, x):
-        total = total + window * kernel[i, j, 0]
+        total = total + window * _spread(kernel[i, j, 0], window)
     return lax.convert_element_type(total, x.dtype)
 
 
@@ -149,10 +149,23 @@ def columns(
     return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(conv.images, *conv.size, conv.outputs)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0)
 def winograd(conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
     """A 3x3 convolution of stride 1 by Winograd's minimal filtering, its kernel transformed on the way."""
     return winograd_transformed(conv, x, winograd_kernel(kernel, winograd_tile(conv)))
+
+
+@winograd.defjvp
+def _winograd_jvp(
+    conv: Convolution, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """The derivative by XLA's convolution: the transposes of Winograd's steps are ten times slower than its own."""
+    (x, kernel), (dx, dkernel) = primals, tangents
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=(1, 1), padding=conv.pads, dimension_numbers=NHWC
+    )
+    return winograd(conv, x, kernel), plain(dx, kernel) + plain(x, dkernel)
 
 
 def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[int, int], Float[Array, "n ho wo c"]]]:
@@ -172,6 +185,31 @@ def product(x: Float[Array, "... m k"], kernel: Float[Array, "... k n"]) -> Floa
     dimensions = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, kernel, dimensions, preferred_element_type=wide).astype(x.dtype)
+
+
+# -- sums over images -------------------------------------------------------------------------------------------------
+
+
+def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
+    """The mean over all axes but the last.
+
+    On CPU it is a product with ones: XLA sums down columns on one core, without its vectors.
+    """
+
+    def cpu(x: Array) -> Array:
+        return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0] / (x.size // x.shape[-1])
+
+    return lax.platform_dependent(x, cpu=cpu, default=lambda x: jnp.mean(x, range(x.ndim - 1)))
+
+
+def spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    """Values of the channels at every pixel; on CPU, a broadcast whose gradient is a product with ones, too."""
+    return lax.platform_dependent(values, like, cpu=_spread, default=lambda v, x: jnp.broadcast_to(v, x.shape))
+
+
+def _spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    ones = jnp.ones((like.size // like.shape[-1], 1), values.dtype)
+    return (ones @ values[None]).reshape(like.shape)
 
 
 # -- Winograd's minimal filtering, F(m x m, 3 x 3) ---------------------------------------------------------------------
