@@ -117,16 +117,30 @@ def conv_general_dilated(
     return lax.platform_dependent(lhs, rhs, cpu=functools.partial(form.run, conv), default=library)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0)  # a network repeats its shapes: each is traced once
 def depthwise_shifted(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 cm"]
 ) -> Float[Array, "n ho wo cm"]:
     """A depthwise convolution as one multiply-add of a shifted image for each kernel element."""
+    return _shifted(conv, x, kernel, lambda values, like: values)
+
+
+@depthwise_shifted.defjvp
+def _depthwise_jvp(
+    conv: Convolution, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """The same sums, but the kernel's gradient, a sum over all pixels, is as `spread` has it."""
+    (x, kernel), (dx, dkernel) = primals, tangents
+    return depthwise_shifted(conv, x, kernel), depthwise_shifted(conv, dx, kernel) + _shifted(conv, x, dkernel, _spread)
+
+
+def _shifted(conv: Convolution, x: Array, kernel: Array, spread: Callable[[Array, Array], Array]) -> Array:
     if conv.outputs != conv.inputs:  # output c * m + j reads channel c
         x = jnp.repeat(x, conv.outputs // conv.inputs, axis=3)
     total = jnp.zeros((), jnp.float32)
     for (i, j), window in windows(conv, x):
-        total = total + window * _spread(kernel[i, j, 0], window)
+        total = total + window * spread(kernel[i, j, 0], window)
     return lax.convert_element_type(total, x.dtype)
 
 
@@ -144,7 +158,7 @@ def columns(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
 ) -> Float[Array, "n ho wo o"]:
     """A convolution as a matrix product with the windows written out (im2col)."""
-    x = jnp.concatenate([window for _, window in windows(conv, x)], axis=-1)
+    x = lax.optimization_barrier(jnp.concatenate([window for _, window in windows(conv, x)], axis=-1))
     kernel = kernel.reshape(-1, conv.outputs)
     return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(conv.images, *conv.size, conv.outputs)
 
@@ -202,12 +216,23 @@ def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
     return lax.platform_dependent(x, cpu=cpu, default=lambda x: jnp.mean(x, range(x.ndim - 1)))
 
 
+@jax.custom_jvp
 def spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    """Values of the channels at every pixel; on CPU, a broadcast whose gradient is a product with ones, too."""
-    return lax.platform_dependent(values, like, cpu=_spread, default=lambda v, x: jnp.broadcast_to(v, x.shape))
+    """Values of the channels at every pixel: a broadcast, whose gradient on CPU is a product with ones, too."""
+    return jnp.broadcast_to(values, like.shape)
 
 
-def _spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
+@spread.defjvp
+def _spread_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (values, like), (dvalues, _) = primals, tangents
+    return spread(values, like), lax.platform_dependent(dvalues, like, cpu=_spread, default=_broadcast)
+
+
+def _broadcast(values: Array, like: Array) -> Array:
+    return jnp.broadcast_to(values, like.shape)
+
+
+def _spread(values: Array, like: Array) -> Array:
     ones = jnp.ones((like.size // like.shape[-1], 1), values.dtype)
     return (ones @ values[None]).reshape(like.shape)
 
@@ -343,7 +368,7 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
         return False
     pixels = conv.images * conv.size[0] * conv.size[1]
     few, many = sorted((conv.inputs, conv.outputs))
-    return few >= 64 and 150 <= pixels <= (1 << 22) // many and (prepared or pixels >= 4 * conv.inputs)
+    return few >= 64 and 150 <= pixels <= (1 << 21) // many and (prepared or pixels >= 4 * conv.inputs)
 
 
 #: What a CPU runs instead of XLA's convolution: the first that fits.

@@ -198,3 +198,20 @@ def test_bad_arguments(small, images):
         fzoo.predict(open_size, small[1], np.zeros((1, 31, 40, 3), np.float32))
     with pytest.raises(ValueError, match="any, any, 3 expected"):
         fzoo.predict(open_size, small[1], np.zeros((1, 40, 40, 1), np.float32))
+
+
+def test_pixels_are_preprocessed_in_the_program(small):
+    module, variables = small
+    pixels = np.random.default_rng(2).integers(0, 256, (7, 32, 32, 3), np.uint8)
+    expected = fzoo.predict(module, variables, fzoo.preprocess_input(pixels, "MobileNet"))
+    for given in (pixels, jnp.asarray(pixels), pixels.astype(np.float32)):
+        found = fzoo.predict(module, variables, given, batch_size=4, preprocess="MobileNet")
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    inside = jax.jit(lambda v, x: fzoo.predict(module, v, x, preprocess="MobileNet"))(variables, pixels)
+    np.testing.assert_allclose(inside, expected, atol=1e-6)
+    taps = fzoo.features(module, variables, pixels, "predictions", preprocess="MobileNet")
+    np.testing.assert_allclose(taps["predictions"], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="preprocess=name"):
+        fzoo.predict(module, variables, pixels)
+    with pytest.raises(ValueError, match="did you mean MobileNet"):
+        fzoo.predict(module, variables, pixels, preprocess="Mobilnet")

@@ -57,7 +57,7 @@ def test_every_model_has_a_case():
     assert {type(fzoo.create(name)) for name in FAMILIES} == families
 
 
-def compare(pair: Pair, every: int = 1) -> None:
+def compare(pair: Pair, every: int = 1) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Names and order of all layers of both networks, and the outputs of every n-th and of the last."""
     images = random_images((2, *(n or 47 for n in pair.keras.input_shape[1:])))
     names = [layer.name for layer in pair.keras.layers]
@@ -70,10 +70,32 @@ def compare(pair: Pair, every: int = 1) -> None:
     ours = jax.jit(endpoints, compiler_options=COMPILER_OPTIONS)(pair.variables, images)
     for layer, output in theirs.items():
         assert_close(ours[layer], output, f"{pair.name} {layer}")
+    return images, theirs
 
 
 def test_every_layer(smallest):
-    compare(smallest)
+    """Those of the network, and those that are left in its form for inference."""
+    images, theirs = compare(smallest)
+    module, variables = fzoo.optimize_for_inference(smallest.module, smallest.variables)
+    left = fzoo.layer_names(module)
+    gone = dict(module.prepared.gone)
+    assert gone.keys() == theirs.keys() - set(left)
+    assert "batch_stats" not in variables
+    assert len(module.prepared.folded) + len(module.prepared.scaled) == sum("var" in s for s in stats(smallest))
+
+    def endpoints(variables, images):
+        return module.apply(variables, images, left, method="endpoints")
+
+    ours = jax.jit(endpoints, compiler_options=COMPILER_OPTIONS)(variables, images)
+    for layer in left:
+        assert_close(ours[layer], theirs[layer], f"{smallest.name} {layer}, optimized")
+    for layer, instead in gone.items():
+        with pytest.raises(ValueError, match=f"{layer!r} is gone: .* {instead!r}"):
+            module.apply(variables, images, [layer], method="endpoints")
+
+
+def stats(pair: Pair) -> list[dict[str, Any]]:
+    return list(pair.variables.get("batch_stats", {}).values())
 
 
 def test_predict(smallest):

@@ -1,0 +1,144 @@
+"""Every form of a convolution against XLA's own: outputs, gradients, other platforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from reference import assert_close
+
+import fzoo
+from fzoo import ops
+from fzoo.inference import compiler_options
+
+#: (images, kernel, stride, padding, groups), and the form that a CPU takes; None for XLA's own.
+CONVOLUTIONS = {
+    "depthwise": ((2, 9, 11, 8), (3, 3, 1, 8), 1, "SAME", 8, ops.depthwise_shifted),
+    "depthwise of stride 2": ((2, 10, 11, 8), (5, 5, 1, 8), 2, ((1, 2), (2, 1)), 8, ops.depthwise_shifted),
+    "depthwise with a multiplier": ((1, 7, 7, 4), (3, 3, 1, 12), 1, "VALID", 4, ops.depthwise_shifted),
+    "1x1": ((2, 5, 7, 16), (1, 1, 16, 24), 1, "SAME", 1, ops.pointwise),
+    "1x1 of stride 2": ((2, 5, 8, 16), (1, 1, 16, 24), 2, "VALID", 1, ops.pointwise),
+    "1x1 with padding": ((1, 5, 8, 16), (1, 1, 16, 24), 1, ((1, 0), (0, 2)), 1, ops.pointwise),
+    "small stem": ((2, 17, 18, 3), (3, 3, 3, 8), 2, "SAME", 1, ops.columns),
+    "large stem": ((1, 17, 18, 3), (7, 7, 3, 8), 2, "SAME", 1, None),
+    "Winograd": ((1, 17, 18, 64), (3, 3, 64, 72), 1, "SAME", 1, ops.winograd),
+    "Winograd without padding": ((1, 20, 19, 64), (3, 3, 64, 64), 1, "VALID", 1, ops.winograd),
+    "Winograd, uneven padding": ((1, 17, 16, 64), (3, 3, 64, 64), 1, ((2, 0), (1, 3)), 1, ops.winograd),
+    "Winograd in small tiles": ((6, 8, 8, 64), (3, 3, 64, 64), 1, "SAME", 1, ops.winograd),
+    "3x3 of few pixels": ((1, 7, 7, 64), (3, 3, 64, 64), 1, "SAME", 1, None),
+    "3x3 of stride 2": ((1, 20, 20, 64), (3, 3, 64, 64), 2, "SAME", 1, None),
+    "1x7": ((1, 17, 17, 16), (1, 7, 16, 16), 1, "SAME", 1, None),
+    "grouped": ((1, 20, 20, 64), (3, 3, 16, 64), 1, "SAME", 4, None),
+}
+
+
+def forms(images, kernel, stride, padding, groups):
+    """(fzoo's, XLA's) of a convolution."""
+
+    def ours(x, w):
+        return ops.conv_general_dilated(x, w, (stride, stride), padding, feature_group_count=groups)
+
+    def theirs(x, w):
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), padding, dimension_numbers=ops.NHWC, feature_group_count=groups
+        )
+
+    return ours, theirs
+
+
+def run(function, *arguments):
+    return jax.jit(function, compiler_options=compiler_options("cpu"))(*arguments)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_outputs_and_gradients(name):
+    *shape, form = CONVOLUTIONS[name]
+    conv = ops.Convolution.of(shape[0], shape[1], (shape[2], shape[2]), shape[3], shape[4])
+    assert next((f.run for f in ops.CPU_FORMS if f.fits(conv)), None) is form
+    ours, theirs = forms(*shape)
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=s).astype(np.float32) for s in shape[:2])
+    expected = run(theirs, x, w)
+    assert conv.size == expected.shape[1:3]
+    assert_close(run(ours, x, w), np.asarray(expected), name, 1e-5)
+    weights = rng.normal(size=expected.shape).astype(np.float32)
+    tangents = tuple(rng.normal(size=s).astype(np.float32) for s in shape[:2])
+    for argument in (0, 1):
+        found, wanted = (
+            run(jax.grad(lambda x, w, f=f: (f(x, w) * weights).sum(), argument), x, w) for f in (ours, theirs)
+        )
+        assert_close(found, np.asarray(wanted), f"{name}, gradient {argument}", 1e-5)
+    found, wanted = (run(lambda x, w, f=f: jax.jvp(f, (x, w), tangents)[1], x, w) for f in (ours, theirs))
+    assert_close(found, np.asarray(wanted), f"{name}, forward", 1e-5)
+    found = run(jax.vmap(ours, (0, None)), np.stack([x, 2 * x]), w)
+    assert_close(found[1], 2 * np.asarray(expected), f"{name}, vmap", 1e-5)
+
+
+@pytest.mark.parametrize("dilation", ["lhs_dilation", "rhs_dilation"])
+def test_dilated_is_left_to_xla(dilation):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(1, 20, 20, 64)).astype("f"), rng.normal(size=(3, 3, 64, 64)).astype("f")
+    options = {"padding": "SAME" if dilation[0] == "r" else ((1, 1), (1, 1)), dilation: (2, 2)}
+    found = ops.conv_general_dilated(x, w, (1, 1), **options)
+    wanted = lax.conv_general_dilated(x, w, (1, 1), dimension_numbers=ops.NHWC, **options)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_bfloat16_sums_in_float32():
+    x, w = np.full((1, 6, 6, 512), 1.0), np.full((3, 3, 512, 8), 1.0)
+    conv = ops.Convolution.of(x.shape, w.shape, (1, 1), "VALID", dtype=jnp.bfloat16)
+    assert next(f.run for f in ops.CPU_FORMS if f.fits(conv)) is ops.columns
+    found = ops.conv_general_dilated(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), (1, 1), "VALID")
+    assert found.dtype == jnp.bfloat16
+    assert (np.asarray(found, np.float32) == 4608).all()  # bfloat16 itself stops counting at 256
+
+
+def test_means_and_their_gradients():
+    x = np.random.default_rng(0).normal(3, 1, (3, 5, 4, 7)).astype(np.float32)
+    np.testing.assert_allclose(ops.channel_mean(x), x.mean((0, 1, 2)), rtol=1e-6)
+
+    def variance(mean, spread):
+        return lambda x: ((x - spread(mean(x), x)) ** 2).sum()
+
+    plain = variance(lambda x: jnp.mean(x, (0, 1, 2)), lambda v, x: v)
+    found, wanted = (jax.grad(f)(x) for f in (variance(ops.channel_mean, ops.spread), plain))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
+def test_lowers_for_every_platform(optimized):
+    """On a machine that has a CPU alone; GPUs and TPUs get the plain convolution."""
+    module, variables = fzoo.load("MobileNet", weights=None, input_shape=(32, 32, 3), classes=3)
+    if optimized:
+        module, variables = fzoo.optimize_for_inference(module, variables)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    call = jax.jit(module.apply)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    convolutions = {
+        platform: jax.export.export(call, platforms=[platform])(shapes, images)
+        .mlir_module()
+        .count("stablehlo.convolution")
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert convolutions["cpu"] < convolutions["cuda"] == convolutions["tpu"] == 28
+    together = jax.export.export(call, platforms=["cpu", "cuda", "tpu"])(shapes, images)
+    noise = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
+    assert_close(together.call(variables, noise), np.asarray(call(variables, noise)), "exported")
+
+
+def test_a_training_step_lowers_for_every_platform():
+    module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=3)
+
+    def loss(params, images):
+        y, _ = module.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return -jnp.log(y[:, 0]).mean()
+
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cpu", "cuda", "tpu"])
+    exported(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables["params"]), images)

@@ -1,0 +1,105 @@
+"""`optimize_for_inference`: what test_models.py, which compares every layer of every model, leaves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import assert_close
+
+import fzoo
+
+
+@pytest.fixture(scope="module")
+def small():
+    return randomised(*fzoo.load("MobileNet", weights=None, alpha=0.25, classes=5, input_shape=(32, 32, 3)))
+
+
+def randomised(module, variables):
+    """With BNs that do something."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype("f")
+        return rng.normal(size=leaf.shape).astype("f") * 0.1 if path[-1].key in ("bias", "mean") else leaf
+
+    return module, jax.tree_util.tree_map_with_path(draw, variables)
+
+
+def test_kernels_prepared_for_winograd_give_the_same():
+    """At the size that the network was optimised for, and at another, where some tiles are larger than the image."""
+    module, variables = randomised(*fzoo.load("ResNet50", weights=None, include_top=False, pooling="avg"))
+    fast, prepared = fzoo.optimize_for_inference(module, variables)
+    assert fast.prepared and len(fast.prepared.tiles) == 13
+    for size in ((3, 112, 96, 3), (1, 37, 61, 3)):
+        images = np.random.default_rng(1).normal(size=size).astype(np.float32)
+        expected = np.asarray(fzoo.predict(module, variables, images))
+        assert_close(fzoo.predict(fast, prepared, images), expected, f"{size}")
+
+
+def test_is_a_module_like_any(small):
+    module, variables = small
+    fast, prepared = fzoo.optimize_for_inference(module, variables)
+    again, _ = fzoo.optimize_for_inference(module, variables)
+    assert fast == again and hash(fast) == hash(again)  # so it compiles once
+    images = np.random.default_rng(1).normal(size=(5, 32, 32, 3)).astype(np.float32)
+    inside = jax.jit(lambda v, x: fzoo.predict(fast, v, x, batch_size=2))(prepared, images)
+    assert_close(inside, np.asarray(module.apply(variables, images)), "inside a jit")
+    left = fzoo.layer_names(fast)
+    assert "conv_dw_1" not in left and "conv_dw_1_bn" in left
+    taps = fzoo.features(fast, prepared, images, ["conv_dw_1_bn", "conv_pw_13_relu"])
+    wanted = fzoo.features(module, variables, images, ["conv_dw_1_bn", "conv_pw_13_relu"])
+    for name, array in wanted.items():
+        assert_close(taps[name], np.asarray(array), name)
+
+
+def test_kernels_and_computation_in_bfloat16(small):
+    module, variables = small
+    fast, prepared = fzoo.optimize_for_inference(module, variables, dtype=jnp.bfloat16)
+    kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(prepared) if path[-1].key == "kernel"]
+    assert {k.dtype for k in kernels} == {jnp.dtype(jnp.bfloat16)}
+    images = np.random.default_rng(1).normal(size=(5, 32, 32, 3)).astype(np.float32)
+    assert fzoo.features(fast, prepared, images, "conv_pw_3_relu")["conv_pw_3_relu"].dtype == jnp.bfloat16
+    found = fzoo.predict(fast, prepared, images)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, fzoo.predict(module, variables, images), atol=0.03)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.2)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV2"])
+def test_real_photographs(real, name, dtype, error):
+    """The same class, and probabilities within the error that the documentation states."""
+    if name == "MobileNet":
+        file, options, size = "mobilenet_v1_0.5_160_imagenet.h5", {"alpha": 0.5, "input_shape": (160, 160, 3)}, 160
+    else:
+        file, options, size = "mobilenet_v2_imagenet.h5", {}, 224
+    module, variables = fzoo.load(name, weights=real / file, **options)
+    pixels = np.stack([fzoo.load_image(path, size) for path in sorted((real / "photos").iterdir())])
+    expected = np.asarray(fzoo.predict(module, variables, fzoo.preprocess_input(pixels, name)))
+    found = np.asarray(
+        fzoo.predict(*fzoo.optimize_for_inference(module, variables, dtype=dtype), pixels, preprocess=name)
+    )
+    assert len(pixels) == 6
+    assert (found.argmax(1) == expected.argmax(1)).all()
+    assert np.abs(found - expected).max() < error
+
+
+def test_what_it_does_not_do_is_said(small):
+    module, variables = small
+    fast, prepared = fzoo.optimize_for_inference(module, variables)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    with pytest.raises(ValueError, match="train the plain one"):
+        fast.apply(prepared, images, train=True)
+    for wrong in (
+        lambda: fzoo.optimize_for_inference(fast, prepared),
+        lambda: fzoo.save_keras_weights(fast, prepared, "x.h5"),
+        lambda: fzoo.load_keras_weights(fast, "x.h5"),
+    ):
+        with pytest.raises(ValueError, match="optimize_for_inference made this network; the plain one"):
+            wrong()
+    with pytest.raises(ValueError, match=r"not the variables of this MobileNet: .*conv1/kernel is missing"):
+        fzoo.optimize_for_inference(module, {"params": {}, "batch_stats": {}})
+    with pytest.raises(ValueError, match="floating dtype"):
+        fzoo.optimize_for_inference(module, variables, dtype=jnp.int8)
+    with pytest.raises(ValueError, match=r"a module from fzoo\.create expected"):
+        fzoo.optimize_for_inference(lambda x: x, variables)
