@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -370,19 +371,13 @@ def bench(
         raise ValueError(unknown("engine", reference, ENGINES, show=len(ENGINES)))
     if report is not None:
         rows = reports.read(report)["rows"]
-        show(*reports.table(rows, reference))
-        for path in reports.plot(report, rows):
-            complain(f"wrote {path}")
+        show(*reports.table(rows, reference, narrow=sys.stdout.isatty()))
+        reports.plot(report, rows)
         return
     if out is not None:
         reports.check(out)
     status = Console(stderr=True).status("", spinner="line") if sys.stderr.isatty() else None
-
-    def say(line: str) -> None:
-        if status is None:
-            complain(line)
-        else:
-            status.update(line)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which stops what was started, and removes its files
 
     def finished(rows: list[Any], machine: Any) -> None:
         if out is not None:
@@ -399,9 +394,10 @@ def bench(
             devices=devices,
             size=size,
             finished=finished,
-            say=say,
+            say=complain,
+            progress=status.update if status else lambda line: None,
         )
-    show(*reports.table(rows, reference))
+    show(*reports.table(rows, reference, narrow=sys.stdout.isatty()))
     if out is not None:
         reports.plot(out, reports.read(out)["rows"])
     failed = [row for row in rows if row["status"] == "error"]

@@ -77,6 +77,7 @@ def test_every_layer(smallest):
     """Those of the network, and those that are left in its form for inference."""
     images, theirs = compare(smallest)
     module, variables = fzoo.optimize_for_inference(smallest.module, smallest.variables)
+    assert module.prepared
     left = fzoo.layer_names(module)
     gone = dict(module.prepared.gone)
     assert gone.keys() == theirs.keys() - set(left)

@@ -74,6 +74,8 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
         assert namespace["features"].shape == (1, 14, 14, 512)
     elif "VGG16" in block:
         assert namespace["features"].shape == (1, 7, 7, 512)
+    elif "optimize_for_inference" in block:
+        assert namespace["probabilities"].shape == (4, 1000)
     elif "trainable_mask" in block:
         before, after = namespace["pretrained"]["params"], namespace["params"]["backbone"]
         names = fzoo.layer_names(namespace["backbone"])

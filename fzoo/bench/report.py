@@ -1,0 +1,347 @@
+"""What comes of the rows: a table, files, plots."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fzoo
+from fzoo.bench.runner import KEY, Row
+from fzoo.bench.worker import ENGINES
+from fzoo.weights.files import replacing
+
+REFERENCE = "keras-jax"
+
+#: Okabe and Ito's colours, which people with any colour vision can tell apart.
+COLOURS = {
+    "fzoo": "#D55E00",
+    "fzoo-optimized": "#E69F00",
+    "keras-jax": "#0072B2",
+    "keras-tensorflow": "#56B4E9",
+    "torchvision": "#CC79A7",
+    "onnxruntime": "#009E73",
+    "openvino": "#000000",
+    "openvino-bf16": "#999999",
+}
+MARKERS = "osD^v<>Pp*hX8dH"
+
+#: What rows have in common that are compared with each other.
+BESIDE = ("model", "batch", "task", "size", "dtype", "devices")
+
+#: The columns of the table: a header, and the cell of a row.
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model": lambda r: r["model"],
+    "batch": lambda r: str(r["batch"]),
+    "engine": lambda r: f"{r['engine']} {r['mode']}".strip(),
+    "images/s": lambda r: "error" if r["status"] == "error" else number(r["images_per_s"]),
+    "p50 ms": lambda r: number(r["p50_ms"]),
+    "p95 ms": lambda r: number(r["p95_ms"]),
+    "first call s": lambda r: number(r["first_call_s"]),
+    "first answer s": lambda r: number(r["first_answer_s"]),
+    "peak MiB": lambda r: number(r["device_peak_mib"] or r["peak_mib"]),
+    "GFLOP/s": lambda r: number(r["gflop_s"]),
+    "% of ceiling": lambda r: number(r["utilisation"] and 100 * r["utilisation"]),
+}
+
+#: Those that a terminal has no room for.
+WIDE = ("first call s", "GFLOP/s")
+
+
+def number(value: float | None) -> str:
+    """Three digits; a dash where it is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if 0 < abs(value) < 100 else f"{value:,.0f}"
+
+
+def varies(rows: Sequence[Row], key: str) -> bool:
+    """Whether rows differ in this: sizes of one model, dtypes of engines that leave the choice."""
+    if key == "size":
+        return len({(row["model"], row["size"]) for row in rows}) > len({row["model"] for row in rows})
+    return len({row[key] for row in rows if key != "dtype" or not row["engine"].endswith("bf16")}) > 1
+
+
+def table(rows: Sequence[Row], reference: str = REFERENCE, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+    """(headers, cells), with the ratios of images/s to the reference and to the fastest engine that is not fzoo.
+
+    `narrow` leaves out the columns of `WIDE` and breaks the headers.
+    """
+    columns = {header: cell for header, cell in COLUMNS.items() if not narrow or header not in WIDE}
+    beside = split(rows, *BESIDE)
+    extra = [key for key in ("task", "size", "dtype", "devices", "device") if varies(rows, key)]
+    cells = []
+    for row in rows:
+        peers = beside[tuple(row[key] for key in BESIDE)]
+        theirs = next((r["images_per_s"] for r in peers if r["engine"] == reference), None)
+        fastest = max((r["images_per_s"] or 0 for r in peers if not r["engine"].startswith("fzoo")), default=0)
+        ratios = [theirs, fastest]
+        shown = [cell(row) for cell in columns.values()]
+        shown += [number(row["images_per_s"] / r if r and row["images_per_s"] else None) for r in ratios]
+        cells.append([*shown, *(str(row[key]) for key in extra)])
+    headers = [*columns, f"× {reference}", "× fastest peer", *extra]
+    return [header.replace(" ", "\n", 1) for header in headers] if narrow else headers, cells
+
+
+def order(row: Row) -> tuple[Any, ...]:
+    """Sorts rows: model, task, dtype, devices, batch, engine."""
+    place = list(ENGINES).index(row["engine"])
+    return row["model"], row["task"], row["size"], row["devices"], row["batch"], place, row["dtype"], row["device"]
+
+
+def merged(older: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
+    """All rows; of two with the same key, the newer."""
+    return sorted({tuple(r[key] for key in KEY): r for r in (*older, *newer)}.values(), key=order)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The results of a folder: {"machine": ..., "rows": ...}.
+
+    Raises:
+        ValueError: there are none, or they are not this program's.
+    """
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"no {path}: `fzoo bench --out {folder}` writes it")
+    try:
+        found = json.loads(path.read_text())
+        for row in found["rows"]:
+            fzoo.spec(row["model"])
+        return {"machine": found["machine"], "rows": merged(found["rows"], [])}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is not what `fzoo bench --out` writes") from None
+
+
+def write(folder: Path, rows: Sequence[Row], machine: dict[str, Any], reference: str = REFERENCE) -> list[Row]:
+    """Put rows to those that the folder has, and write results.json, results.csv and results.md; returns all rows."""
+    older = read(folder)["rows"] if (folder / "results.json").exists() else []
+    rows = merged(older, rows)
+    headers, cells = table(rows, reference)
+    lines = [f"| {' | '.join(each)} |" for each in (headers, ["-"] * len(headers), *cells)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "results.md").write_text("\n".join(lines) + "\n")
+    return rows
+
+
+def check(folder: Path) -> None:
+    """Make the folder of the results, and see that they can be merged and drawn, before anything is measured.
+
+    Raises:
+        ValueError: what it holds is not what `write` writes.
+        OSError: it can't be made.
+        ModuleNotFoundError: matplotlib is not installed; the message says how to.
+    """
+    figure(1, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "results.json").exists():
+        read(folder)
+
+
+# -- plots -------------------------------------------------------------------------------------------------------------
+
+
+def figure(width: float, height: float) -> Any:
+    """A matplotlib figure; sizes in inches.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed; the message says how to.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError("the plots are drawn by matplotlib: pip install 'fzoo[bench]'") from e
+    return Figure((width, height), dpi=150, layout="constrained")
+
+
+def plot(folder: Path, rows: Sequence[Row]) -> list[Path]:
+    """Draw throughput.png, accuracy.png and batches.png, those that there are rows for; returns their paths."""
+    rows = [row for row in rows if row["status"] == "ok"]
+    paths = []
+    for name, draw in (("throughput", draw_throughput), ("accuracy", draw_accuracy), ("batches", draw_batches)):
+        drawn = draw(rows)
+        if drawn is not None:
+            paths.append(folder / f"{name}.png")
+            drawn.savefig(paths[-1])
+    return paths
+
+
+def label(row: Row) -> str:
+    """What a row's engine is called in a plot."""
+    plain = row["dtype"] == "float32" or row["engine"].endswith("bf16")
+    return row["engine"] if plain else f"{row['engine']}, {row['dtype']}"
+
+
+def split(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some keys, in their order."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found
+
+
+def by_engine(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by their label, in the order of `ENGINES`."""
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (list(COLOURS).index(row["engine"]), row["dtype"] == "bfloat16")):
+        found.setdefault(label(row), []).append(row)
+    return found
+
+
+def title(task: str, batch: int | None, devices: int) -> str:
+    """What a panel shows."""
+    parts = [task, batch and f"batch {batch}", devices > 1 and f"{devices} devices"]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def plain_numbers(axis: Any) -> None:
+    """Write 10 and 100 along a logarithmic axis, and what lies between where there is room."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def draw_throughput(rows: Sequence[Row]) -> Any:
+    """Bars of images/s: a panel for each task and batch size, a group for each model."""
+    panels = split(rows, "task", "devices", "batch")
+    if not panels:
+        return None
+    models, engines = sorted({row["model"] for row in rows}), by_engine(rows)
+    fig = figure(max(7.5, 0.13 * len(models) * (len(engines) + 2) + 1.5), 0.9 + 3.2 * len(panels))
+    axes = fig.subplots(len(panels), squeeze=False)[:, 0]
+    for ax, ((task, devices, batch), shown) in zip(axes, panels.items(), strict=True):
+        here = by_engine(shown)
+        width = 0.84 / len(here)
+        for i, (name, theirs) in enumerate(here.items()):
+            x = [models.index(row["model"]) + (i - (len(here) - 1) / 2) * width for row in theirs]
+            hatch = "////" if name.endswith(", bfloat16") else None
+            colour = COLOURS[theirs[0]["engine"]]
+            heights = [row["images_per_s"] for row in theirs]
+            ax.bar(x, heights, 0.92 * width, color=colour, label=name, hatch=hatch, edgecolor="white", linewidth=0)
+        low = min(row["images_per_s"] for row in shown)
+        ax.set(yscale="log", ylabel="images/s", xlim=(-0.6, len(models) - 0.4), title=title(task, batch, devices))
+        ax.set_ylim(bottom=low / 2)
+        ax.set_xticks(
+            range(len(models)),
+            models,
+            rotation=30 if len(models) > 4 else 0,
+            ha="right" if len(models) > 4 else "center",
+        )
+        ax.tick_params(axis="x", length=0)
+        finish(ax)
+        plain_numbers(ax.yaxis)
+        ax.grid(axis="x", visible=False)
+    legend(fig, axes)
+    return fig
+
+
+def draw_accuracy(rows: Sequence[Row]) -> Any:
+    """Keras's published top-1 against images/s, of the batch size with the most rows."""
+    panels = split(
+        (r for r in rows if r["task"] == "inference" and r["size"] == fzoo.spec(r["model"]).input_size),
+        "batch",
+        "devices",
+    )
+    if not panels:
+        return None
+    (batch, devices), shown = max(panels.items(), key=lambda item: (len(item[1]), -item[0][0], -item[0][1]))
+    top1 = {row["model"]: 100 * fzoo.spec(row["model"]).top1 for row in shown}
+    models = sorted(top1, key=lambda name: (top1[name], name))
+    fig = figure(9, 5.5)
+    ax = fig.subplots()
+    for name, theirs in by_engine(shown).items():
+        ax.scatter([], [], color=COLOURS[theirs[0]["engine"]], marker="s", label=name)
+        for row in theirs:
+            face = "white" if name.endswith(", bfloat16") else COLOURS[row["engine"]]
+            marker = MARKERS[models.index(row["model"]) % len(MARKERS)]
+            at = row["images_per_s"], top1[row["model"]]
+            ax.scatter(*at, s=55, marker=marker, facecolor=face, edgecolor=COLOURS[row["engine"]], alpha=0.9, zorder=3)
+    low, high = min(top1.values()) - 1.5, max(top1.values()) + 1.5
+    ax.set(xscale="log", xlabel="images/s", ylabel="ImageNet top-1, %, as Keras publishes it", ylim=(low, high))
+    finish(ax)
+    plain_numbers(ax.xaxis)
+    heights = spread([top1[name] for name in models], (high - low) / 20)
+    for name, y in zip(models, heights, strict=True):
+        ax.plot([1, 1.03], [top1[name], y], color="#999999", lw=0.7, clip_on=False, transform=ax.get_yaxis_transform())
+        marker = MARKERS[models.index(name) % len(MARKERS)]
+        ax.plot([1.045], [y], marker, color="#555555", ms=6, clip_on=False, transform=ax.get_yaxis_transform())
+        ax.text(1.065, y, name, va="center", fontsize=9, transform=ax.get_yaxis_transform())
+        ax.axhline(top1[name], color="#dddddd", lw=0.7, zorder=1)
+    ax.grid(axis="y", visible=False)
+    ax.set_title(title("inference", batch, devices))
+    legend(fig, [ax])
+    return fig
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Ascending values, moved as little as it takes for a gap between each and the next."""
+    clusters: list[list[float]] = []
+    for value in values:
+        clusters.append([value])
+        while (
+            len(clusters) > 1
+            and middle(clusters[-1]) - middle(clusters[-2]) < gap * (len(clusters[-1]) + len(clusters[-2])) / 2
+        ):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    return [middle(c) + gap * (i - (len(c) - 1) / 2) for c in clusters for i in range(len(c))]
+
+
+def middle(values: Sequence[float]) -> float:
+    """Their mean."""
+    return sum(values) / len(values)
+
+
+def draw_batches(rows: Sequence[Row]) -> Any:
+    """Images/s over the batch size: a panel for each model and task of which several were measured."""
+    panels = {
+        key: found for key, found in split(rows, "model", "task", "devices").items() if len(split(found, "batch")) > 1
+    }
+    if not panels:
+        return None
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    fig = figure(max(7.5, 3.1 * columns), 0.9 + 2.5 * lines)
+    axes = list(fig.subplots(lines, columns, squeeze=False).flat)
+    for ax, ((model, task, devices), shown) in zip(axes, panels.items(), strict=False):
+        for name, theirs in by_engine(shown).items():
+            theirs = sorted(theirs, key=lambda row: row["batch"])
+            style = "--" if name.endswith(", bfloat16") else "-"
+            points = [row["batch"] for row in theirs], [row["images_per_s"] for row in theirs]
+            ax.plot(*points, style, marker="o", ms=4, lw=1.5, color=COLOURS[theirs[0]["engine"]], label=name)
+        batches = sorted({row["batch"] for row in shown})
+        several = len({key[1:] for key in panels}) > 1
+        ax.set(title=f"{model}, {title(task, None, devices)}" if several else model, xscale="log", yscale="log")
+        finish(ax)
+        plain_numbers(ax.yaxis)
+        ax.set_xticks(batches, [str(batch) for batch in batches])
+        ax.minorticks_off()
+    for ax in axes[len(panels) :]:
+        ax.set_visible(False)
+    fig.supxlabel("batch", fontsize=10)
+    fig.supylabel("images/s", fontsize=10)
+    legend(fig, axes[: len(panels)])
+    return fig
+
+
+def finish(ax: Any) -> None:
+    """Light grid, no box."""
+    ax.grid(color="#e5e5e5", lw=0.7)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def legend(fig: Any, axes: Sequence[Any]) -> None:
+    """One for all panels, above them."""
+    found = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    names = [name for engine in COLOURS for name in found if name.split(",")[0] == engine]
+    fig.legend([found[n] for n in names], names, loc="outside upper center", ncols=min(4, len(names)), frameon=False)

@@ -1,0 +1,242 @@
+"""`fzoo bench`: what it runs, writes and merges; not how fast anything is."""
+
+import contextlib
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import fzoo
+from fzoo.bench import report, runner, worker
+
+SMALL = ["MobileNet", "--size", "32", "--seconds", "0.1"]
+
+
+def bench(*args, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "fzoo.cli", "bench", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **env},
+        timeout=300,
+    )
+
+
+def row(**values):
+    """One as `runner.row` makes it."""
+    w = runner.Worker.__new__(runner.Worker)
+    w.job = worker.Job("fzoo", "MobileNet", 1, "inference", "float32", 224)
+    w.first, w.last, w.first_answer_s = {"device": "cpu", "first_call_s": 0.5}, {"peak_mib": 100.0}, 1.0
+    w.times = values.pop("times", [0.1, 0.2, 0.3])
+    known = {"device": "cpu", "parameters": 10, "flops": 10**9, "layer": ""}
+    return {**runner.row(w.job, "fzoo", known, w), "utilisation": 0.5, **values}
+
+
+def test_a_run_its_files_a_second_run_and_the_report(tmp_path):
+    out = tmp_path / "new" / "out"
+    done = bench(*SMALL, "-e", "fzoo", "-e", "keras-jax", "--batch", "2", "--out", out)
+    assert done.returncode == 0 and done.stderr == ""
+    assert [line.split("\t")[:3] for line in done.stdout.splitlines()] == [
+        ["MobileNet", "2", "fzoo"],
+        ["MobileNet", "2", "keras-jax"],
+    ]
+    found = json.loads((out / "results.json").read_text())
+    assert found["machine"]["versions"]["fzoo"] == fzoo.__version__ and "keras" in found["machine"]["versions"]
+    first = found["rows"]
+    for each in first:
+        assert each["status"] == "ok" and each["calls"] >= 1 and each["device"] == "cpu"
+        assert min(each[key] for key in ("images_per_s", "p50_ms", "first_call_s", "peak_mib", "utilisation")) > 0
+        assert each["p95_ms"] >= each["p50_ms"] and each["first_answer_s"] > each["first_call_s"]
+        assert each["parameters"] == fzoo.spec("MobileNet").parameters
+    assert sorted(path.name for path in out.iterdir()) == [
+        "results.csv",
+        "results.json",
+        "results.md",
+        "throughput.png",
+    ]
+
+    assert bench(*SMALL, "-e", "fzoo", "--batch", "1", "--out", out).returncode == 0
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert [(r["batch"], r["engine"]) for r in rows] == [(1, "fzoo"), (2, "fzoo"), (2, "keras-jax")]
+    assert rows[1:] == first
+    with (out / "results.csv").open(newline="") as file:
+        assert [each["engine"] for each in csv.DictReader(file)] == ["fzoo", "fzoo", "keras-jax"]
+
+    for path in out.glob("*.png"):
+        path.unlink()
+    done = bench("--report", out)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 3 and done.stdout.splitlines()[2].split("\t")[11] == "1.00"
+    for name in ("throughput", "batches"):
+        assert len(np.unique(np.asarray(Image.open(out / f"{name}.png").convert("L")))) > 10
+
+
+def test_a_killed_process_is_one_row_and_the_others_go_on(monkeypatch):
+    turn = runner.Worker.turn
+
+    def deadly(self, seconds):
+        if self.job.engine == "fzoo" and self.times:
+            os.kill(self.process.pid, signal.SIGKILL)
+        turn(self, seconds)
+
+    monkeypatch.setattr(runner.Worker, "turn", deadly)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    rows = runner.bench(["MobileNet"], engines=["fzoo", "fzoo-optimized"], batches=[2], size=32, seconds=1.0, devices=2)
+    assert [r["status"] for r in rows] == ["error", "ok"]
+    assert "killed by SIGKILL" in rows[0]["reason"] and rows[0]["images_per_s"] is None
+    assert rows[1]["calls"] > 1 and rows[1]["devices"] == 2
+
+
+def test_interrupted(tmp_path):
+    """Ctrl-C: one line, and neither a process nor a file is left."""
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fzoo.cli", "bench", *SMALL, "--seconds", "100", "-e", "fzoo"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "TMPDIR": str(tmp_path), "FZOO_TEST_MARK": mark},
+    )
+
+    def alive():
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                found += [path] if mark.encode() in path.read_bytes() else []
+        return found
+
+    for _ in range(600):
+        if len(alive()) > 1:
+            break
+        time.sleep(0.1)
+    assert len(alive()) > 1
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors == "fzoo: interrupted\n"
+    assert alive() == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-e", "fzo"], "unknown engine 'fzo': did you mean fzoo"),
+        (["--reference", "keras"], "unknown engine 'keras': did you mean keras-jax"),
+        (["--task", "training"], "unknown task 'training': did you mean train"),
+        (["--dtype", "float16"], "unknown dtype 'float16': did you mean bfloat16"),
+        (["ResNet5"], "unknown model 'ResNet5'"),
+        (["MobileNet", "--size", "31"], "32 x 32"),
+        (["--batch", "3", "--devices", "2"], "a batch of 3 given, a positive multiple of 2 devices expected"),
+        (["--batch", "0"], "Invalid value for '--batch'"),
+        (["--report", "nowhere"], "no nowhere/results.json"),
+        (["--out", "broken", "-e", "fzoo"], "results.json is not what `fzoo bench --out` writes"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.json").write_text('{"rows": [1]}')
+    done = bench(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("fzoo: error: ") and done.stderr.count("\n") == 1
+    assert message in done.stderr
+
+
+def test_what_is_not_installed_names_the_command(monkeypatch, tmp_path):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("keras", "openvino") else find_spec(name)
+    )
+    said = []
+    assert {"fzoo", "fzoo-optimized"} <= set(runner.available([], said.append))
+    assert said[0] == "skipped, not installed: keras-jax: pip install 'fzoo[bench]'"
+    assert "openvino" in said[1] and said[1].endswith(": pip install 'fzoo[peers]'")
+    with pytest.raises(ModuleNotFoundError, match=r"keras-jax needs keras: pip install 'fzoo\[bench\]'"):
+        runner.available(["fzoo", "keras-jax"], said.append)
+    with pytest.raises(ModuleNotFoundError, match=r"openvino needs openvino.*: pip install 'fzoo\[peers\]'"):
+        runner.available(["openvino"], said.append)
+
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('matplotlib')")
+    done = bench(*SMALL, "--out", tmp_path / "out", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == "fzoo: error: the plots are drawn by matplotlib: pip install 'fzoo[bench]'\n"
+
+
+def test_a_newer_row_replaces_one_of_the_same_key(tmp_path):
+    older = [row(), row(engine="keras-jax"), row(model="VGG16")]
+    report.write(tmp_path, older, {})
+    newer = row(images_per_s=7.0)
+    assert report.write(tmp_path, [newer], {"cores": 2}) == [newer, *older[1:]]
+    assert report.read(tmp_path) == {"machine": {"cores": 2}, "rows": [newer, *older[1:]]}
+
+
+def test_the_table():
+    rows = [
+        row(),
+        row(engine="keras-jax", images_per_s=2.5),
+        row(engine="openvino", images_per_s=10.0),
+        row(engine="torchvision", images_per_s=None, status="missing"),
+        row(engine="fzoo", batch=16, images_per_s=1234.5),
+    ]
+    assert (rows[0]["images_per_s"], rows[0]["p50_ms"], rows[0]["p95_ms"], rows[0]["gflop_s"]) == (5, 200, 290, 5)
+    headers, cells = report.table(rows)
+    at = {header: i for i, header in enumerate(headers)}
+    assert [c[at["images/s"]] for c in cells] == ["5.00", "2.50", "10.0", "-", "1,234"]
+    assert [c[at["× keras-jax"]] for c in cells] == ["2.00", "1.00", "4.00", "-", "-"]
+    assert [c[at["× fastest peer"]] for c in cells] == ["0.500", "0.250", "1.00", "-", "-"]
+    assert "dtype" not in headers and "dtype" in report.table([*rows, row(dtype="bfloat16")])[0]
+
+
+def test_plots_of_every_kind(tmp_path):
+    rows = [
+        row(model=model, engine=engine, batch=batch, size=fzoo.spec(model).input_size, images_per_s=batch + 3.0, **more)
+        for model in fzoo.list_models()
+        for engine in worker.ENGINES
+        for batch in (1, 4)
+        for more in ({}, {"task": "train", "dtype": "bfloat16"})
+    ]
+    paths = report.plot(tmp_path, rows)
+    assert [path.name for path in paths] == ["throughput.png", "accuracy.png", "batches.png"]
+    assert all(path.stat().st_size > 10_000 for path in paths)
+    assert report.plot(tmp_path, []) == []
+    assert report.spread([1, 1, 1.5, 9], 2) == pytest.approx([-5 / 6, 7 / 6, 19 / 6, 9])
+
+
+def test_a_training_step_learns():
+    module, variables = fzoo.load(
+        "MobileNet", weights=None, alpha=0.25, classes=4, input_shape=(32, 32, 3), classifier_activation=None, dropout=0
+    )
+    step = worker.training(module, variables)
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    losses = [step(x, np.arange(4)) for _ in range(40)]
+    assert np.isfinite(losses).all() and min(losses[-10:]) < losses[0] / 2
+
+
+@pytest.mark.parametrize("name", ["DenseNet121", "InceptionV3", "MobileNetV2", "VGG16"])
+def test_the_layer_in_the_middle(name):
+    """It can be tapped, and about half of the work is before it."""
+    size = fzoo.spec(name).input_size
+    known = {task: worker.facts(worker.Job("facts", name, 1, task, "float32", size)) for task in worker.TASKS}
+    assert known["train"]["flops"] == 3 * known["inference"]["flops"]
+    assert 0.3 < known["features"]["flops"] / known["inference"]["flops"] < 0.8
+    assert known["features"]["layer"] in fzoo.layer_names(fzoo.create(name))
+    assert known["features"]["device"] == jax.devices()[0].device_kind
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_that_read_onnx(engine, monkeypatch):
+    for package in worker.ENGINES[engine].packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    (found,) = runner.bench(["MobileNet"], engines=[engine], batches=[2], size=32, seconds=0.1, task="features")
+    assert found["status"] == "ok", found["reason"]
