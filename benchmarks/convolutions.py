@@ -78,7 +78,7 @@ def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
 
 def chosen(conv: ops.Convolution) -> str:
     """The way that a plain network takes on CPU."""
-    form = next((form.run for form in ops.CPU_FORMS if form.fits(conv)), None)
+    form = ops.cpu_form(conv)
     names = {
         ops.depthwise_shifted: "shifted",
         ops.pointwise: "product",

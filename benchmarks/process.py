@@ -23,14 +23,9 @@ import numpy as np
 from PIL import Image
 
 import fzoo
+from fzoo.bench import worker
 from fzoo.inference import MICRO_BATCH
 from fzoo.layers import trace
-
-
-def peak() -> float:
-    """The most memory that this process has held, in MiB (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def memory(name: str, count: int) -> None:
@@ -40,9 +35,9 @@ def memory(name: str, count: int) -> None:
     images[:] = 127  # so that its pages are there
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) / 2**20
     outputs = 4 * MICRO_BATCH * sum(int(np.prod(node.shape)) for node in trace(module).nodes) / 2**20
-    before = peak()
+    before = worker.memory()["peak_mib"]
     fzoo.predict(module, variables, images, preprocess=name)
-    grown = peak() - before
+    grown = worker.memory()["peak_mib"] - before
     print(
         f"{name}, predict on {count} images: {grown:.0f} MiB more; weights {weights:.0f} MiB, all outputs for "
         f"{MICRO_BATCH} images {outputs:.0f} MiB; (weights + growth) / (weights + outputs) = "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -18,13 +18,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
 from fzoo.layers import Classifier
-from fzoo.preprocessing import Mode
-from fzoo.preprocessing import preprocess as preprocess_pixels
+from fzoo.preprocessing import preprocess_input
 
 #: What a batch is cut to when the caller does not say.
 BATCH_SIZE = 32
 
-#: How many of them a CPU computes together: more fall out of its cache (benchmarks/README.md has the sweep).
+#: How many of them a CPU computes together: more fall out of its cache.
 MICRO_BATCH = 4
 
 #: Batches under way at once: one is computed, the next is on its way to the device.
@@ -125,12 +124,12 @@ def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] 
 def compiled(function: Callable, platform: str, dtype: Any) -> Callable:
     """`function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
 
-    Called with (what, mode of preprocessing or None, variables, images).
+    Called with (what, name of the model to preprocess for or None, variables, images).
     """
 
-    def program(what: Hashable, mode: Mode | None, variables: Any, images: Array) -> Any:
+    def program(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
         def step(images: Array) -> Any:
-            return function(what, variables, images if mode is None else preprocess_pixels(images, mode))
+            return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
         count = images.shape[0]
         micro = math.gcd(count, MICRO_BATCH) if platform == "cpu" else count
@@ -146,14 +145,13 @@ def in_batches(
     function: Callable, what: Any, variables: Any, images: Any, batch_size: int | None, preprocess: str | None
 ) -> Any:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
-    mode = None if preprocess is None else preprocessing_mode(preprocess)
-    check_images(images, mode)
+    check_images(images, pixels=preprocess is not None)
     if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
         raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
     count, leaves = images.shape[0], jax.tree.leaves((variables, images))
     # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
     if any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.zeros(())]):
-        images = images if mode is None else preprocess_pixels(jnp.asarray(images), mode)
+        images = images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)
         size = batch_size or count
         parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
@@ -163,39 +161,31 @@ def in_batches(
     call = compiled(function, device.platform, jnp.dtype(getattr(module, "dtype", None) or jnp.float32))
     size = batch_size or min(BATCH_SIZE, 1 << (count - 1).bit_length())
     if count == size:
-        return call(what, mode, variables, images)
+        return call(what, preprocess, variables, images)
     # Put together on the host: there, no count of images needs a program of its own.
-    pending: deque[Any] = deque()
     whole: Any = None
-    done = 0
-
-    def take() -> None:
-        nonlocal whole, done
-        part = jax.tree.map(np.asarray, pending.popleft())
+    results = in_flight(call(what, preprocess, variables, batch) for batch in padded(images, size))
+    for start, part in zip(range(0, count, size), results, strict=True):
+        part = jax.tree.map(np.asarray, part)
         if whole is None:
             whole = jax.tree.map(lambda y: np.empty((count, *y.shape[1:]), y.dtype), part)
-        kept = min(size, count - done)
-        jax.tree.map(lambda all, y: np.copyto(all[done : done + kept], y[:kept]), whole, part)
-        done += kept
-
-    for batch in padded(images, size):
-        pending.append(call(what, mode, variables, batch))
-        if len(pending) == IN_FLIGHT:
-            take()
-    while pending:
-        take()
+        for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+            whole_leaf[start : start + size] = leaf[: count - start]
     return jax.device_put(whole, device)
 
 
-def preprocessing_mode(name: str) -> Mode:
-    """The mode of a model's `preprocess_input`."""
-    from fzoo.registry import spec
+def in_flight(started: Iterable[Any]) -> Iterator[Any]:
+    """Results that are under way, in their order, `IN_FLIGHT` of them at a time."""
+    pending: deque[Any] = deque()
+    for result in started:
+        pending.append(result)
+        if len(pending) == IN_FLIGHT:
+            yield pending.popleft()
+    yield from pending
 
-    return spec(name).preprocessing
 
-
-def check_images(images: Any, mode: Mode | None = None) -> None:
-    """Raise ValueError unless these are one or more images, preprocessed or (with a mode) to be."""
+def check_images(images: Any, pixels: bool) -> None:
+    """Raise ValueError unless these are one or more images: preprocessed, or pixels that will be."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
     if shape is None or dtype is None:
         raise ValueError(f"an array of images expected, {type(images).__name__} given")
@@ -203,7 +193,7 @@ def check_images(images: Any, mode: Mode | None = None) -> None:
         raise ValueError(f"images of shape {shape} given, (N, H, W, C) expected; for one image: image[None]")
     if shape[0] == 0:
         raise ValueError("no images given: an array of shape (0, ...)")
-    if not (jnp.issubdtype(dtype, jnp.floating) or (mode is not None and jnp.issubdtype(dtype, jnp.integer))):
+    if not (jnp.issubdtype(dtype, jnp.floating) or (pixels and jnp.issubdtype(dtype, jnp.integer))):
         raise ValueError(
             f"images of {dtype} given, floats expected: preprocess_input(images, name) makes them, "
             "or preprocess=name here"

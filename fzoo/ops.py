@@ -111,10 +111,10 @@ def conv_general_dilated(
     ):
         return library(lhs, rhs)
     conv = Convolution.of(lhs.shape, rhs.shape, window_strides, padding, feature_group_count, lhs.dtype)
-    form = next((form for form in CPU_FORMS if form.fits(conv)), None)
-    if form is None:
+    run = cpu_form(conv)
+    if run is None:
         return library(lhs, rhs)
-    return lax.platform_dependent(lhs, rhs, cpu=functools.partial(form.run, conv), default=library)
+    return lax.platform_dependent(lhs, rhs, cpu=functools.partial(run, conv), default=library)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -219,7 +219,7 @@ def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
 @jax.custom_jvp
 def spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
     """Values of the channels at every pixel: a broadcast, whose gradient on CPU is a product with ones, too."""
-    return jnp.broadcast_to(values, like.shape)
+    return _broadcast(values, like)
 
 
 @spread.defjvp
@@ -379,3 +379,8 @@ CPU_FORMS = (
     Form(is_narrow, columns),
     Form(is_winograd, winograd),
 )
+
+
+def cpu_form(conv: Convolution) -> Callable[[Convolution, Array, Array], Array] | None:
+    """How a CPU runs a convolution, of (convolution, images, kernel); None for XLA's own way."""
+    return next((form.run for form in CPU_FORMS if form.fits(conv)), None)

@@ -84,7 +84,7 @@ def optimize_for_inference(module: Classifier, variables: Any, *, dtype: Any = j
 
 def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np.ndarray]:
     """What a BN does in inference, in float64: x * scale + shift."""
-    scale = 1 / np.sqrt(np.float64(1) * stats["var"] + node.config["epsilon"])
+    scale = 1 / np.sqrt(stats["var"].astype(np.float64) + node.config["epsilon"])
     scale = scale * params["scale"] if "scale" in params else scale
     return scale, params["bias"] - stats["mean"] * scale
 
