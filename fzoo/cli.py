@@ -151,7 +151,7 @@ def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildc
                 s.depth,
                 s.size_mb,
                 f"{100 * s.top1:.1f}",
-                f"{100 * s.top5:.1f}",
+                "-" if s.top5 is None else f"{100 * s.top5:.1f}",
             )
             for s in specs
         ],
@@ -175,9 +175,9 @@ def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> Non
         ("parameters", f"{s.parameters:,}"),
         ("depth", s.depth),
         ("size of the weights", f"{s.size_mb} MB"),
-        ("ImageNet top-1, top-5", f"{s.top1:.1%}, {s.top5:.1%}"),
+        ("ImageNet top-1, top-5", f"{s.top1:.1%}, {'not published' if s.top5 is None else f'{s.top5:.1%}'}"),
         ("options", ", ".join(f"{k}={v}" for k, v in options.items()) or "none"),
-        *(("file", f"{f.url}  {f'md5 {f.md5}' if f.md5 else 'no hash published'}") for f in s.weight_files),
+        *(("file", f"{f.url}  {f.hash or 'no hash published'}") for f in s.weight_files),
     ]
     for key, value in rows:
         print(f"{key:22}  {value}" if sys.stdout.isatty() else f"{key}\t{value}")
@@ -206,13 +206,13 @@ def summary(
     found = trace(module)
     count = {
         node.name: sum(leaf.size for tree in found.variables.values() for leaf in jax.tree.leaves(tree.get(node.name)))
-        for node in found.nodes
+        for node in found.layers
     }
     rows = [
         (n.name, n.kind, " x ".join(map(str, n.shape)), f"{count[n.name]:,}", f"{n.flops:,}", ", ".join(n.inputs))
-        for n in found.nodes
+        for n in found.layers
     ]
-    total, flops = sum(count.values()), sum(n.flops for n in found.nodes)
+    total, flops = sum(count.values()), sum(n.flops for n in found.layers)
     height, width, _ = module.example_shape
     show(
         ("layer", "class", "output", "parameters", "FLOPs", "from"),

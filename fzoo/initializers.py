@@ -17,7 +17,7 @@ class VarianceScaling(NamedTuple):
 
     Attributes:
         scale: of the variance.
-        mode: which fan: "fan_in" or "fan_avg".
+        mode: which fan: "fan_in", "fan_out" or "fan_avg".
         distribution: "uniform", or "truncated_normal" (at two standard deviations).
     """
 
@@ -33,7 +33,8 @@ class VarianceScaling(NamedTuple):
         """Draw on the host, float32."""
         window = np.prod(shape[:-2])
         fan_in, fan_out = window * shape[-2], window * shape[-1]
-        variance = self.scale / (fan_in if self.mode == "fan_in" else (fan_in + fan_out) / 2)
+        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
+        variance = self.scale / fan
         if self.distribution == "uniform":
             return (rng.random(shape, np.float32) - np.float32(0.5)) * np.float32(2 * np.sqrt(3 * variance))
         values = rng.standard_normal(shape, np.float32)

@@ -45,6 +45,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": nn.elu,
     "selu": nn.selu,
     "gelu": functools.partial(nn.gelu, approximate=False),
+    "hard_sigmoid": nn.hard_sigmoid,
+    "hard_silu": nn.hard_silu,
+    "hard_swish": nn.hard_silu,
 }
 
 
@@ -73,19 +76,25 @@ def unknown(what: str, given: object, known: Iterable[str], show: int = 3) -> st
     return f"unknown {what} {given!r}: did you mean {', '.join(hint)}{more}?"
 
 
+#: `Node.kind` of what a Keras file says by an operator (`x + y`): a step of the graph, but no layer.
+OPERATION = "Operation"
+
+
 @dataclasses.dataclass(frozen=True)
 class Node:
     """One Keras layer of a network, as one call of it saw it.
 
     Attributes:
         name: Keras's name, e.g. "block1_conv1".
-        kind: Keras's class, e.g. "Conv2D".
+        kind: Keras's class, e.g. "Conv2D"; `OPERATION` for a step between layers.
         inputs: names of the layers that feed it, in the order of its arguments.
         shape: of its output, without the batch.
         flops: analytic, for one image: 2 for each multiply-add of convolutions and dense layers, otherwise 0.
         kernel_init: how its kernels start.
-        config: Keras's options of the layer, those that `optimize_for_inference` asks for: "activation" of a layer with
-            weights, "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a BatchNormalization.
+        config: Keras's options of the layer, where something asks for them: "activation" of a layer with
+            weights, "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a BatchNormalization; and
+            "rate" of a Dropout, "init" of a LayerScale.
+        parts: the layers inside of a Sequential, in their order.
     """
 
     name: str
@@ -95,6 +104,7 @@ class Node:
     flops: int
     kernel_init: VarianceScaling
     config: Mapping[str, Any]
+    parts: tuple[Node, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +113,7 @@ class Prepared:
 
     Attributes:
         biased: convolutions that got a bias, from the BN folded into them.
-        folded: BNs that do nothing any more.
+        folded: BNs and LayerScales that do nothing any more.
         scaled: BNs that are left: a factor and a term for each channel.
         tiles: (convolution, tile) of the kernels that are kept transformed for Winograd.
         gone: (layer, the layer that has its output now): what can't be tapped any more.
@@ -195,6 +205,44 @@ class BatchNorm(nn.Module):
         return jnp.asarray(centred * ops.spread(factor, wide) + ops.spread(bias, wide), self.dtype)
 
 
+class LayerScale(nn.Module):
+    """A factor for each channel that starts small."""
+
+    start: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        """Apply it."""
+        gamma = self.param("gamma", nn.initializers.constant(self.start), x.shape[-1:])
+        x, gamma = promote_dtype(x, gamma, dtype=self.dtype)
+        return x * gamma
+
+
+class Normalization(nn.Module):
+    """A mean and a variance of each channel that came with the weights, not from training."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Centre and scale; the count of images that Keras keeps beside them plays no part."""
+        channels = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        return (x - mean.value) / jnp.maximum(jnp.sqrt(var.value), 1e-7)
+
+
+class Sequential(nn.Module):
+    """Layers under one Keras name, which is the first key of their variables, too."""
+
+    layers: Callable[[Array], Array]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Apply them."""
+        return self.layers(x)
+
+
 class ScaleShift(nn.Module):
     """What is left of a BN in inference: a factor and a term for each channel."""
 
@@ -275,6 +323,7 @@ class Layers:
         y: Array,
         flops: int = 0,
         kernel_init: VarianceScaling = glorot_uniform,
+        parts: tuple[Node, ...] = (),
         **config: Any,
     ) -> Array:
         """File the output of a layer; every layer's last step."""
@@ -282,7 +331,7 @@ class Layers:
             if any(y is x for x in inputs):  # an identity (dropout outside training) is a layer of its own, too
                 y = jnp.copy(y)
             parents = tuple(self._producer[id(x)][0] for x in inputs)
-            self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops, kernel_init, config)
+            self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops, kernel_init, config, parts)
             self._producer[id(y)] = (name, y)
         if name in self._taps:
             self.tapped[name] = y
@@ -298,6 +347,7 @@ class Layers:
         strides: int = 1,
         padding: Padding = "valid",
         *,
+        groups: int = 1,
         use_bias: bool = True,
         activation: Activation = None,
         kernel_init: VarianceScaling = glorot_uniform,
@@ -311,10 +361,18 @@ class Layers:
             conv = WinogradConv(features, pads, self._tiles[name], self.dtype, use_bias, name=name)
         else:
             conv = self._conv(
-                features, kernel, steps, padding=pads, use_bias=use_bias, kernel_init=kernel_init, name=name
+                features,
+                kernel,
+                steps,
+                padding=pads,
+                feature_group_count=groups,
+                use_bias=use_bias,
+                kernel_init=kernel_init,
+                name=name,
             )
         y = activation_function(activation)(conv(x))
-        shape = ops.Convolution.of((1, *x.shape[1:]), (*kernel, x.shape[-1], features), steps, pads)
+        terms = x.shape[-1] // groups
+        shape = ops.Convolution.of((1, *x.shape[1:]), (*kernel, terms, features), steps, pads, groups)
         return self._note(
             "Conv2D", name, [x], y, shape.flops, kernel_init, activation=activation or "linear", convolution=shape
         )
@@ -328,6 +386,7 @@ class Layers:
         *,
         depth_multiplier: int = 1,
         use_bias: bool = True,
+        kernel_init: VarianceScaling = glorot_uniform,
         name: str | None = None,
     ) -> Float[Array, "n ho wo cm"]:
         """DepthwiseConv2D. Output c * depth_multiplier + j reads input channel c."""
@@ -340,10 +399,11 @@ class Layers:
             padding=lax_padding(padding),
             feature_group_count=channels,
             use_bias=use_bias or name in self._prepared.biased,
+            kernel_init=kernel_init,
             name=name,
         )(x)
         flops = 2 * int(np.prod([*y.shape[1:], *kernel]))
-        return self._note("DepthwiseConv2D", name, [x], y, flops, activation="linear")
+        return self._note("DepthwiseConv2D", name, [x], y, flops, kernel_init, activation="linear")
 
     def separable_conv2d(
         self,
@@ -365,18 +425,19 @@ class Layers:
 
     def dense(
         self,
-        x: Float[Array, "n c"],
+        x: Float[Array, "n ... c"],
         features: int,
         *,
         activation: Activation = None,
+        kernel_init: VarianceScaling = glorot_uniform,
         name: str | None = None,
-    ) -> Float[Array, "n f"]:
-        """Dense."""
+    ) -> Float[Array, "n ... f"]:
+        """Dense, over the last axis."""
         name = self._name("Dense", name)
-        dense = nn.Dense(features, dtype=self.dtype, kernel_init=glorot_uniform, name=name)
+        dense = nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init, name=name)
         y = activation_function(activation)(dense(x))
-        flops = 2 * x.shape[-1] * features
-        return self._note("Dense", name, [x], y, flops, activation=activation or "linear")
+        flops = 2 * x.shape[-1] * int(np.prod(y.shape[1:]))
+        return self._note("Dense", name, [x], y, flops, kernel_init, activation=activation or "linear")
 
     def batch_norm(
         self,
@@ -396,6 +457,57 @@ class Layers:
         else:
             y = BatchNorm(self.train, epsilon, momentum, scale, self.dtype, name=name)(x)
         return self._note("BatchNormalization", name, [x], y, epsilon=epsilon)
+
+    def layer_norm(
+        self, x: Float[Array, "n ... c"], *, epsilon: float = 1e-3, name: str | None = None
+    ) -> Float[Array, "n ... c"]:
+        """LayerNormalization over the last axis, with Keras's epsilon."""
+        name = self._name("LayerNormalization", name)
+        y = nn.LayerNorm(epsilon, dtype=self.dtype, use_fast_variance=False, name=name)(x)
+        return self._note("LayerNormalization", name, [x], y)
+
+    def layer_scale(
+        self, x: Float[Array, "n ... c"], init: float, *, name: str | None = None
+    ) -> Float[Array, "n ... c"]:
+        """LayerScale: a factor for each channel, at first `init`."""
+        name = self._name("LayerScale", name)
+        y = x if name in self._prepared.folded else LayerScale(init, self.dtype, name=name)(x)
+        return self._note("LayerScale", name, [x], y, init=init)
+
+    def normalization(
+        self,
+        x: Float[Array, "n h w c"],
+        mean: Sequence[float] | None = None,
+        variance: Sequence[float] | None = None,
+        *,
+        name: str | None = None,
+    ) -> Float[Array, "n h w c"]:
+        """Normalization of the channels, by constants, or by values that come with the weights."""
+        name = self._name("Normalization", name)
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        if mean is None or variance is None:
+            y = Normalization(name=name)(wide)
+        else:
+            y = (wide - np.asarray(mean, np.float32)) / np.sqrt(np.asarray(variance, np.float32))
+        return self._note("Normalization", name, [x], y.astype(x.dtype))
+
+    def sequential(self, x: Array, layers: Callable[[Layers, Array], Array], *, name: str | None = None) -> Array:
+        """Sequential: what `layers(k, x)` calls, under one name. `layers` is no module's method: Flax would lead those
+        variables to that module."""
+        name = self._name("Sequential", name)
+        inner = Layers(
+            train=self.train,
+            dtype=self.dtype,
+            known_size=self.known_size,
+            taps=self._taps,
+            record=self._record,
+            prepared=self._prepared,
+        )
+        inner.tapped, inner._numbers = self.tapped, self._numbers
+        inner._producer[id(x)] = (name, x)
+        y = Sequential(functools.partial(layers, inner), name=name)(x)
+        parts = tuple(inner.nodes.values())
+        return self._note("Sequential", name, [x], y, sum(part.flops for part in parts), parts=parts)
 
     # -- layers without weights ---------------------------------------------------------------------------------------
 
@@ -483,6 +595,23 @@ class Layers:
         name = self._name("CustomScaleLayer", name)
         return self._note("CustomScaleLayer", name, [x, residual], x + residual * scale)
 
+    def multiply(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
+        """Multiply."""
+        name = self._name("Multiply", name)
+        return self._note("Multiply", name, xs, functools.reduce(jnp.multiply, xs))
+
+    def operation(self, function: Callable[..., Array], *xs: Array) -> Array:
+        """`function(*xs)`: what a Keras file says by an operator, which is no layer of the model."""
+        return self._note(OPERATION, self._name(OPERATION, None), xs, function(*xs))
+
+    def rescaling(
+        self, x: Array, scale: float | Sequence[float], offset: float = 0.0, *, name: str | None = None
+    ) -> Array:
+        """Rescaling: x * scale + offset, in float32 at least."""
+        name = self._name("Rescaling", name)
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        return self._note("Rescaling", name, [x], (wide * np.asarray(scale, np.float32) + offset).astype(x.dtype))
+
     def concat(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
         """Concatenate, over the channels."""
         name = self._name("Concatenate", name)
@@ -498,11 +627,19 @@ class Layers:
         name = self._name("Reshape", name)
         return self._note("Reshape", name, [x], x.reshape(x.shape[0], *shape))
 
-    def dropout(self, x: Array, rate: float, *, name: str | None = None) -> Array:
-        """Dropout; in training it draws from the "dropout" stream of `rngs`."""
+    def dropout(self, x: Array, rate: float, *, images: bool = False, name: str | None = None) -> Array:
+        """Dropout, of single values or of whole `images`; in training it draws from the "dropout" stream of `rngs`."""
         name = self._name("Dropout", name)
-        y = nn.Dropout(rate, deterministic=not self.train, name=name)(x)
-        return self._note("Dropout", name, [x], y)
+        return self._note("Dropout", name, [x], self._dropped(x, rate, images, name), rate=rate)
+
+    def stochastic_depth(self, x: Array, rate: float, *, name: str | None = None) -> Array:
+        """StochasticDepth: drops whole images of a residual branch, in training."""
+        name = self._name("StochasticDepth", name)
+        return self._note("StochasticDepth", name, [x], self._dropped(x, rate, True, name))
+
+    def _dropped(self, x: Array, rate: float, images: bool, name: str) -> Array:
+        shared = tuple(range(1, x.ndim)) if images else ()
+        return nn.Dropout(rate, broadcast_dims=shared, deterministic=not self.train, name=name)(x)
 
     def correct_pad(self, x: Float[Array, "n h w c"], kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """The zero-padding before a VALID convolution of stride 2 in Keras's mobile families: by the input's parity.
@@ -550,6 +687,7 @@ class Classifier(nn.Module):
     min_size = 32
     fixed_size = False  # the top flattens, so its weights fix the size of the input
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
+    weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
 
     def __post_init__(self):
@@ -565,7 +703,8 @@ class Classifier(nn.Module):
         """Raise ValueError for an option that can't be honoured; a family adds its own."""
         common = {field.name for field in dataclasses.fields(Classifier)}
         for field in dataclasses.fields(self):
-            if field.name not in common:
+            optional = getattr(self, field.name) is None and str(field.type).endswith("| None")
+            if field.name not in common and not optional:
                 check_like_default(field.name, getattr(self, field.name), field.default)
         check_common_options(self)
 
@@ -577,6 +716,14 @@ class Classifier(nn.Module):
         """The classifier on top of the last feature map; most families share this one."""
         x = k.global_avg_pool(x, name=self.top_pool)
         return k.dense(x, self.classes, activation=self.probabilities, name="predictions")
+
+    def pooled(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n ..."]:
+        """What takes the top's place without it; most families share this one, too."""
+        if self.pooling == "avg":
+            return k.global_avg_pool(x, name="avg_pool" if self.named_pools else None)
+        if self.pooling == "max":
+            return k.global_max_pool(x, name="max_pool" if self.named_pools else None)
+        return x
 
     def probabilities(self, logits: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
         """`classifier_activation`, computed in float32 at least."""
@@ -623,15 +770,8 @@ class Classifier(nn.Module):
             record=record,
             prepared=self.prepared,
         )
-        x = k.input(jnp.asarray(x, self.dtype))
-        x = self.backbone(k, x)
-        if self.include_top:
-            x = self.top(k, x)
-        elif self.pooling == "avg":
-            x = k.global_avg_pool(x, name="avg_pool" if self.named_pools else None)
-        elif self.pooling == "max":
-            x = k.global_max_pool(x, name="max_pool" if self.named_pools else None)
-        return x, k
+        x = self.backbone(k, k.input(jnp.asarray(x, self.dtype)))
+        return self.top(k, x) if self.include_top else self.pooled(k, x), k
 
     def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Array:
         """Class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
@@ -663,18 +803,24 @@ class Classifier(nn.Module):
 
 def check_like_default(name: str, value: Any, default: Any) -> None:
     """Raise ValueError unless a family's option is of its default's kind, and positive."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if isinstance(default, bool):
         fits, wanted = isinstance(value, bool), "True or False"
+    elif isinstance(default, str):
+        fits, wanted = isinstance(value, str) and bool(value), "a name"
+    elif name == "dropout" or name.endswith("_rate"):
+        fits, wanted = number and 0 <= float(value) < 1, "a rate from 0 to less than 1"
+    elif isinstance(default, tuple) and isinstance(default[0], tuple):  # rows of a table
+        row = type(default[0])
+        fits = isinstance(value, tuple) and len(value) > 0 and all(isinstance(each, row) for each in value)
+        wanted = f"a tuple of {row.__name__}"
     elif isinstance(default, tuple):
         fits = isinstance(value, tuple) and len(value) == len(default) and all(is_count(n) for n in value)
         wanted = f"{len(default)} positive integers"
     elif isinstance(default, int):
         fits, wanted = is_count(value), "a positive integer"
     else:
-        number = isinstance(value, Real) and not isinstance(value, bool)
         fits, wanted = number and 0 < float(value) < float("inf"), "a positive number"
-        if name == "dropout":
-            fits, wanted = number and 0 <= float(value) < 1, "a rate from 0 to less than 1"
     if not fits:
         raise ValueError(f"{name}={value!r} given, {wanted} expected")
 
@@ -695,6 +841,8 @@ def check_common_options(module: Classifier) -> None:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
     if not is_count(module.classes):
         raise ValueError(f"classes={module.classes!r} given, a positive integer expected")
+    if module.default_size < module.min_size:
+        raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")
     activation_function(module.classifier_activation)
     try:
         floating = jnp.issubdtype(jnp.dtype(module.dtype), jnp.floating)
@@ -719,12 +867,17 @@ class Trace:
     """What one abstract call of a network shows.
 
     Attributes:
-        nodes: its Keras layers, in Keras's order of `model.layers`.
+        nodes: its Keras layers, in Keras's order of `model.layers`, and the operations between them.
         variables: its variables as `jax.ShapeDtypeStruct`s.
     """
 
     nodes: tuple[Node, ...]
     variables: dict[str, Any]
+
+    @property
+    def layers(self) -> list[Node]:
+        """The Keras layers alone: `model.layers`."""
+        return [node for node in self.nodes if node.kind != OPERATION]
 
 
 def trace(module: Classifier) -> Trace:
@@ -781,15 +934,17 @@ def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:
     if not isinstance(rng, (jax.Array, np.ndarray)):
         raise ValueError(f"rng={rng!r} given, a key expected: jax.random.key(0)")
     found = trace(module)
-    kernel_init = {node.name: node.kernel_init for node in found.nodes}
+    known = {node.name: node for top in found.nodes for node in (top, *top.parts)}
     data = jax.random.key_data(rng) if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else rng
     generator = np.random.default_rng(np.asarray(data).ravel().tolist())
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        layer, array = path[1].key, path[-1].key
-        if array == "kernel":
-            return kernel_init[layer].draw(generator, leaf.shape)
-        return np.full(leaf.shape, array in ("scale", "var"), np.float32)
+        keys = [step.key for step in path]
+        node = next(known[key] for key in reversed(keys) if key in known)
+        if keys[-1] == "kernel":
+            return node.kernel_init.draw(generator, leaf.shape)
+        value = node.config["init"] if keys[-1] == "gamma" else keys[-1] in ("scale", "var")
+        return np.full(leaf.shape, value, leaf.dtype)
 
     return jax.device_put(jax.tree_util.tree_map_with_path(draw, found.variables))
 
@@ -800,7 +955,7 @@ def layer_names(module: Classifier) -> list[str]:
     `layer_names(module)[249]` is the name of Keras's `model.layers[249]`.
     """
     gone = dict(module.prepared.gone) if isinstance(module, Classifier) and module.prepared else {}
-    return [node.name for node in trace(module).nodes if node.name not in gone]
+    return [node.name for node in trace(module).layers if node.name not in gone]
 
 
 def pair(n: int | tuple[int, int]) -> tuple[int, int]:

@@ -24,9 +24,9 @@ def optimize_for_inference(module: Classifier, variables: Any, *, dtype: Any = j
     """An equivalent network that is faster, and can't be trained.
 
     Every BN that follows a convolution, with nothing between that isn't linear, is folded into its kernel (through
-    concatenation and average pooling, too); other BNs, those after the concatenations of a DenseNet, become a factor
-    and a term. On CPU, 3x3 kernels are kept as Winograd's algorithm wants them where that is faster (4 times their
-    memory). The pair goes through `predict`, `features` and `module.apply` as any other.
+    concatenation and average pooling, too), and so is ConvNeXt's LayerScale; other BNs, those after the concatenations
+    of a DenseNet, become a factor and a term. On CPU, 3x3 kernels are kept as Winograd's algorithm wants them where
+    that is faster (4 times their memory). The pair goes through `predict`, `features` and `module.apply` as any other.
 
     Args:
         module: from `fzoo.create` or `fzoo.load`.
@@ -50,10 +50,13 @@ def optimize_for_inference(module: Classifier, variables: Any, *, dtype: Any = j
     by_name = {node.name: node for node in nodes}
     readers = Counter(name for node in nodes for name in node.inputs)
     for node in nodes:
-        if node.kind != "BatchNormalization":
+        if node.kind not in ("BatchNormalization", "LayerScale"):
             continue
-        scale, shift = scale_and_shift(node, params.pop(node.name), stats[node.name])
+        scale, shift = scale_and_shift(node, params.pop(node.name), stats.get(node.name))
         parts = linear_parts(node.inputs[0], by_name, readers)
+        if parts is None and node.kind == "LayerScale":
+            params[node.name] = {"gamma": scale.astype(np.float32)}
+            continue
         if parts is None:
             params[node.name] = {"scale": scale.astype(np.float32), "bias": shift.astype(np.float32)}
             scaled.add(node.name)
@@ -79,11 +82,18 @@ def optimize_for_inference(module: Classifier, variables: Any, *, dtype: Any = j
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
     )
-    return module.clone(dtype=dtype, prepared=prepared), jax.device_put({"params": params}, device)
+    left = {"params": params}
+    if constants := {
+        node.name: stats[node.name] for node in nodes if node.kind == "Normalization" and node.name in stats
+    }:
+        left["batch_stats"] = constants
+    return module.clone(dtype=dtype, prepared=prepared), jax.device_put(left, device)
 
 
 def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What a BN does in inference, in float64: x * scale + shift."""
+    """What a BN or a LayerScale does in inference, in float64: x * scale + shift."""
+    if node.kind == "LayerScale":
+        return params["gamma"].astype(np.float64), np.zeros(params["gamma"].shape)
     scale = 1 / np.sqrt(stats["var"].astype(np.float64) + node.config["epsilon"])
     scale = scale * params["scale"] if "scale" in params else scale
     return scale, params["bias"] - stats["mean"] * scale

@@ -13,44 +13,25 @@ import jax
 import jax.numpy as jnp
 
 from fzoo.layers import Activation, Classifier, random_variables, unknown
+from fzoo.models import efficientnet_v2, mobilenet_v3
+from fzoo.models.convnext import ConvNeXt
 from fzoo.models.densenet import DenseNet
+from fzoo.models.efficientnet import EfficientNet
+from fzoo.models.efficientnet_v2 import EfficientNetV2
 from fzoo.models.inception_resnet_v2 import InceptionResNetV2
 from fzoo.models.inception_v3 import InceptionV3
 from fzoo.models.mobilenet import MobileNet
 from fzoo.models.mobilenet_v2 import MobileNetV2
+from fzoo.models.mobilenet_v3 import MobileNetV3
 from fzoo.models.nasnet import NASNet
 from fzoo.models.resnet import ResNet
+from fzoo.models.resnet_v2 import ResNetV2
 from fzoo.models.vgg import VGG
 from fzoo.models.xception import Xception
 from fzoo.preprocessing import Mode
+from fzoo.published import FILES, WeightFile
 from fzoo.weights import load_keras_weights
-from fzoo.weights.download import fetch
-
-_BASE = "https://storage.googleapis.com/tensorflow/keras-applications/"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class WeightFile:
-    """A file of ImageNet weights that Keras published.
-
-    Attributes:
-        url: where it lies.
-        md5: of its content, or None where Keras publishes none.
-        include_top: whether it holds the classifier.
-        name: in the cache; the URL's last part unless Keras calls it otherwise.
-        options: what the model must have been created with, e.g. {"alpha": 0.5}.
-        size: height and width it was trained for, where there is one file for each size; None for the only one.
-    """
-
-    url: str
-    md5: str | None
-    include_top: bool
-    name: str = ""
-    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
-    size: int | None = None
-
-    def __post_init__(self):
-        object.__setattr__(self, "name", self.name or self.url.rsplit("/", 1)[1])
+from fzoo.weights.download import fetch, file_hash
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,9 +46,10 @@ class ModelSpec:
         min_size: the least height and width.
         preprocessing: "caffe", "tf", "torch" or "none"; see `preprocess_input`.
         parameters: of the default model with the top, batch statistics included.
-        depth: layers on the longest way, as Keras's documentation counts them.
+        depth: number of layers with weights, the top's included, which is how Keras's documentation counts it.
         size_mb: of the weights file, in MB.
-        top1, top5: accuracy on ImageNet's validation images, as Keras publishes it, from 0 to 1.
+        top1, top5: accuracy on ImageNet's validation images, as Keras publishes it, from 0 to 1; top5 is None where it
+            does not say.
         licence: of the weights.
         paper: its URL.
         weight_files: what Keras published.
@@ -82,7 +64,7 @@ class ModelSpec:
     depth: int
     size_mb: int
     top1: float
-    top5: float
+    top5: float | None
     licence: str
     paper: str
     weight_files: tuple[WeightFile, ...]
@@ -96,278 +78,129 @@ class ModelSpec:
         return self.family.min_size
 
 
-def _pair(folder: str, stem: str, md5: str, md5_no_top: str) -> tuple[WeightFile, ...]:
-    """The two files of most models."""
-    stem = f"{_BASE}{folder}/{stem}_weights_tf_dim_ordering_tf_kernels"
-    return (WeightFile(f"{stem}.h5", md5, True), WeightFile(f"{stem}_notop.h5", md5_no_top, False))
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where weights come from: their licence, and the URL of the paper."""
+
+    licence: str
+    paper: str
 
 
-def _mobilenet_v2_files() -> tuple[WeightFile, ...]:
-    stem = f"{_BASE}mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels"
-    return tuple(
-        WeightFile(
-            f"{stem}_{alpha}_{size}{'' if top else '_no_top'}.h5", None, top, options={"alpha": alpha}, size=size
-        )
-        for alpha in (1.0, 0.35, 0.5, 0.75, 1.3, 1.4)
-        for size in (224, 192, 160, 128, 96)
-        for top in (True, False)
+_CONVNEXT = _Source("MIT (Meta)", "https://arxiv.org/abs/2201.03545")
+_DENSENET = _Source("BSD 3-clause (Facebook)", "https://arxiv.org/abs/1608.06993")
+_EFFICIENTNET = _Source("Apache 2.0", "https://arxiv.org/abs/1905.11946")
+_EFFICIENTNET_V2 = _Source("Apache 2.0", "https://arxiv.org/abs/2104.00298")
+_INCEPTION = _Source("Apache 2.0", "https://arxiv.org/abs/1512.00567")
+_INCEPTION_RESNET = _Source("Apache 2.0", "https://arxiv.org/abs/1602.07261")
+_MOBILENET = _Source("Apache 2.0", "https://arxiv.org/abs/1704.04861")
+_MOBILENET_V2 = _Source("Apache 2.0", "https://arxiv.org/abs/1801.04381")
+_MOBILENET_V3 = _Source("Apache 2.0", "https://arxiv.org/abs/1905.02244")
+_NASNET = _Source("Apache 2.0", "https://arxiv.org/abs/1707.07012")
+_RESNET = _Source("MIT (Kaiming He)", "https://arxiv.org/abs/1512.03385")
+_RESNET_V2 = _Source("Apache 2.0", "https://arxiv.org/abs/1603.05027")
+_VGG = _Source("CC BY 4.0 (Visual Geometry Group, Oxford)", "https://arxiv.org/abs/1409.1556")
+_XCEPTION = _Source("Apache 2.0", "https://arxiv.org/abs/1610.02357")
+
+
+def _spec(
+    name: str,
+    family: type[Classifier],
+    input_size: int,
+    preprocessing: Mode,
+    parameters: int,
+    depth: int,
+    size_mb: int,
+    top1: float,
+    top5: float | None,
+    source: _Source,
+    **options: Any,
+) -> ModelSpec:
+    return ModelSpec(
+        name,
+        family,
+        options,
+        input_size,
+        preprocessing,
+        parameters,
+        depth,
+        size_mb,
+        top1,
+        top5,
+        source.licence,
+        source.paper,
+        FILES[name],
     )
 
 
-def _mobilenet_files() -> tuple[WeightFile, ...]:
-    names = {1.0: "1_0", 0.75: "7_5", 0.5: "5_0", 0.25: "2_5"}
-    return tuple(
-        WeightFile(
-            f"{_BASE}mobilenet/mobilenet_{names[alpha]}_{size}_tf{'' if top else '_no_top'}.h5",
-            None,
-            top,
-            options={"alpha": alpha},
-            size=size,
-        )
-        for alpha in names
-        for size in (224, 192, 160, 128)
-        for top in (True, False)
-    )
-
-
-def _nasnet_files(kind: str, md5: str, md5_no_top: str) -> tuple[WeightFile, ...]:
-    return (
-        WeightFile(f"{_BASE}nasnet/NASNet-{kind}.h5", md5, True, name=f"nasnet_{kind}.h5"),
-        WeightFile(f"{_BASE}nasnet/NASNet-{kind}-no-top.h5", md5_no_top, False, name=f"nasnet_{kind}_no_top.h5"),
-    )
-
-
-_APACHE = "Apache 2.0"
-_BSD = "BSD 3-clause (Facebook)"
-_MIT = "MIT (Kaiming He)"
-_VGG = "CC BY 4.0 (Visual Geometry Group, Oxford)"
-
+# Columns as in `_spec`: name, family, input size, preprocessing, parameters, depth, MB, top-1, top-5, source; options.
+# fmt: off
 _SPECS = (
-    ModelSpec(
-        name="DenseNet121",
-        family=DenseNet,
-        options={"blocks": (6, 12, 24, 16)},
-        input_size=224,
-        preprocessing="torch",
-        parameters=8_062_504,
-        depth=242,
-        size_mb=33,
-        top1=0.75,
-        top5=0.923,
-        licence=_BSD,
-        paper="https://arxiv.org/abs/1608.06993",
-        weight_files=_pair(
-            "densenet", "densenet121", "9d60b8095a5708f2dcce2bca79d332c7", "30ee3e1110167f948a6b9946edeeb738"
-        ),
-    ),
-    ModelSpec(
-        name="DenseNet169",
-        family=DenseNet,
-        options={"blocks": (6, 12, 32, 32)},
-        input_size=224,
-        preprocessing="torch",
-        parameters=14_307_880,
-        depth=338,
-        size_mb=57,
-        top1=0.762,
-        top5=0.932,
-        licence=_BSD,
-        paper="https://arxiv.org/abs/1608.06993",
-        weight_files=_pair(
-            "densenet", "densenet169", "d699b8f76981ab1b30698df4c175e90b", "b8c4d4c20dd625c148057b9ff1c1176b"
-        ),
-    ),
-    ModelSpec(
-        name="DenseNet201",
-        family=DenseNet,
-        options={"blocks": (6, 12, 48, 32)},
-        input_size=224,
-        preprocessing="torch",
-        parameters=20_242_984,
-        depth=402,
-        size_mb=80,
-        top1=0.773,
-        top5=0.936,
-        licence=_BSD,
-        paper="https://arxiv.org/abs/1608.06993",
-        weight_files=_pair(
-            "densenet", "densenet201", "1ceb130c1ea1b78c3bf6114dbdfd8807", "c13680b51ded0fb44dff2d8f86ac8bb1"
-        ),
-    ),
-    ModelSpec(
-        name="InceptionResNetV2",
-        family=InceptionResNetV2,
-        options={},
-        input_size=299,
-        preprocessing="tf",
-        parameters=55_873_736,
-        depth=449,
-        size_mb=215,
-        top1=0.803,
-        top5=0.953,
-        licence=_APACHE,
-        paper="https://arxiv.org/abs/1602.07261",
-        weight_files=_pair(
-            "inception_resnet_v2",
-            "inception_resnet_v2",
-            "e693bd0210a403b3192acc6073ad2e96",
-            "d19885ff4a710c122648d3b5c3b684e4",
-        ),
-    ),
-    ModelSpec(
-        name="InceptionV3",
-        family=InceptionV3,
-        options={},
-        input_size=299,
-        preprocessing="tf",
-        parameters=23_851_784,
-        depth=189,
-        size_mb=92,
-        top1=0.779,
-        top5=0.937,
-        licence=_APACHE,
-        paper="https://arxiv.org/abs/1512.00567",
-        weight_files=_pair(
-            "inception_v3", "inception_v3", "9a0d58056eeedaa3f26cb7ebd46da564", "bcbd6486424b2319ff4ef7d526e38f63"
-        ),
-    ),
-    ModelSpec(
-        name="MobileNet",
-        family=MobileNet,
-        options={},
-        input_size=224,
-        preprocessing="tf",
-        parameters=4_253_864,
-        depth=55,
-        size_mb=16,
-        top1=0.704,
-        top5=0.895,
-        licence=_APACHE,
-        paper="https://arxiv.org/abs/1704.04861",
-        weight_files=_mobilenet_files(),
-    ),
-    ModelSpec(
-        name="MobileNetV2",
-        family=MobileNetV2,
-        options={},
-        input_size=224,
-        preprocessing="tf",
-        parameters=3_538_984,
-        depth=105,
-        size_mb=14,
-        top1=0.713,
-        top5=0.901,
-        licence=_APACHE,
-        paper="https://arxiv.org/abs/1801.04381",
-        weight_files=_mobilenet_v2_files(),
-    ),
-    ModelSpec(
-        name="NASNetLarge",
-        family=NASNet,
-        options={
-            "penultimate_filters": 4032,
-            "num_blocks": 6,
-            "stem_block_filters": 96,
-            "skip_reduction": True,
-            "default_size": 331,
-        },
-        input_size=331,
-        preprocessing="tf",
-        parameters=88_949_818,
-        depth=533,
-        size_mb=343,
-        top1=0.825,
-        top5=0.96,
-        licence=_APACHE,
-        paper="https://arxiv.org/abs/1707.07012",
-        weight_files=_nasnet_files("large", "11577c9a518f0070763c2b964a382f17", "d81d89dc07e6e56530c4e77faddd61b5"),
-    ),
-    ModelSpec(
-        name="NASNetMobile",
-        family=NASNet,
-        options={
-            "penultimate_filters": 1056,
-            "num_blocks": 4,
-            "stem_block_filters": 32,
-            "skip_reduction": False,
-            "default_size": 224,
-        },
-        input_size=224,
-        preprocessing="tf",
-        parameters=5_326_716,
-        depth=389,
-        size_mb=23,
-        top1=0.744,
-        top5=0.919,
-        licence=_APACHE,
-        paper="https://arxiv.org/abs/1707.07012",
-        weight_files=_nasnet_files("mobile", "020fb642bf7360b370c678b08e0adf61", "1ed92395b5b598bdda52abe5c0dbfd63"),
-    ),
-    ModelSpec(
-        name="ResNet50",
-        family=ResNet,
-        options={"blocks": (3, 4, 6, 3)},
-        input_size=224,
-        preprocessing="caffe",
-        parameters=25_636_712,
-        depth=107,
-        size_mb=98,
-        top1=0.749,
-        top5=0.921,
-        licence=_MIT,
-        paper="https://arxiv.org/abs/1512.03385",
-        weight_files=_pair(
-            "resnet", "resnet50", "2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"
-        ),
-    ),
-    ModelSpec(
-        name="VGG16",
-        family=VGG,
-        options={"convs": (2, 2, 3, 3, 3)},
-        input_size=224,
-        preprocessing="caffe",
-        parameters=138_357_544,
-        depth=16,
-        size_mb=528,
-        top1=0.713,
-        top5=0.901,
-        licence=_VGG,
-        paper="https://arxiv.org/abs/1409.1556",
-        weight_files=_pair("vgg16", "vgg16", "64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc"),
-    ),
-    ModelSpec(
-        name="VGG19",
-        family=VGG,
-        options={"convs": (2, 2, 4, 4, 4)},
-        input_size=224,
-        preprocessing="caffe",
-        parameters=143_667_240,
-        depth=19,
-        size_mb=549,
-        top1=0.713,
-        top5=0.9,
-        licence=_VGG,
-        paper="https://arxiv.org/abs/1409.1556",
-        weight_files=_pair("vgg19", "vgg19", "cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6"),
-    ),
-    ModelSpec(
-        name="Xception",
-        family=Xception,
-        options={},
-        input_size=299,
-        preprocessing="tf",
-        parameters=22_910_480,
-        depth=81,
-        size_mb=88,
-        top1=0.79,
-        top5=0.945,
-        licence=_APACHE,
-        paper="https://arxiv.org/abs/1610.02357",
-        weight_files=_pair(
-            "xception", "xception", "0a58e3b7378bc2990ea3b43d5981f1f6", "b0042744bf5b25fce3cb969f33bebb97"
-        ),
-    ),
+    _spec("ConvNeXtBase", ConvNeXt, 224, "none", 88_591_464, 186, 339, 0.854, None, _CONVNEXT,
+          depths=(3, 3, 27, 3), projection_dims=(128, 256, 512, 1024), prefix="convnext_base"),
+    _spec("ConvNeXtLarge", ConvNeXt, 224, "none", 197_767_336, 186, 755, 0.864, None, _CONVNEXT,
+          depths=(3, 3, 27, 3), projection_dims=(192, 384, 768, 1536), prefix="convnext_large"),
+    _spec("ConvNeXtSmall", ConvNeXt, 224, "none", 50_223_688, 186, 192, 0.824, None, _CONVNEXT,
+          depths=(3, 3, 27, 3), projection_dims=(96, 192, 384, 768), prefix="convnext_small"),
+    _spec("ConvNeXtTiny", ConvNeXt, 224, "none", 28_589_128, 96, 109, 0.813, None, _CONVNEXT,
+          depths=(3, 3, 9, 3), projection_dims=(96, 192, 384, 768), prefix="convnext_tiny"),
+    _spec("ConvNeXtXLarge", ConvNeXt, 224, "none", 350_196_968, 186, 1310, 0.867, None, _CONVNEXT,
+          depths=(3, 3, 27, 3), projection_dims=(256, 512, 1024, 2048), prefix="convnext_xlarge"),
+    _spec("DenseNet121", DenseNet, 224, "torch", 8_062_504, 242, 33, 0.75, 0.923, _DENSENET, blocks=(6, 12, 24, 16)),
+    _spec("DenseNet169", DenseNet, 224, "torch", 14_307_880, 338, 57, 0.762, 0.932, _DENSENET, blocks=(6, 12, 32, 32)),
+    _spec("DenseNet201", DenseNet, 224, "torch", 20_242_984, 402, 80, 0.773, 0.936, _DENSENET, blocks=(6, 12, 48, 32)),
+    _spec("EfficientNetB0", EfficientNet, 224, "none", 5_330_571, 132, 29, 0.771, 0.933, _EFFICIENTNET,
+          width_coefficient=1.0, depth_coefficient=1.0, default_size=224, dropout_rate=0.2),
+    _spec("EfficientNetB1", EfficientNet, 240, "none", 7_856_239, 186, 31, 0.791, 0.944, _EFFICIENTNET,
+          width_coefficient=1.0, depth_coefficient=1.1, default_size=240, dropout_rate=0.2),
+    _spec("EfficientNetB2", EfficientNet, 260, "none", 9_177_569, 186, 36, 0.801, 0.949, _EFFICIENTNET,
+          width_coefficient=1.1, depth_coefficient=1.2, default_size=260, dropout_rate=0.3),
+    _spec("EfficientNetB3", EfficientNet, 300, "none", 12_320_535, 210, 48, 0.816, 0.957, _EFFICIENTNET,
+          width_coefficient=1.2, depth_coefficient=1.4, default_size=300, dropout_rate=0.3),
+    _spec("EfficientNetB4", EfficientNet, 380, "none", 19_466_823, 258, 75, 0.829, 0.964, _EFFICIENTNET,
+          width_coefficient=1.4, depth_coefficient=1.8, default_size=380, dropout_rate=0.4),
+    _spec("EfficientNetB5", EfficientNet, 456, "none", 30_562_527, 312, 118, 0.836, 0.967, _EFFICIENTNET,
+          width_coefficient=1.6, depth_coefficient=2.2, default_size=456, dropout_rate=0.4),
+    _spec("EfficientNetB6", EfficientNet, 528, "none", 43_265_143, 360, 166, 0.84, 0.968, _EFFICIENTNET,
+          width_coefficient=1.8, depth_coefficient=2.6, default_size=528, dropout_rate=0.5),
+    _spec("EfficientNetB7", EfficientNet, 600, "none", 66_658_687, 438, 256, 0.843, 0.97, _EFFICIENTNET,
+          width_coefficient=2.0, depth_coefficient=3.1, default_size=600, dropout_rate=0.5),
+    _spec("EfficientNetV2B0", EfficientNetV2, 224, "none", 7_200_312, 151, 29, 0.787, 0.943, _EFFICIENTNET_V2,
+          width_coefficient=1.0, depth_coefficient=1.0, default_size=224),
+    _spec("EfficientNetV2B1", EfficientNetV2, 240, "none", 8_212_124, 185, 34, 0.798, 0.95, _EFFICIENTNET_V2,
+          width_coefficient=1.0, depth_coefficient=1.1, default_size=240),
+    _spec("EfficientNetV2B2", EfficientNetV2, 260, "none", 10_178_374, 193, 42, 0.805, 0.951, _EFFICIENTNET_V2,
+          width_coefficient=1.1, depth_coefficient=1.2, default_size=260),
+    _spec("EfficientNetV2B3", EfficientNetV2, 300, "none", 14_467_622, 225, 59, 0.82, 0.958, _EFFICIENTNET_V2,
+          width_coefficient=1.2, depth_coefficient=1.4, default_size=300),
+    _spec("EfficientNetV2L", EfficientNetV2, 480, "none", 119_027_848, 557, 479, 0.857, 0.975, _EFFICIENTNET_V2,
+          stages=efficientnet_v2.L, stem_filters=32, imagenet_statistics=False, default_size=480),
+    _spec("EfficientNetV2M", EfficientNetV2, 480, "none", 54_431_388, 403, 220, 0.853, 0.974, _EFFICIENTNET_V2,
+          stages=efficientnet_v2.M, stem_filters=24, imagenet_statistics=False, default_size=480),
+    _spec("EfficientNetV2S", EfficientNetV2, 384, "none", 21_612_360, 281, 88, 0.839, 0.967, _EFFICIENTNET_V2,
+          stages=efficientnet_v2.S, stem_filters=24, imagenet_statistics=False, default_size=384),
+    _spec("InceptionResNetV2", InceptionResNetV2, 299, "tf", 55_873_736, 449, 215, 0.803, 0.953, _INCEPTION_RESNET),
+    _spec("InceptionV3", InceptionV3, 299, "tf", 23_851_784, 189, 92, 0.779, 0.937, _INCEPTION),
+    _spec("MobileNet", MobileNet, 224, "tf", 4_253_864, 55, 16, 0.704, 0.895, _MOBILENET),
+    _spec("MobileNetV2", MobileNetV2, 224, "tf", 3_538_984, 105, 14, 0.713, 0.901, _MOBILENET_V2),
+    _spec("MobileNetV3Large", MobileNetV3, 224, "none", 5_507_432, 110, 22, 0.756, None, _MOBILENET_V3,
+          blocks=mobilenet_v3.LARGE, last_filters=1280),
+    _spec("MobileNetV3Small", MobileNetV3, 224, "none", 2_554_968, 88, 10, 0.681, None, _MOBILENET_V3,
+          blocks=mobilenet_v3.SMALL, last_filters=1024),
+    _spec("NASNetLarge", NASNet, 331, "tf", 88_949_818, 533, 343, 0.825, 0.96, _NASNET,
+          penultimate_filters=4032, num_blocks=6, stem_block_filters=96, skip_reduction=True, default_size=331),
+    _spec("NASNetMobile", NASNet, 224, "tf", 5_326_716, 389, 23, 0.744, 0.919, _NASNET,
+          penultimate_filters=1056, num_blocks=4, stem_block_filters=32, skip_reduction=False, default_size=224),
+    _spec("ResNet101", ResNet, 224, "caffe", 44_707_176, 209, 171, 0.764, 0.928, _RESNET, blocks=(3, 4, 23, 3)),
+    _spec("ResNet101V2", ResNetV2, 224, "tf", 44_675_560, 205, 171, 0.772, 0.938, _RESNET_V2, blocks=(3, 4, 23, 3)),
+    _spec("ResNet152", ResNet, 224, "caffe", 60_419_944, 311, 232, 0.766, 0.931, _RESNET, blocks=(3, 8, 36, 3)),
+    _spec("ResNet152V2", ResNetV2, 224, "tf", 60_380_648, 307, 232, 0.78, 0.942, _RESNET_V2, blocks=(3, 8, 36, 3)),
+    _spec("ResNet50", ResNet, 224, "caffe", 25_636_712, 107, 98, 0.749, 0.921, _RESNET, blocks=(3, 4, 6, 3)),
+    _spec("ResNet50V2", ResNetV2, 224, "tf", 25_613_800, 103, 98, 0.76, 0.93, _RESNET_V2, blocks=(3, 4, 6, 3)),
+    _spec("VGG16", VGG, 224, "caffe", 138_357_544, 16, 528, 0.713, 0.901, _VGG, convs=(2, 2, 3, 3, 3)),
+    _spec("VGG19", VGG, 224, "caffe", 143_667_240, 19, 549, 0.713, 0.9, _VGG, convs=(2, 2, 4, 4, 4)),
+    _spec("Xception", Xception, 299, "tf", 22_910_480, 81, 88, 0.79, 0.945, _XCEPTION),
 )
+# fmt: on
 
 _BY_NAME = MappingProxyType({spec.name: spec for spec in _SPECS})
 
@@ -455,7 +288,9 @@ def load(
     Args:
         name: Keras's name of the model.
         weights: "imagenet" for what Keras published (downloaded once into Keras's own cache), the path of a file that
-            Keras wrote, or None for random ones, with Keras's initialisers.
+            Keras wrote, or None for random ones, with Keras's initialisers. EfficientNet's published files, wherever
+            they lie, come with `divide_by_std=True`, which their training wants; one that another wrote does not
+            (Keras, too, adds that step for "imagenet" alone).
         rng: a `jax.random.key` for `weights=None`; key 0 by default.
         **create_options: see `create`.
 
@@ -466,17 +301,34 @@ def load(
         ValueError: a bad option, no published file for these options, or a file that does not fit.
         OSError: the file is not there, or can't be downloaded.
     """
-    module = create(name, **create_options)
-    if weights is None:
-        return module, random_variables(module, jax.random.key(0) if rng is None else rng)
-    if rng is not None:
+    if weights is not None and rng is not None:
         raise ValueError(f"rng goes with weights=None, weights={str(weights)!r} given")
+    if weights is None:
+        module = create(name, **create_options)
+        return module, random_variables(module, jax.random.key(0) if rng is None else rng)
     if not isinstance(weights, (str, os.PathLike)) or not os.fspath(weights):
         raise ValueError(f"weights={weights!r} given, 'imagenet', None or a path expected")
+    if weights == "imagenet" or is_published(name, weights):
+        create_options = {**needed(name), **create_options}
+    module = create(name, **create_options)
     if weights == "imagenet":
         file = published(name, module)
-        weights = fetch(file.url, file.name, file.md5, ", or pass the path of one: weights=PATH, --weights PATH")
+        weights = fetch(file.url, file.name, file.hash, ", or pass the path of one: weights=PATH, --weights PATH")
     return module, load_keras_weights(module, weights)
+
+
+def needed(name: str) -> dict[str, Any]:
+    """The options that all published files of a model want: EfficientNet's division by the standard deviation."""
+    wanted = [file.options.items() for file in spec(name).weight_files]
+    return {key: value for key, value in wanted[0] if all((key, value) in items for items in wanted)}
+
+
+def is_published(name: str, path: str | os.PathLike) -> bool:
+    """Whether a file is one that Keras published, by its hash; asked only where that makes a difference."""
+    if not needed(name) or not os.path.isfile(path):
+        return False
+    hashes = {file.hash for file in spec(name).weight_files}
+    return any(file_hash(path, algorithm) in hashes for algorithm in ("md5", "sha256"))
 
 
 def published(name: str, module: Classifier) -> WeightFile:
@@ -488,7 +340,9 @@ def published(name: str, module: Classifier) -> WeightFile:
     if module.include_top and module.classes != 1000:
         raise ValueError(f"the ImageNet weights of {name} have 1000 classes, classes={module.classes} given")
     record = spec(name)
-    defaults = {option: value for option, value in family_defaults(record).items() if option != "dropout"}
+    defaults = {
+        option: value for option, value in family_defaults(record).items() if option not in record.family.weightless
+    }
     height, width, channels = module.example_shape
     if channels != 3:
         raise ValueError(f"the ImageNet weights of {name} are for 3 channels, {channels} given")

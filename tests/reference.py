@@ -25,47 +25,50 @@ class Case:
 
     least: int
     odd: tuple[int, int]
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 SMALL = Case(32, (65, 47))
 LARGE = Case(75, (97, 83))
 
-
-def by_model(names: Iterable[str]) -> list[Any]:
-    """Parameters of a test, those of one model in one process, so that they share its networks."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
-
-
 #: Every model of the registry; a test fails for one that is missing here.
 CASES = {
-    "DenseNet121": SMALL,
-    "DenseNet169": SMALL,
-    "DenseNet201": SMALL,
-    "InceptionResNetV2": LARGE,
-    "InceptionV3": LARGE,
-    "MobileNet": SMALL,
-    "MobileNetV2": SMALL,
-    "NASNetLarge": SMALL,
-    "NASNetMobile": SMALL,
-    "ResNet50": SMALL,
-    "VGG16": SMALL,
-    "VGG19": SMALL,
+    **dict.fromkeys(["ConvNeXtBase", "ConvNeXtLarge", "ConvNeXtSmall", "ConvNeXtTiny", "ConvNeXtXLarge"], SMALL),
+    **dict.fromkeys(["DenseNet121", "DenseNet169", "DenseNet201"], SMALL),
+    **dict.fromkeys([f"EfficientNetB{i}" for i in range(8)], SMALL),
+    **dict.fromkeys([f"EfficientNetV2{size}" for size in ("B0", "B1", "B2", "B3", "S", "M", "L")], SMALL),
+    **dict.fromkeys(["InceptionResNetV2", "InceptionV3"], LARGE),
+    **dict.fromkeys(["MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small"], SMALL),
+    **dict.fromkeys(["NASNetLarge", "NASNetMobile"], SMALL),
+    **dict.fromkeys(["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"], SMALL),
+    **dict.fromkeys(["VGG16", "VGG19"], SMALL),
     "Xception": Case(71, (97, 83)),
 }
 
-#: One model of each family.
+#: One model of each family; the tests of the others are marked as heavy.
 FAMILIES = (
+    "ConvNeXtTiny",
     "DenseNet121",
+    "EfficientNetB0",
+    "EfficientNetV2B0",
     "InceptionResNetV2",
     "InceptionV3",
     "MobileNet",
     "MobileNetV2",
+    "MobileNetV3Small",
     "NASNetMobile",
     "ResNet50",
+    "ResNet50V2",
     "VGG16",
     "Xception",
 )
+
+
+def by_model(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, those of one model in one process, so that they share its networks."""
+    return [
+        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in FAMILIES else [pytest.mark.heavy])])
+        for name in names
+    ]
 
 
 #: Quick to compile, and without XLA:CPU's default fusions, some of which sum wrongly in jaxlib 0.10 (jax issue 39103).
@@ -81,9 +84,10 @@ def keras_model(name: str, seed: int = 0, **options: Any) -> Any:
     return randomise(build(getattr(keras.applications, name), **options), seed)
 
 
-def build(constructor: Callable[..., Any], weights: str | None = None, **options: Any) -> Any:
+def build(constructor: Callable[..., Any], weights: str | None = None, fresh: bool = True, **options: Any) -> Any:
     """A network in a fresh session. Its initial values are all zero: drawing them takes Keras most of the time."""
-    keras.utils.clear_session()
+    if fresh:
+        keras.utils.clear_session()
     with pytest.MonkeyPatch.context() as patch:
         for initializer in (random_initializers.VarianceScaling, random_initializers.RandomUniform):
             patch.setattr(initializer, "__call__", lambda self, shape, dtype=None: np.zeros(shape, np.float32))
@@ -97,14 +101,18 @@ def randomise(model: Any, seed: int = 0) -> Any:
         layer.set_weights(
             [random_array(rng, layer, weight.path.rsplit("/", 1)[1], weight.shape) for weight in layer.weights]
         )
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
     return model
 
 
 def random_array(rng: np.random.Generator, layer: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Random values, in a range that keeps activations alive through a deep network."""
-    if name in ("gamma", "moving_variance"):
+    if name == "count":
+        return np.array(rng.integers(1000), np.int32)
+    if name in ("gamma", "moving_variance", "variance") or name.startswith("variable"):  # a LayerScale's
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    if name in ("bias", "beta", "moving_mean"):
+    if name in ("bias", "beta", "moving_mean", "mean"):
         return rng.normal(0, 0.1, shape).astype(np.float32)
     depthwise = name == "depthwise_kernel" or "Depthwise" in type(layer).__name__
     variance = 1 / np.prod(shape[:2]) if depthwise else 1.5 / np.prod(shape[:-1])
@@ -140,21 +148,27 @@ def variables_of(model: Any) -> dict[str, Any]:
     variables: dict[str, Any] = {}
     for layer in model.layers:
         for weight in layer.weights:
-            array, name = np.asarray(weight), weight.path.rsplit("/", 1)[1]
+            *_, owner, name = weight.path.split("/")
+            name = "variable" if name.startswith("variable_") else name  # those of LayerScales are numbered
+            array = np.asarray(weight)
             if name == "depthwise_kernel" or ("Depthwise" in type(layer).__name__ and name == "kernel"):
                 array = array.reshape(*array.shape[:2], 1, -1)
-            path = {
-                "gamma": ("params", layer.name, "scale"),
-                "beta": ("params", layer.name, "bias"),
-                "moving_mean": ("batch_stats", layer.name, "mean"),
-                "moving_variance": ("batch_stats", layer.name, "var"),
-                "depthwise_kernel": ("params", layer.name, "depthwise", "kernel"),
-                "pointwise_kernel": ("params", layer.name, "pointwise", "kernel"),
-            }.get(name, ("params", layer.name, name))
+            collection, *below = {
+                "gamma": ("params", "scale"),
+                "beta": ("params", "bias"),
+                "moving_mean": ("batch_stats", "mean"),
+                "moving_variance": ("batch_stats", "var"),
+                "mean": ("batch_stats", "mean"),
+                "variance": ("batch_stats", "var"),
+                "count": ("batch_stats", "count"),
+                "variable": ("params", "gamma"),
+                "depthwise_kernel": ("params", "depthwise", "kernel"),
+                "pointwise_kernel": ("params", "pointwise", "kernel"),
+            }.get(name, ("params", name))
             at = variables
-            for key in path[:-1]:
+            for key in (collection, layer.name, *([] if owner == layer.name else [owner]), *below[:-1]):
                 at = at.setdefault(key, {})
-            at[path[-1]] = array
+            at[below[-1]] = array
     return variables
 
 

@@ -1,12 +1,18 @@
 """Every model against Keras's own, with the same random arrays in both: layers, outputs, files in and out."""
 
 import contextlib
+import dataclasses
+import functools
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
 import keras
 import numpy as np
 import pytest
+from keras.src.applications.convnext import ConvNeXt
+from keras.src.applications.efficientnet import EfficientNet
+from keras.src.applications.efficientnet_v2 import EfficientNetV2
 from keras.src.applications.nasnet import NASNet
 from keras.src.legacy.saving import legacy_h5_format
 from reference import (
@@ -26,6 +32,7 @@ from reference import (
 )
 
 import fzoo
+import fzoo.published
 from fzoo.layers import Classifier, trace
 
 
@@ -81,8 +88,11 @@ def test_every_layer(smallest):
     left = fzoo.layer_names(module)
     gone = dict(module.prepared.gone)
     assert gone.keys() == theirs.keys() - set(left)
-    assert "batch_stats" not in variables
-    assert len(module.prepared.folded) + len(module.prepared.scaled) == sum("var" in s for s in stats(smallest))
+    assert all(name.startswith("normalization") for name in variables.get("batch_stats", {}))
+    kinds = [type(layer).__name__ for layer in smallest.keras.layers]
+    assert len(module.prepared.folded) + len(module.prepared.scaled) == sum(
+        kind in ("BatchNormalization", "LayerScale") for kind in kinds
+    )
 
     def endpoints(variables, images):
         return module.apply(variables, images, left, method="endpoints")
@@ -95,14 +105,21 @@ def test_every_layer(smallest):
             module.apply(variables, images, [layer], method="endpoints")
 
 
-def stats(pair: Pair) -> list[dict[str, Any]]:
-    return list(pair.variables.get("batch_stats", {}).values())
-
-
-def test_predict(smallest):
-    images = random_images((3, *smallest.module.example_shape))
-    (theirs,) = outputs(smallest.keras, images, ["predictions"]).values()
-    assert_close(fzoo.predict(smallest.module, smallest.variables, images), theirs, smallest.name)
+def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(smallest, tmp_path):
+    model, module, variables = smallest.keras, smallest.module, smallest.variables
+    saved = [np.asarray(w) for w in model.weights]
+    for ending in (".h5", ".keras", ".weights.h5"):
+        path = tmp_path / f"fzoo{ending}"
+        fzoo.save_keras_weights(module, variables, path)
+        assert_equal(fzoo.load_keras_weights(module, path), variables)
+        randomise(model, seed=1)
+        model.load_weights(path)
+        path.unlink()
+        for before, after in zip(saved, model.weights, strict=True):
+            np.testing.assert_array_equal(np.asarray(after), before, err_msg=after.path)
+    images = random_images((3, *module.example_shape))
+    (theirs,) = outputs(model, images, [model.layers[-1].name]).values()
+    assert_close(fzoo.predict(module, variables, images), theirs, smallest.name)
 
 
 def test_every_file_format(smallest, tmp_path, monkeypatch):
@@ -130,21 +147,46 @@ def test_file_with_top_fits_model_without(smallest, tmp_path):
         module, variables = fzoo.load(smallest.name, weights=path, **options)
         wanted = trace(module).variables
         assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, wanted)
+        head = {"layer_normalization": f"{smallest.keras.name}_head_layernorm"}  # ConvNeXt's last, without and with top
         for collection, layers in variables.items():
-            assert_equal(layers, {name: smallest.variables[collection][name] for name in layers})
+            assert_equal(layers, {name: smallest.variables[collection][head.get(name, name)] for name in layers})
         with pytest.raises(fzoo.weights.WeightsMismatch, match="7 classes, the model 5"):
             fzoo.load(smallest.name, weights=path, classes=5, input_shape=smallest.options["input_shape"])
 
 
-def test_keras_reads_what_fzoo_writes(smallest, tmp_path):
-    path = tmp_path / "fzoo.h5"
-    fzoo.save_keras_weights(smallest.module, smallest.variables, path)
-    assert_equal(fzoo.load_keras_weights(smallest.module, path), smallest.variables)
-    saved = [np.asarray(w) for w in smallest.keras.weights]
-    randomise(smallest.keras, seed=1)
-    smallest.keras.load_weights(path)
-    for before, after in zip(saved, smallest.keras.weights, strict=True):
-        np.testing.assert_array_equal(np.asarray(after), before, err_msg=after.path)
+@pytest.mark.parametrize("name", by_model(CASES))
+def test_transfer_learning_file(name, tmp_path):
+    """The backbone is a layer of another model and half frozen; its numbered layers don't start from the first."""
+    size = CASES[name].least
+    options = {"include_top": False, "input_shape": (size, size, 3), "pooling": "avg"}
+    images = keras.Input((size, size, 3))
+    keras.layers.Conv2D(3, 1)(keras.layers.BatchNormalization()(images))
+    backbone = randomise(build(getattr(keras.applications, name), fresh=False, **options))
+    for layer in backbone.layers[: len(backbone.layers) // 2]:
+        layer.trainable = False
+    head = keras.layers.Dense(4, name="head")(keras.layers.Dropout(0.1)(backbone(images)))
+    functional = keras.Model(images, head)
+    sequential = keras.Sequential([images, backbone, keras.layers.Dense(4, name="head")])
+    module = fzoo.create(name, **options)
+    wanted = variables_of(backbone)
+    kept = [np.asarray(leaf) for leaf in jax.tree.leaves(in_layers_order(wanted, backbone, module))]
+    for model, endings in ((functional, (".weights.h5", ".keras")), (sequential, (".keras", ".h5"))):
+        for ending in endings:
+            path = tmp_path / f"model{ending}"
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("absl.logging.warning", lambda *args: None)  # that h5 is a legacy format
+                model.save_weights(path) if ending == ".weights.h5" else model.save(path)
+            with pytest.warns(UserWarning, match=r"was loaded; left out: head.* \(\d+, 4\)"):
+                found = fzoo.load_keras_weights(module, path)
+            for ours, theirs in zip(jax.tree.leaves(found), kept, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+            path.unlink()
+
+
+def in_layers_order(variables: dict[str, Any], model: Any, module: Classifier) -> dict[str, Any]:
+    """A Keras model's variables under the names that its layers have in a fresh session."""
+    names = dict(zip([layer.name for layer in model.layers], fzoo.layer_names(module), strict=True))
+    return {kind: {names[layer]: arrays for layer, arrays in tree.items()} for kind, tree in variables.items()}
 
 
 @pytest.mark.parametrize("name", by_model(CASES))
@@ -166,13 +208,22 @@ def test_without_top_at_an_odd_size(name, tmp_path):
         ("MobileNetV2", {"alpha": 0.35, "include_top": False, "pooling": "max", "input_shape": (33, 50, 4)}),
         ("MobileNetV2", {"alpha": 1.4, "classifier_activation": "sigmoid", "input_shape": (64, 64, 3)}),
         ("MobileNetV2", {"include_top": False}),  # Keras builds it for an unknown size
+        ("MobileNetV3Small", {"minimalistic": True, "dropout_rate": 0.0, "input_shape": (33, 50, 3), "classes": 3}),
+        ("MobileNetV3Small", {"alpha": 1.5, "include_preprocessing": False, "classes": 3}),  # of an unknown size, too
+        ("MobileNetV3Large", {"alpha": 0.75, "include_top": False, "pooling": "max", "input_shape": (40, 40, 4)}),
+        ("MobileNetV3Large", {"minimalistic": True, "classifier_activation": None, "input_shape": (33, 33, 3)}),
+        ("EfficientNetB0", {"include_top": False, "pooling": "max"}),
+        ("EfficientNetV2B0", {"include_preprocessing": False, "input_shape": (33, 33, 3), "classes": 3}),
+        ("EfficientNetV2B0", {"include_top": False, "input_shape": (32, 40, 4)}),
+        ("ConvNeXtTiny", {"include_preprocessing": False, "input_shape": (33, 70, 3), "classes": 3}),
+        ("ConvNeXtTiny", {"include_top": False, "pooling": "max", "input_shape": (32, 32, 1)}),
         ("ResNet50", {"include_top": False, "pooling": "max", "input_shape": (32, 32, 3)}),
         ("Xception", {"include_top": False, "pooling": "max", "input_shape": (71, 71, 3)}),
     ],
 )
 def test_options(name, options):
-    four_channels = options.get("input_shape", (3,))[-1] == 4
-    with pytest.warns(match="1 or 3 input channels") if four_channels else contextlib.nullcontext():
+    warned = options.get("input_shape", (3,))[-1] == 4 and not name.startswith("MobileNetV3")
+    with pytest.warns(match="1 or 3 input channels") if warned else contextlib.nullcontext():
         model = keras_model(name, **options)
     compare(pair(name, model, options))
 
@@ -191,6 +242,40 @@ def test_nasnet_options():
     compare(pair("NASNetMobile", randomise(build(NASNet, **options)), options))
 
 
+def test_convnext_options():
+    """Keras's own arguments of the family."""
+    options = {"depths": (1, 2, 1, 1), "projection_dims": (8, 16, 24, 32), "drop_path_rate": 0.3}
+    options |= {"layer_scale_init_value": None, "input_shape": (64, 64, 3), "classes": 5}
+    model = build(ConvNeXt, **options, name="mine")
+    compare(pair("ConvNeXtTiny", randomise(model), {**options, "prefix": "mine"}))
+
+
+@pytest.mark.parametrize("include_top", [True, False])
+def test_efficientnets_published_files_are_divided_by_the_deviation(include_top, tmp_path, monkeypatch):
+    """What Keras makes of `weights="imagenet"`: the file is found in its cache, with a hash that is right."""
+    options = {"include_top": True} if include_top else {"include_top": False, "input_shape": (32, 32, 3)}
+    plain = keras_model("EfficientNetB0", **options)
+    path = save_weights_only(plain, tmp_path / "efficientnetb0.h5")
+    monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *args, **kwargs: path)
+    theirs = keras.applications.EfficientNetB0(weights="imagenet", **options)
+    files = [
+        dataclasses.replace(file, hash=f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}")
+        for file in fzoo.spec("EfficientNetB0").weight_files
+    ]
+    object.__setattr__(fzoo.spec("EfficientNetB0"), "weight_files", tuple(files))
+    try:
+        module, variables = fzoo.load("EfficientNetB0", weights=path, **options)
+        assert module.divide_by_std
+        assert len(fzoo.layer_names(module)) == len(theirs.layers)
+        images = random_images((2, *module.example_shape))
+        (expected,) = outputs(theirs, images, [theirs.layers[-1].name]).values()
+        assert_close(fzoo.predict(module, variables, images), expected, "divided")
+        assert not fzoo.load("EfficientNetB0", weights=path, divide_by_std=False, **options)[0].divide_by_std
+    finally:
+        object.__setattr__(fzoo.spec("EfficientNetB0"), "weight_files", fzoo.published.FILES["EfficientNetB0"])
+    assert not fzoo.load("EfficientNetB0", weights=path, **options)[0].divide_by_std
+
+
 @pytest.mark.parametrize("name", by_model(CASES))
 def test_default_size(name):
     """Parameters, batch statistics included, and Keras's order of layers at the size of the published weights."""
@@ -198,10 +283,19 @@ def test_default_size(name):
     module = fzoo.create(name)
     count = sum(leaf.size for leaf in jax.tree.leaves(trace(module).variables))
     assert count == fzoo.spec(name).parameters == model.count_params()
-    assert model.input_shape[1:] == module.example_shape == (fzoo.spec(name).input_size,) * 2 + (3,)
+    assert module.example_shape == (fzoo.spec(name).input_size,) * 2 + (3,)
+    assert model.input_shape[1:] == (module.example_shape if module.known_size else (None, None, 3))
     assert fzoo.layer_names(module) == [layer.name for layer in model.layers]
     with_weights = [layer.name for layer in model.layers if layer.weights]
     assert list(fzoo.weights.mapping.slots(module)) == with_weights
+    assert fzoo.spec(name).depth == len(with_weights)
+
+
+#: Constructors of the families whose blocks are dropped at random in training, without that.
+NOTHING_DROPPED = {
+    "EfficientNetB0": functools.partial(EfficientNet, 1.0, 1.0, 224, drop_connect_rate=0),
+    "EfficientNetV2B0": functools.partial(EfficientNetV2, 1.0, 1.0, 224, drop_connect_rate=0, name="efficientnetv2-b0"),
+}
 
 
 @pytest.mark.parametrize("name", by_model(FAMILIES))
@@ -209,7 +303,8 @@ def test_training_moves_batch_statistics_as_keras(name):
     """One call with train=True: the output, and the moving averages after it."""
     size = 2 * CASES[name].least  # BN over the last feature map's few values would amplify rounding
     options = {"input_shape": (size, size, 3), "include_top": False}
-    found = pair(name, keras_model(name, **options), options)
+    model = randomise(build(NOTHING_DROPPED.get(name, getattr(keras.applications, name)), **options))
+    found = pair(name, model, {**options, **({"drop_connect_rate": 0.0} if name in NOTHING_DROPPED else {})})
     images = random_images((4, size, size, 3))
 
     def keras_step(trainable, rest, images):
@@ -224,9 +319,10 @@ def test_training_moves_batch_statistics_as_keras(name):
 
     ours, updates = jax.jit(step, compiler_options=COMPILER_OPTIONS)(found.variables, images)
     assert_close(ours, np.asarray(output), name, tolerance=1e-3)
+    arrays = {"moving_mean": "mean", "moving_variance": "var", "mean": "mean", "variance": "var", "count": "count"}
     for variable, value in zip(found.keras.non_trainable_variables, moved, strict=True):
         layer, array = variable.path.split("/")[-2:]
-        array = {"moving_mean": "mean", "moving_variance": "var"}[array]
-        assert_close(updates["batch_stats"][layer][array], np.asarray(value), variable.path)
-        assert not np.array_equal(value, found.variables["batch_stats"][layer][array]), "did not move"
+        assert_close(updates["batch_stats"][layer][arrays[array]], np.asarray(value), variable.path)
+        before = found.variables["batch_stats"][layer][arrays[array]]
+        assert array.startswith("moving") != np.array_equal(value, before), variable.path
     assert len(moved) == len(jax.tree.leaves(found.variables.get("batch_stats", {})))

@@ -35,7 +35,7 @@ def model_table() -> str:
         s = fzoo.spec(name)
         rows.append(
             f"| [{name}]({s.paper}) | {s.input_size} (at least {s.min_size}) | {s.parameters:,} | {s.depth} | "
-            f"{s.size_mb} MB | {s.top1:.1%} | {s.top5:.1%} | {s.preprocessing} |"
+            f"{s.size_mb} MB | {s.top1:.1%} | {'-' if s.top5 is None else f'{s.top5:.1%}'} | {s.preprocessing} |"
         )
     return "\n".join(rows)
 

@@ -28,6 +28,8 @@ class MobileNet(Classifier):
     depth_multiplier: int = 1
     dropout: float = 1e-3
 
+    weightless = ("dropout",)
+
     @nn.nowrap
     def check_options(self) -> None:
         """The narrowest layer has a channel."""

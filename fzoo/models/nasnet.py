@@ -34,15 +34,15 @@ class NASNet(Classifier):
     filter_multiplier: int = 2
     default_size: int = 331
 
+    weightless = ("default_size",)
+
     @nn.nowrap
     def check_options(self) -> None:
-        """The width divides into cells; the default size is one that the family takes."""
+        """The width divides into cells."""
         super().check_options()
         unit = 24 * self.filter_multiplier**2
         if self.penultimate_filters < unit or self.penultimate_filters % unit:
             raise ValueError(f"penultimate_filters={self.penultimate_filters} given, a multiple of {unit} expected")
-        if self.default_size < self.min_size:
-            raise ValueError(f"default_size={self.default_size} given, {self.min_size} or more expected")
 
     @property
     def known_size(self) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fzoo.layers import Classifier, trace
-from fzoo.weights.files import WeightsMismatch, open_layers, write_legacy
-from fzoo.weights.mapping import check_variables, match, slots
+from fzoo.layers import Classifier, Node, snake_case, trace
+from fzoo.weights.files import WRITERS, SavedLayer, WeightsMismatch, open_layers, replacing
+from fzoo.weights.mapping import Slot, check_variables, match, slots
 
 __all__ = ["WeightsMismatch", "load_keras_weights", "save_keras_weights"]
 
@@ -38,37 +40,67 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
     variables: dict[str, Any] = {"params": {}}
     slots(module)  # before the file: what is no plain network of this package is not the file's fault
     with open_layers(path) as layers:
-        for slot, array in match(module, layers, str(path)):
+        found = match(module, layers, str(path))
+        for slot, array in found.pairs:
             at = variables
             for key in slot.path[:-1]:
                 at = at.setdefault(key, {})
-            value = np.asarray(array)
-            if value.dtype == "V2":  # what HDF5 makes of Keras's bfloat16
-                value = value.view(jnp.bfloat16)
-            at[slot.path[-1]] = value.astype(slot.dtype, copy=False).reshape(slot.shape)
+            at[slot.path[-1]] = read(array, slot)
+    if found.within:
+        left_out = ", ".join(found.left_out) or "nothing"
+        warnings.warn(f"{path}: its layer {found.within} was loaded; left out: {left_out}", stacklevel=2)
     return jax.device_put(variables)
 
 
-def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
-    """Write a network's variables as a legacy h5, which Keras reads by `model.load_weights(path)`.
+def read(array: h5py.Dataset, slot: Slot) -> np.ndarray:
+    """An array of a file as its variable."""
+    value = np.asarray(array)
+    if value.dtype == "V2":  # what HDF5 makes of Keras's bfloat16
+        value = value.view(jnp.bfloat16)
+    if np.issubdtype(slot.dtype, np.integer):  # a count of images, which no result depends on
+        value = np.clip(value, 0, np.iinfo(slot.dtype).max)
+    return value.astype(slot.dtype, copy=False).reshape(slot.shape)
 
-    The file appears under its name when it is whole; until then, what was there stays.
+
+def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
+    """Write a network's variables as a file that Keras reads by `model.load_weights(path)`.
+
+    The file appears under its name when it is whole: a kill or a full disk leaves what was there before.
 
     Args:
         module: the network.
         variables: {"params": ..., "batch_stats": ...}.
-        path: a name that ends in `.h5` (not `.weights.h5`, for which Keras expects its newer layout).
+        path: its end says the layout: `.weights.h5` for Keras 3's, `.h5` for the legacy one that Keras 2 reads, too,
+            `.keras` for an archive that holds weights alone (`load_weights` takes it, `load_model` does not).
 
     Raises:
         ValueError: another ending, or variables that are not this network's.
         OSError: the file can't be written.
     """
     name = Path(path).name
-    if not name.endswith((".h5", ".hdf5")) or name.endswith(".weights.h5"):
-        raise ValueError(
-            f"{path}: a name that ends in .h5 expected, and not in .weights.h5: the legacy layout is written"
-        )
-    layers: dict[str, dict[str, np.ndarray]] = {node.name: {} for node in trace(module).nodes}
+    write = next((writer for ending, writer in WRITERS.items() if name.endswith(ending)), None)
+    if write is None:
+        raise ValueError(f"{path}: a name that ends in {', '.join(WRITERS)} expected")
+    arrays: dict[str, dict[Slot, np.ndarray]] = {}
     for slot, value in check_variables(module, variables):
-        layers[slot.layer][slot.array] = np.asarray(value, np.float32).reshape(slot.keras_shape)
-    write_legacy(path, layers)
+        arrays.setdefault(slot.layer, {})[slot] = to_keras(value, slot)
+    layers = [saved(node, arrays.get(node.name, {})) for node in trace(module).layers]
+    with replacing(path) as temporary:
+        write(temporary, layers)
+
+
+def saved(node: Node, arrays: dict[Slot, np.ndarray]) -> SavedLayer:
+    """A layer as it is written."""
+    parts = tuple(
+        SavedLayer(part.name, snake_case(part.kind), {s.array: a for s, a in arrays.items() if s.part == part.name})
+        for part in node.parts
+    )
+    named = {slot.name: array for slot, array in arrays.items()}
+    random = node.kind == "Dropout" and node.config["rate"] > 0
+    return SavedLayer(node.name, snake_case(node.kind), named, parts, random)
+
+
+def to_keras(value: Any, slot: Slot) -> np.ndarray:
+    """A variable as Keras keeps it."""
+    dtype = np.int32 if np.issubdtype(slot.dtype, np.integer) else np.float32
+    return np.asarray(value, dtype).reshape(slot.keras_shape)

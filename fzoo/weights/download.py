@@ -19,7 +19,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
 
 
-def fetch(url: str, name: str, md5: str | None, otherwise: str = "") -> Path:
+def file_hash(path: str | os.PathLike, algorithm: str) -> str:
+    """The hash of a file as the registry writes it: "md5:..."."""
+    return f"{algorithm}:{pooch.file_hash(str(path), alg=algorithm)}"
+
+
+def fetch(url: str, name: str, known_hash: str | None, otherwise: str = "") -> Path:
     """The path of a published file, downloaded unless the cache has it.
 
     A file gets its name when it is whole and its hash is right.
@@ -27,7 +32,7 @@ def fetch(url: str, name: str, md5: str | None, otherwise: str = "") -> Path:
     Args:
         url: where it lies.
         name: in the cache.
-        md5: its hash, or None where none is published.
+        known_hash: "md5:..." or "sha256:...", or None where none is published.
         otherwise: what else would do without a network, for the error.
 
     Raises:
@@ -42,7 +47,7 @@ def fetch(url: str, name: str, md5: str | None, otherwise: str = "") -> Path:
         return Path(
             pooch.retrieve(
                 url,
-                known_hash=f"md5:{md5}" if md5 else None,
+                known_hash=known_hash,
                 fname=name,
                 path=path.parent,
                 downloader=downloader,

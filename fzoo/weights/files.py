@@ -7,7 +7,7 @@ Nothing here knows a network. Three layouts are read, told apart by their conten
 - Keras 3 `.weights.h5`: layers are grouped by class (`layers/conv2d_3/vars/0`), so the order is known within a class;
 - `.keras`: a zip with such an h5 as `model.weights.h5`.
 
-Written is legacy h5.
+The same three are written.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +33,12 @@ HEADER_LIMIT = 64512
 
 #: A `.keras` file is a zip; this bounds what one may unpack to (the largest published model has 1.4 GB).
 MAX_UNPACKED = 8 << 30
+
+#: How deep models may be nested in models; links in a file can make circles.
+MAX_DEPTH = 8
+
+#: Whose layouts are written.
+KERAS_VERSION = "3.15.0"
 
 
 UMASK = os.umask(0)  # of the process; read once, since reading sets it for all threads
@@ -45,11 +53,37 @@ class FileLayer:
         name: the layer's name in the file.
         kind: its Keras class in snake case where the file groups by class; None where its order is the network's.
         arrays: its arrays in the file's order, not read yet.
+        names: what the file calls them.
+        parts: the layers inside, of a model as a layer that the file keeps layer by layer; it has no arrays itself.
+        mixed: its place in the file may not be the network's: see `unfolded`.
     """
 
     name: str
     kind: str | None
     arrays: tuple[h5py.Dataset, ...]
+    names: tuple[str, ...] = ()
+    parts: tuple[FileLayer, ...] = ()
+    mixed: bool = False
+
+    def all_arrays(self) -> list[h5py.Dataset]:
+        """Its arrays, and those of the layers inside."""
+        return [*self.arrays, *(array for part in self.parts for array in part.all_arrays())]
+
+    def unfolded(self) -> list[FileLayer]:
+        """The layers inside, of a model as a layer; none of an ordinary layer.
+
+        Legacy files keep all arrays of such a model in one list, those that were trainable first. An array's name tells
+        its layer ("conv1/kernel:0"), but a layer that was frozen comes after those that were not.
+        """
+        if self.parts:
+            return list(self.parts)
+        inside: dict[str, list[h5py.Dataset]] = {}
+        for name, array in zip(self.names, self.arrays, strict=True):
+            layer, _, _ = name.rpartition("/")
+            inside.setdefault(layer.rpartition("/")[2], []).append(array)
+        if len(inside) < 2:
+            return []
+        return [FileLayer(layer, None, tuple(arrays), mixed=True) for layer, arrays in inside.items()]
 
 
 @contextlib.contextmanager
@@ -150,9 +184,9 @@ def legacy_layers(root: h5py.Group) -> list[FileLayer]:
     layers = []
     for name in read_names(root, "layer_names"):
         group = child(root, name, h5py.Group)
-        arrays = tuple(child(group, n, h5py.Dataset) for n in read_names(group, "weight_names"))
-        if arrays:
-            layers.append(FileLayer(name, None, arrays))
+        names = tuple(read_names(group, "weight_names"))
+        if names:
+            layers.append(FileLayer(name, None, tuple(child(group, n, h5py.Dataset) for n in names), names))
     return layers
 
 
@@ -160,24 +194,34 @@ def keras3_layers(file: h5py.File) -> list[FileLayer]:
     """The layers of a `.weights.h5`, those of each class in their order."""
     for key in ("layers", "_layer_checkpoint_dependencies"):  # the latter up to Keras 2.13
         if key in file:
-            root = child(file, key, h5py.Group)
-            break
-    else:
-        raise ValueError("it has neither layer_names nor layers")
+            return layers_in(child(file, key, h5py.Group), key)
+    raise ValueError("it has neither layer_names nor layers")
+
+
+def layers_in(root: h5py.Group, key: str, depth: int = 0) -> list[FileLayer]:
+    """The layers that a group of a `.weights.h5` holds; a model as a layer holds a group like that itself."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"models in it are nested deeper than {MAX_DEPTH} times")
     layers = []
-    for key in sorted(root, key=lambda k: (re.sub(r"_\d+$", "", k), int((re.search(r"_(\d+)$", k) or [0, 0])[1]))):
-        group = child(root, key, h5py.Group)
-        if "layers" in group:
-            raise ValueError(f"{key} in it is a whole model nested as a layer: save the backbone's own weights")
-        if "vars" not in group:
-            continue
-        variables = child(group, "vars", h5py.Group)
-        numbers = sorted(variables, key=int)
-        if numbers:
-            arrays = tuple(child(variables, n, h5py.Dataset) for n in numbers)
-            name = str(variables.attrs.get("name", key))
-            layers.append(FileLayer(name, re.sub(r"_\d+$", "", key), arrays))
+    for name in sorted(map(str, root), key=by_number):
+        group, kind = child(root, name, h5py.Group), re.sub(r"_\d+$", "", name)
+        own = child(group, "vars", h5py.Group) if "vars" in group else None
+        called = name if own is None else str(own.attrs.get("name", name))
+        if key in group:
+            inside = layers_in(child(group, key, h5py.Group), key, depth + 1)
+            if inside:
+                layers.append(FileLayer(called, kind, (), parts=tuple(inside)))
+        elif own is not None and len(own):
+            numbers = sorted(own, key=int)
+            arrays = tuple(child(own, number, h5py.Dataset) for number in numbers)
+            layers.append(FileLayer(called, kind, arrays, tuple(numbers)))
     return layers
+
+
+def by_number(name: str) -> tuple[str, int]:
+    """What sorts numbered names as they were given: "conv2d" before "conv2d_1" before "conv2d_10"."""
+    number = re.search(r"_(\d+)$", name)
+    return (name[: number.start()], int(number[1])) if number else (name, 0)
 
 
 def read_names(group: h5py.Group, attribute: str) -> list[str]:
@@ -201,21 +245,82 @@ def write_names(group: h5py.Group, attribute: str, names: Iterable[str]) -> None
             group.attrs[f"{attribute}{i}"] = chunk
 
 
-def write_legacy(path: str | os.PathLike, layers: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Write a legacy h5: every layer in the network's order, {array name: array}, empty for one without weights.
+@dataclasses.dataclass(frozen=True)
+class SavedLayer:
+    """A layer to write.
 
-    The file appears under its name when it is whole: a kill or a full disk leaves what was there before.
+    Attributes:
+        name: Keras's name.
+        kind: its Keras class in snake case.
+        arrays: its arrays by name, in Keras's order.
+        parts: the layers inside, of a Sequential; `arrays` has theirs, too, as "part/array".
+        random: whether Keras keeps the state of a random number generator with it.
     """
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        write_names(file, "layer_names", layers)
+
+    name: str
+    kind: str
+    arrays: Mapping[str, np.ndarray]
+    parts: tuple[SavedLayer, ...] = ()
+    random: bool = False
+
+
+def write_legacy(path: Path, layers: Sequence[SavedLayer]) -> None:
+    """Write a legacy h5: every layer in the network's order, those without weights, too."""
+    with h5py.File(path, "w") as file:
+        write_names(file, "layer_names", [layer.name for layer in layers])
         file.attrs["backend"] = np.bytes_("jax")
-        file.attrs["keras_version"] = np.bytes_("3.15.0")
-        for name, arrays in layers.items():
-            group = file.create_group(name)
-            write_names(group, "weight_names", [f"{name}/{array}" for array in arrays])
-            for array, value in arrays.items():
-                group[f"{name}/{array}"] = value
+        file.attrs["keras_version"] = np.bytes_(KERAS_VERSION)
+        for layer in layers:
+            group = file.create_group(layer.name)
+            write_names(group, "weight_names", [f"{layer.name}/{array}" for array in layer.arrays])
+            for array, value in layer.arrays.items():
+                group[f"{layer.name}/{array}"] = value
         write_names(file.create_group("top_level_model_weights"), "weight_names", [])
+
+
+def write_keras3(path: Path, layers: Sequence[SavedLayer]) -> None:
+    """Write a `.weights.h5`: layers under the names of their classes, counted."""
+    with h5py.File(path, "w") as file:
+        file.create_group("vars").attrs["name"] = "functional"
+        write_group(file, layers)
+
+
+def write_group(root: h5py.Group, layers: Sequence[SavedLayer]) -> None:
+    """The layers of a network, or of a Sequential in it."""
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        number = counts[layer.kind]
+        counts[layer.kind] += 1
+        group = root.create_group(f"layers/{layer.kind}_{number}" if number else f"layers/{layer.kind}")
+        own = group.create_group("vars")
+        own.attrs["name"] = layer.name
+        if layer.parts:
+            write_group(group, layer.parts)
+            continue
+        for i, value in enumerate(layer.arrays.values()):
+            own[str(i)] = value
+        if layer.random:
+            group["seed_generator/vars/0"] = np.zeros(2, np.uint32)
+            group["seed_generator/vars"].attrs["name"] = "seed_generator"
+
+
+def write_archive(path: Path, layers: Sequence[SavedLayer]) -> None:
+    """Write a `.keras` archive of weights alone: there is no configuration in it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
+        weights = Path(folder, "model.weights.h5")
+        write_keras3(weights, layers)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("metadata.json", json.dumps({"keras_version": KERAS_VERSION}))
+            archive.write(weights, "model.weights.h5")
+
+
+#: How a file is written, by the end of its name; the first that fits.
+WRITERS: dict[str, Callable[[Path, Sequence[SavedLayer]], None]] = {
+    ".weights.h5": write_keras3,
+    ".h5": write_legacy,
+    ".hdf5": write_legacy,
+    ".keras": write_archive,
+}
 
 
 @contextlib.contextmanager

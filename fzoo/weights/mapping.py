@@ -12,11 +12,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import h5py
 import jax
 import numpy as np
 
 from fzoo.layers import Classifier, Node, snake_case, trace
-from fzoo.weights.files import FileLayer, WeightsMismatch
+from fzoo.weights.files import FileLayer, WeightsMismatch, by_number
 
 _KERNEL, _BIAS = ("kernel", ("params", "kernel")), ("bias", ("params", "bias"))
 
@@ -36,6 +37,13 @@ ARRAYS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("moving_mean", ("batch_stats", "mean")),
         ("moving_variance", ("batch_stats", "var")),
     ),
+    "LayerNormalization": (("gamma", ("params", "scale")), ("beta", ("params", "bias"))),
+    "LayerScale": (("gamma", ("params", "gamma")),),
+    "Normalization": (
+        ("mean", ("batch_stats", "mean")),
+        ("variance", ("batch_stats", "var")),
+        ("count", ("batch_stats", "count")),
+    ),
 }
 
 
@@ -45,6 +53,7 @@ class Slot:
 
     Attributes:
         layer: Keras's name of the layer.
+        part: Keras's name of the layer inside of that one, if it is a Sequential; otherwise None.
         array: Keras's name of the array.
         path: (collection, layer, ...) in the variables.
         keras_shape: as Keras keeps it; a reshape leads to `shape` and back.
@@ -53,32 +62,43 @@ class Slot:
     """
 
     layer: str
+    part: str | None
     array: str
     path: tuple[str, ...]
     keras_shape: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: Any
 
+    @property
+    def name(self) -> str:
+        """The array's name below the layer."""
+        return f"{self.part}/{self.array}" if self.part else self.array
+
 
 def slots(module: Classifier) -> dict[str, list[Slot]]:
-    """The arrays of every layer of a network that has any, in Keras's order."""
+    """The arrays of every layer of a network that has any, in Keras's order; a layer's trainable ones first."""
     nodes, variables = trace(module).nodes, trace(module).variables
     if module.prepared:
         raise ValueError("optimize_for_inference made this network; the plain one, from which it came, is wanted here")
     by_name = {node.name: node for node in nodes}
     found: dict[str, list[Slot]] = {}
-    for node in nodes:
-        for array, (collection, *below) in ARRAYS.get(node.kind, ()):
-            path = (collection, node.name, *below)
-            leaf = lookup(variables, path)
-            if leaf is not None:
+    for layer in nodes:
+        for node in layer.parts or (layer,):
+            part = None if node is layer else node.name
+            for array, (collection, *below) in ARRAYS.get(node.kind, ()):
+                path = (collection, layer.name, *([part] if part else []), *below)
+                leaf = lookup(variables, path)
+                if leaf is None:
+                    continue
                 keras_shape = leaf.shape
                 if (node.kind == "DepthwiseConv2D" and array == "kernel") or array == "depthwise_kernel":
                     # Keras: (h, w, channels, multiplier). Flax: (h, w, 1, channels * multiplier).
                     channels = by_name[node.inputs[0]].shape[-1]
                     keras_shape = (*leaf.shape[:2], channels, leaf.shape[3] // channels)
-                slot = Slot(node.name, array, path, keras_shape, leaf.shape, leaf.dtype)
-                found.setdefault(node.name, []).append(slot)
+                slot = Slot(layer.name, part, array, path, keras_shape, leaf.shape, leaf.dtype)
+                found.setdefault(layer.name, []).append(slot)
+    for arrays in found.values():
+        arrays.sort(key=lambda slot: slot.path[0] != "params")
     return found
 
 
@@ -113,12 +133,28 @@ def check_variables(module: Classifier, variables: Any) -> list[tuple[Slot, Any]
     return pairs
 
 
-def match(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A network found in a file.
+
+    Attributes:
+        pairs: every variable of the network, and its array.
+        within: the layer of the file that is the network, if that is nested in another model; otherwise None.
+        left_out: what else the file holds, as "layer/array (shape)".
+    """
+
+    pairs: list[tuple[Slot, h5py.Dataset]]
+    within: str | None
+    left_out: list[str]
+
+
+def match(module: Classifier, layers: list[FileLayer], source: str) -> Match:
     """Pair every variable of a network with its array in a file.
 
     Keras loads by position, since names in its published files differ from today's. So do we, with the names as a
     check: a layer that the file calls as the network does is paired by that name. A file with the top fits a network
-    without it; its top is left out.
+    without it; its top is left out. Where the network is one layer of a larger model, as transfer learning makes them,
+    that layer is taken, and the rest left out.
 
     Args:
         module: the network.
@@ -128,39 +164,120 @@ def match(module: Classifier, layers: list[FileLayer], source: str) -> list[tupl
     Raises:
         WeightsMismatch: naming the arrays that are missing, left over, or of another shape.
     """
+    inside = [(model.name, regrouped(module, parts)) for model in layers if (parts := model.unfolded())]
+    fitting = [(name, parts) for name, parts in inside if fitted(module, parts) is not None]
+    if fitted(module, layers) is not None or not fitting:
+        return Match(match_layers(module, layers, source), None, dropped(module, layers))
+    if len(fitting) > 1:
+        names = ", ".join(name for name, _ in fitting)
+        raise WeightsMismatch(f"{source} holds more than one such network: {names}", [])
+    ((within, parts),) = fitting
+    others = [described(layer, array) for layer in layers if layer.name != within for array in layer.all_arrays()]
+    pairs = match_layers(module, parts, f"{within} in {source}")
+    return Match(pairs, within, [*others, *dropped(module, parts)])
+
+
+def regrouped(module: Classifier, layers: list[FileLayer]) -> list[FileLayer]:
+    """Layers that the network has inside of a Sequential, put together as one."""
+    owners = {part.name: node.name for node in trace(with_top(module)).nodes for part in node.parts}
+    groups: dict[str, list[FileLayer]] = {}
+    for layer in layers:
+        groups.setdefault(owners.get(layer.name, layer.name), []).append(layer)
+    return [
+        group[0] if len(group) == 1 else FileLayer(name, None, tuple(a for g in group for a in g.arrays), mixed=True)
+        for name, group in groups.items()
+    ]
+
+
+def fitted(module: Classifier, layers: list[FileLayer]) -> Classifier | None:
+    """The network whose layers these may be, by their number: the module, or with its top added; None for neither."""
+    if len(layers) == len(slots(module)):
+        return module
+    if not module.include_top and len(layers) == len(slots(with_top(module))):
+        return with_top(module)
+    return None
+
+
+def dropped(module: Classifier, layers: list[FileLayer]) -> list[str]:
+    """The arrays of a top that the network has not."""
+    whole = fitted(module, layers)
+    if whole is None or whole is module:
+        return []
+    _, rest = split(module, whole, pair_up(whole, layers, ""))
+    return [described(file, array) for file in rest for array in file.all_arrays()]
+
+
+def split(
+    module: Classifier, whole: Classifier, pairs: dict[str, FileLayer]
+) -> tuple[dict[str, FileLayer], list[FileLayer]]:
+    """Of the pairs for a network with its top, those for the same network without it, and what is left of the file.
+
+    A layer that only the network without the top has is one of the top's under another name: ConvNeXt's last LayerNorm.
+    """
+    wanted = slots(module)
+    kept = {layer: file for layer, file in pairs.items() if layer in wanted}
+    rest = {layer: file for layer, file in pairs.items() if layer not in wanted}
+    kinds = {node.name: node.kind for network in (module, whole) for node in trace(network).nodes}
+    for layer in wanted:
+        if layer not in kept:
+            same = next(name for name in rest if kinds[name] == kinds[layer])
+            kept[layer] = rest.pop(same)
+    return kept, list(rest.values())
+
+
+def described(layer: FileLayer, array: h5py.Dataset) -> str:
+    """An array, for a list."""
+    return f"{layer.name}/{str(array.name).rsplit('/', 1)[-1]} {array.shape}"
+
+
+def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, h5py.Dataset]]:
+    """`match` for the layers of one network."""
     wanted = slots(module)
     name = type(module).__name__
     summary = f"{source} does not fit this {name}"
-    if len(layers) == len(wanted):
-        pairs = pair_up(module, layers, summary)
-    elif not module.include_top and len(layers) == len(slots(with_top(module))):
-        pairs = {k: v for k, v in pair_up(with_top(module), layers, summary).items() if k in wanted}
-    else:
-        nested = [layer.name for layer in layers if len(layer.arrays) > 12]  # no layer of Keras's has so many
-        if nested:
-            summary += f": {nested[0]} in it is a whole model nested as a layer, save the backbone's own weights"
+    whole = fitted(module, layers)
+    if whole is None:
         if module.include_top and len(layers) == len(slots(without_top(module))):
             summary = (
                 f"{source} has no top, and this {name} has: create it with include_top=False, or give a file with it"
             )
         raise WeightsMismatch(summary, counted(wanted, layers))
+    pairs, _ = split(module, whole, pair_up(whole, layers, summary))
 
+    parts = {node.name: node.parts for node in trace(module).nodes}
     matched, problems = [], []
     for layer, expected in wanted.items():
         file = pairs[layer]
-        if len(file.arrays) != len(expected):
-            problems.append(f"{file.name} has {len(file.arrays)} arrays, {layer} {len(expected)}")
+        arrays = in_order(file, expected, parts[layer])
+        if len(arrays) != len(expected):
+            problems.append(f"{file.name} has {len(arrays)} arrays, {layer} {len(expected)}")
             continue
-        for slot, array in zip(expected, file.arrays, strict=True):
+        for slot, array in zip(expected, arrays, strict=True):
             if array.shape != slot.keras_shape or not (array.dtype.kind in "fiu" or array.dtype == "V2"):
                 problems.append(
-                    f"{file.name}/{slot.array} is {array.dtype} {array.shape} in the file, {slot.keras_shape} wanted"
+                    f"{file.name}/{slot.name} is {array.dtype} {array.shape} in the file, {slot.keras_shape} wanted"
                     + (f" by {layer}" if layer != file.name else "")
                 )
             matched.append((slot, array))
     if problems:
         raise WeightsMismatch(summary + classes_hint(module, pairs, problems), problems)
     return matched
+
+
+def in_order(file: FileLayer, expected: list[Slot], parts: tuple[Node, ...]) -> list[h5py.Dataset]:
+    """The arrays of a layer in the order of its slots; of a Sequential that the file keeps layer by layer, too."""
+    if not file.parts:
+        return list(file.arrays)
+    found: dict[tuple[str | None, str], h5py.Dataset] = {}
+    rest = list(file.parts)
+    for part in parts:
+        inside = next((p for p in rest if p.kind == snake_case(part.kind)), None)
+        names = [slot.array for slot in expected if slot.part == part.name]
+        if inside is None or len(inside.arrays) != len(names):
+            return []
+        rest.remove(inside)
+        found |= {(part.name, name): array for name, array in zip(names, inside.arrays, strict=True)}
+    return [found[slot.part, slot.array] for slot in expected] if not rest else []
 
 
 def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[str, FileLayer]:
@@ -181,8 +298,12 @@ def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[s
             raise WeightsMismatch(f"{summary}: it lists a layer twice", [])
         named = {node.name: known[node.name] for node in ours if node.name in known and not numbered(node)}
         taken = {layer.name for layer in named.values()}
-        rest = (layer for layer in theirs if layer.name not in taken)
-        pairs |= {node.name: named.get(node.name) or next(rest) for node in ours}
+        rest = [layer for layer in theirs if layer.name not in taken]
+        unnamed = [node for node in ours if node.name not in named]
+        if any(layer.mixed for layer in rest):  # not in the network's order: by the numbers in their names
+            rest.sort(key=lambda layer: by_number(layer.name))
+            unnamed.sort(key=lambda node: by_number(node.name))
+        pairs |= named | {node.name: layer for node, layer in zip(unnamed, rest, strict=True)}
     if len(pairs) != len(nodes):
         raise WeightsMismatch(summary, counted(wanted, layers))
     return pairs
@@ -196,12 +317,12 @@ def numbered(node: Node) -> bool:
 def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]:
     """The problems of a file with another number of layers: what it lacks by name, and what it has left over."""
     names = {layer.name for layer in layers}
-    missing = [f"{s.layer}/{s.array} {s.keras_shape} is missing" for n in wanted if n not in names for s in wanted[n]]
+    missing = [f"{s.layer}/{s.name} {s.keras_shape} is missing" for n in wanted if n not in names for s in wanted[n]]
     left_over = [
         f"{layer.name}: {array.shape} is left over"
         for layer in layers
         if layer.name not in wanted
-        for array in layer.arrays
+        for array in layer.all_arrays()
     ]
     count = [f"{len(layers)} layers with weights in the file, {len(wanted)} in the model"]
     return [*count, *(problem for both in itertools.zip_longest(missing, left_over) for problem in both if problem)]

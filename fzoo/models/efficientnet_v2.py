@@ -1,0 +1,149 @@
+"""EfficientNetV2: EfficientNet with plain convolutions in its first stages, where depthwise ones are slow.
+
+Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", https://arxiv.org/abs/2104.00298, as in
+keras/applications/efficientnet_v2.py. The preprocessing is part of the network: it takes pixels from 0 to 255.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+
+from fzoo.layers import Layers
+from fzoo.models.efficientnet import CONV_INIT, Scaled, residual, squeeze_and_excite
+
+
+class Stage(NamedTuple):
+    """A row of the paper's table 4; its kernels are 3x3.
+
+    Attributes:
+        fused: a plain convolution in place of a 1x1 and a depthwise one, and no squeeze-and-excitation.
+        expansion: channels inside, over those of the input.
+        filters: channels of the output.
+        repeats: number of blocks.
+        stride: of the first.
+    """
+
+    fused: bool
+    expansion: int
+    filters: int
+    repeats: int
+    stride: int
+
+
+B = (
+    Stage(True, 1, 16, 1, 1),
+    Stage(True, 4, 32, 2, 2),
+    Stage(True, 4, 48, 2, 2),
+    Stage(False, 4, 96, 3, 2),
+    Stage(False, 6, 112, 5, 1),
+    Stage(False, 6, 192, 8, 2),
+)
+S = (
+    Stage(True, 1, 24, 2, 1),
+    Stage(True, 4, 48, 4, 2),
+    Stage(True, 4, 64, 4, 2),
+    Stage(False, 4, 128, 6, 2),
+    Stage(False, 6, 160, 9, 1),
+    Stage(False, 6, 256, 15, 2),
+)
+M = (
+    Stage(True, 1, 24, 3, 1),
+    Stage(True, 4, 48, 5, 2),
+    Stage(True, 4, 80, 5, 2),
+    Stage(False, 4, 160, 7, 2),
+    Stage(False, 6, 176, 14, 1),
+    Stage(False, 6, 304, 18, 2),
+    Stage(False, 6, 512, 5, 1),
+)
+L = (
+    Stage(True, 1, 32, 4, 1),
+    Stage(True, 4, 64, 7, 2),
+    Stage(True, 4, 96, 7, 2),
+    Stage(False, 4, 192, 10, 2),
+    Stage(False, 6, 224, 19, 1),
+    Stage(False, 6, 384, 25, 2),
+    Stage(False, 6, 640, 7, 1),
+)
+
+
+class EfficientNetV2(Scaled):
+    """EfficientNetV2.
+
+    Attributes:
+        stages: of the network: `B`, `S`, `M` or `L`.
+        stem_filters: channels of the first convolution.
+        imagenet_statistics: whether RGB is normalised with ImageNet's mean and deviation; otherwise pixels / 128 - 1.
+        include_preprocessing: whether pixels from 0 to 255 are taken; otherwise preprocessed values.
+    """
+
+    stages: tuple[Stage, ...] = B
+    stem_filters: int = 32
+    imagenet_statistics: bool = True
+    include_preprocessing: bool = True
+
+    weightless = (*Scaled.weightless, "include_preprocessing")
+
+    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """A stem, the stages, and a last 1x1 convolution."""
+        conv = partial(k.conv2d, padding="same", use_bias=False, kernel_init=CONV_INIT)
+
+        if self.include_preprocessing:
+            x = self.preprocessed(k, x)
+        x = batch_norm(k, conv(x, self.width(self.stem_filters), 3, 2, name="stem_conv"), "stem_bn")
+        x = k.activation(x, "swish", name="stem_activation")
+        block, blocks = 0, sum(stage.repeats for stage in self.stages)  # as Keras has it: before they are scaled
+        for number, stage in enumerate(self.stages, 1):
+            for i in range(self.repeats(stage.repeats)):
+                prefix, stride = f"block{number}{chr(ord('a') + i)}_", stage.stride if i == 0 else 1
+                inside = fused if stage.fused else separate
+                y = inside(k, x, stage.expansion, self.width(stage.filters), stride, prefix)
+                x = residual(k, y, x, self.drop_connect_rate * block / blocks, prefix) if x.shape == y.shape else y
+                block += 1
+        x = batch_norm(k, conv(x, self.width(1280), 1, name="top_conv"), "top_bn")
+        return k.activation(x, "swish", name="top_activation")
+
+    def preprocessed(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Pixels to values around zero."""
+        if not self.imagenet_statistics or x.shape[-1] != 3:
+            return k.rescaling(x, 1 / 128, -1)
+        return k.normalization(k.rescaling(x, 1 / 255), (0.485, 0.456, 0.406), (0.229**2, 0.224**2, 0.225**2))
+
+    def width(self, filters: int) -> int:
+        """A number of channels, scaled to a multiple of 8."""
+        return max(8, int(filters * self.width_coefficient + 4) // 8 * 8)
+
+
+def batch_norm(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w c"]:
+    """BN with the family's momentum."""
+    return k.batch_norm(x, momentum=0.9, name=name)
+
+
+def fused(
+    k: Layers, x: Float[Array, "n h w c"], expansion: int, filters: int, stride: int, prefix: str
+) -> Float[Array, "n ho wo f"]:
+    """A 3x3 convolution that expands, and a 1x1 that projects; without expansion, a 3x3 alone."""
+    conv = partial(k.conv2d, padding="same", use_bias=False, kernel_init=CONV_INIT)
+    if expansion == 1:
+        x = batch_norm(k, conv(x, filters, 3, stride, name=f"{prefix}project_conv"), f"{prefix}project_bn")
+        return k.activation(x, "swish", name=f"{prefix}project_activation")
+    x = conv(x, x.shape[-1] * expansion, 3, stride, name=f"{prefix}expand_conv")
+    x = k.activation(batch_norm(k, x, f"{prefix}expand_bn"), "swish", name=f"{prefix}expand_activation")
+    return batch_norm(k, conv(x, filters, 1, name=f"{prefix}project_conv"), f"{prefix}project_bn")
+
+
+def separate(
+    k: Layers, x: Float[Array, "n h w c"], expansion: int, filters: int, stride: int, prefix: str
+) -> Float[Array, "n ho wo f"]:
+    """Expand by a 1x1 convolution, filter depthwise, squeeze and excite, project."""
+    conv = partial(k.conv2d, kernel=1, padding="same", use_bias=False, kernel_init=CONV_INIT)
+    channels = x.shape[-1]
+    if expansion > 1:
+        x = batch_norm(k, conv(x, channels * expansion, name=f"{prefix}expand_conv"), f"{prefix}expand_bn")
+        x = k.activation(x, "swish", name=f"{prefix}expand_activation")
+    x = k.depthwise_conv2d(x, 3, stride, "same", use_bias=False, kernel_init=CONV_INIT, name=f"{prefix}dwconv2")
+    x = k.activation(batch_norm(k, x, f"{prefix}bn"), "swish", name=f"{prefix}activation")
+    x = squeeze_and_excite(k, x, max(1, channels // 4), prefix)
+    return batch_norm(k, conv(x, filters, name=f"{prefix}project_conv"), f"{prefix}project_bn")

@@ -1,0 +1,59 @@
+"""ResNetV2: bottleneck blocks with BN and ReLU before each convolution.
+
+He et al., "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027, as in
+keras/applications/resnet_v2.py: the 3x3 convolution of a stage's last block strides.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from jaxtyping import Array, Float
+
+from fzoo.layers import Classifier, Layers
+
+
+class ResNetV2(Classifier):
+    """ResNetV2.
+
+    Attributes:
+        blocks: number of blocks in each of the four stages.
+    """
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+
+    top_pool = "avg_pool"
+    named_pools = True
+
+    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
+        """A stem and four stages; the sum of the last one still has to be normalised."""
+        x = k.conv2d(k.zero_pad(x, 3, name="conv1_pad"), 64, 7, 2, name="conv1_conv")
+        x = k.max_pool(k.zero_pad(x, 1, name="pool1_pad"), 3, 2, name="pool1_pool")
+        for stage, blocks in enumerate(self.blocks, 2):
+            for i in range(1, blocks + 1):
+                stride = 2 if i == blocks and stage - 1 < len(self.blocks) else 1
+                x = bottleneck(k, x, 32 << (stage - 1), stride, project=i == 1, name=f"conv{stage}_block{i}")
+        return k.activation(k.batch_norm(x, epsilon=1.001e-5, name="post_bn"), "relu", name="post_relu")
+
+
+def bottleneck(
+    k: Layers, x: Float[Array, "n h w c"], filters: int, stride: int, project: bool, name: str
+) -> Float[Array, "n ho wo 4*filters"]:
+    """1x1, 3x3, 1x1, added to the input: projected in a stage's first block, thinned out in one that strides."""
+
+    def normed(x: Array, part: str) -> Array:
+        return k.activation(
+            k.batch_norm(x, epsilon=1.001e-5, name=f"{name}_{part}_bn"), "relu", name=f"{name}_{part}_relu"
+        )
+
+    conv = partial(k.conv2d, features=filters, use_bias=False)
+    shortcut, x = x, normed(x, "preact")
+    if project:
+        shortcut = k.conv2d(x, 4 * filters, 1, stride, name=f"{name}_0_conv")
+    elif stride > 1:
+        shortcut = k.max_pool(shortcut, 1, stride)
+    x = normed(conv(x, kernel=1, name=f"{name}_1_conv"), "1")
+    x = k.zero_pad(x, 1, name=f"{name}_2_pad")
+    x = normed(conv(x, kernel=3, strides=stride, name=f"{name}_2_conv"), "2")
+    x = k.conv2d(x, 4 * filters, 1, name=f"{name}_3_conv")
+    return k.add([shortcut, x], name=f"{name}_out")
