@@ -30,7 +30,7 @@ from fzoo.models.vgg import VGG
 from fzoo.models.xception import Xception
 from fzoo.preprocessing import Mode
 from fzoo.published import FILES, WeightFile
-from fzoo.weights import load_keras_weights
+from fzoo.weights import load_variables
 from fzoo.weights.download import fetch, file_hash
 
 
@@ -288,9 +288,9 @@ def load(
     Args:
         name: Keras's name of the model.
         weights: "imagenet" for what Keras published (downloaded once into Keras's own cache), the path of a file that
-            Keras wrote, or None for random ones, with Keras's initialisers. EfficientNet's published files, wherever
-            they lie, come with `divide_by_std=True`, which their training wants; one that another wrote does not
-            (Keras, too, adds that step for "imagenet" alone).
+            Keras or `save_variables` wrote, or None for random ones, with Keras's initialisers. EfficientNet's
+            published files, wherever they lie, come with `divide_by_std=True`, which their training wants; one that
+            another wrote does not (Keras, too, adds that step for "imagenet" alone).
         rng: a `jax.random.key` for `weights=None`; key 0 by default.
         **create_options: see `create`.
 
@@ -314,7 +314,7 @@ def load(
     if weights == "imagenet":
         file = published(name, module)
         weights = fetch(file.url, file.name, file.hash, ", or pass the path of one: weights=PATH, --weights PATH")
-    return module, load_keras_weights(module, weights)
+    return module, load_variables(module, weights)
 
 
 def needed(name: str) -> dict[str, Any]:

@@ -101,16 +101,28 @@ def test_a_layer_listed_twice(module, file):
         fzoo.load_keras_weights(module, file)
 
 
-def test_a_nested_backbone_is_named(module, model, tmp_path):
-    """A transfer-learning file holds the whole backbone as one layer."""
+def test_nested_models(module, model, tmp_path):
+    """A model with its top as a layer of another; one too deep inside, one of another kind, two at once."""
     import keras
 
-    outer = keras.Sequential([model, keras.layers.Dense(2)])
-    outer.save_weights(tmp_path / "nested.weights.h5")
-    save_weights_only(outer, tmp_path / "nested.h5")
-    for path in tmp_path.iterdir():
-        with pytest.raises(ValueError, match="a whole model nested as a layer"):
-            fzoo.load_keras_weights(module, path)
+    def save(layers, name):
+        outer = keras.Sequential([keras.Input((32, 32, 3)), *layers])
+        outer.save_weights(tmp_path / f"{name}.weights.h5")
+        save_weights_only(outer, tmp_path / f"{name}.h5")
+        return [tmp_path / f"{name}.weights.h5", tmp_path / f"{name}.h5"]
+
+    for path in save([model, keras.layers.Dense(2, name="own")], "nested"):
+        with pytest.warns(UserWarning, match=r"was loaded; left out: own.*\(4, 2\)"):
+            assert_equal(fzoo.load_keras_weights(module, path), variables_of(model))
+        with pytest.raises(WeightsMismatch, match="layers with weights in the file"):
+            fzoo.load("VGG16", weights=path, input_shape=(32, 32, 3))
+    branches = keras.Input((32, 32, 3))
+    second = keras.models.clone_model(model)
+    second.name = "second"
+    both = keras.Model(branches, keras.layers.add([model(branches), second(branches)]))
+    both.save_weights(tmp_path / "both.weights.h5")
+    with pytest.raises(WeightsMismatch, match=r"holds more than one such network: .*second"):
+        fzoo.load_keras_weights(module, tmp_path / "both.weights.h5")
 
 
 def test_bfloat16_file(module, tmp_path):
@@ -218,8 +230,8 @@ def test_links_are_not_followed(module, file, tmp_path):
 
 def test_saving_refuses(module, model, tmp_path):
     variables = variables_of(model)
-    for name in ("weights.h6", "model.weights.h5", "model.keras"):
-        with pytest.raises(ValueError, match=r"ends in \.h5 expected"):
+    for name in ("weights.h6", "weights.safetensors", "weights"):
+        with pytest.raises(ValueError, match=r"ends in \.weights\.h5, \.h5, \.hdf5, \.keras expected"):
             fzoo.save_keras_weights(module, variables, tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no such directory"):
         fzoo.save_keras_weights(module, variables, tmp_path / "nowhere" / "w.h5")
@@ -240,12 +252,31 @@ def test_saving_refuses(module, model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["folder.h5"]
 
 
-def test_a_killed_save_leaves_the_old_file(module, file, tmp_path):
-    """The process is killed in the middle of writing."""
+@pytest.mark.parametrize("ending", [".h5", ".weights.h5", ".keras", ".safetensors"])
+def test_a_killed_save_leaves_the_old_file(module, model, ending, tmp_path):
+    """The process is killed at the last moment, before the new file gets its name."""
+    file = tmp_path / f"w{ending}"
+    fzoo.save_variables(module, variables_of(model), file)
+    old = file.read_bytes()
+    script = f"""
+        import os, signal, sys, fzoo
+        module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=4)
+        def killed(event, args):  # all is written, and nothing has its name yet
+            if event == "os.rename":
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(killed)
+        fzoo.save_variables(module, variables, {str(file)!r})
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == -signal.SIGKILL
+    assert file.read_bytes() == old
+    assert_equal(fzoo.load_variables(module, file), variables_of(model))
+
+
+def test_a_save_killed_in_the_middle_of_writing(module, file):
     old = file.read_bytes()
     script = f"""
         import os, signal, h5py, fzoo
-        from fzoo.weights import files
         module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=4)
         create_group, count = h5py.Group.create_group, 0
         def killed(self, *args, **kwargs):
@@ -261,7 +292,6 @@ def test_a_killed_save_leaves_the_old_file(module, file, tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env={**os.environ, "JAX_PLATFORMS": "cpu"})
     assert done.returncode == -signal.SIGKILL
     assert file.read_bytes() == old
-    assert_equal(fzoo.load_keras_weights(module, file), fzoo.load_keras_weights(module, file))
 
 
 def test_permissions_follow_the_umask(module, model, tmp_path):

@@ -14,9 +14,56 @@ import numpy as np
 
 from fzoo.layers import Classifier, Node, snake_case, trace
 from fzoo.weights.files import WRITERS, SavedLayer, WeightsMismatch, open_layers, replacing
+from fzoo.weights.formats import load_orbax, load_safetensors, save_orbax, save_safetensors
 from fzoo.weights.mapping import Slot, check_variables, match, slots
 
-__all__ = ["WeightsMismatch", "load_keras_weights", "save_keras_weights"]
+__all__ = ["WeightsMismatch", "load_keras_weights", "load_variables", "save_keras_weights", "save_variables"]
+
+
+def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
+    """Read a network's variables from a file of any kind that `save_variables` writes, strictly.
+
+    Args:
+        module: the network, from `fzoo.create`.
+        path: `.safetensors`, the directory of an Orbax checkpoint, or a Keras file (see `load_keras_weights`).
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ModuleNotFoundError: safetensors is not installed.
+        ValueError: a damaged file, or one of another network.
+    """
+    if Path(path).suffix == ".safetensors":
+        return load_safetensors(module, path)
+    if Path(path, "_CHECKPOINT_METADATA").exists():
+        return load_orbax(module, path)
+    return load_keras_weights(module, path)
+
+
+def save_variables(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
+    """Write a network's variables; the end of the name says how. The file appears under its name when it is whole.
+
+    Args:
+        module: the network.
+        variables: {"params": ..., "batch_stats": ...}.
+        path: `.h5`, `.weights.h5` and `.keras` are Keras's (see `save_keras_weights`); `.safetensors` names its arrays
+            "params.conv1_conv.kernel"; a name that ends in `.orbax` or has no ending becomes the directory of an Orbax
+            checkpoint.
+
+    Raises:
+        FileExistsError: a checkpoint is to be written over something.
+        ModuleNotFoundError: safetensors is not installed.
+        ValueError: another ending, or variables that are not this network's.
+        OSError: the file can't be written.
+    """
+    suffix = Path(path).suffix
+    if suffix not in ("", ".orbax", ".safetensors"):
+        save_keras_weights(module, variables, path)
+        return
+    check_variables(module, variables)
+    if suffix == ".safetensors":
+        save_safetensors(variables, path)
+    else:
+        save_orbax(variables, path)
 
 
 def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
@@ -80,7 +127,7 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
     name = Path(path).name
     write = next((writer for ending, writer in WRITERS.items() if name.endswith(ending)), None)
     if write is None:
-        raise ValueError(f"{path}: a name that ends in {', '.join(WRITERS)} expected")
+        raise ValueError(f"{path}: a name that ends in {', '.join(WRITERS)} expected (.safetensors: save_variables)")
     arrays: dict[str, dict[Slot, np.ndarray]] = {}
     for slot, value in check_variables(module, variables):
         arrays.setdefault(slot.layer, {})[slot] = to_keras(value, slot)

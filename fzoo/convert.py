@@ -1,0 +1,169 @@
+"""What a file of weights is, and the way from one kind of file to another."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fzoo.layers import Classifier
+from fzoo.registry import create, family_defaults, list_models, load, spec
+from fzoo.weights import save_variables
+from fzoo.weights.files import FileLayer, open_layers
+from fzoo.weights.mapping import match, pair_up, regrouped, slots
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A model that a file fits.
+
+    Attributes:
+        model: its name.
+        options: for `fzoo.create(model, **options)`.
+        within: the layer of the file that it is, if the file is of a larger model; otherwise None.
+        arrays: (array in the file, path of the variable, shape), in Keras's order.
+        left_out: what else the file holds.
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    within: str | None
+    arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
+    left_out: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """As the call that creates it."""
+        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f'fzoo.create("{self.model}"{options})' + (f", the layer {self.within}" if self.within else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsReport:
+    """What a file of weights is.
+
+    Attributes:
+        path: of the file.
+        layout: "legacy h5", "Keras 3 .weights.h5" or ".keras archive".
+        arrays: (layer, array, shape, dtype) of all that it holds.
+        fits: the model it fits; several where several models are nested in it, and none where none fits.
+    """
+
+    path: Path
+    layout: str
+    arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]
+    fits: tuple[Fit, ...]
+
+    @property
+    def parameters(self) -> int:
+        """The number of values in all arrays."""
+        return sum(int(np.prod(shape)) for _, _, shape, _ in self.arrays)
+
+
+def inspect_weights(path: str | os.PathLike) -> WeightsReport:
+    """What a Keras file of weights is: its layout, its arrays, and the models that it fits, array by array.
+
+    No array is read. A model is found with its published variants (`alpha`, `minimalistic`), for any number of
+    classes and channels, and also as a layer of a larger model; not with other options of its family.
+
+    Args:
+        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no file at `path`.
+        ValueError: not a Keras file, or a damaged one.
+    """
+    path = Path(path)
+    with open_layers(path) as layers:
+        layout = "legacy h5" if layers[0].kind is None else "Keras 3 .weights.h5"
+        arrays = tuple(
+            (layer.name, str(array.name), array.shape, str(array.dtype))
+            for layer in layers
+            for array in layer.all_arrays()
+        )
+        fits = tuple(found(layers, path))
+    return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits)
+
+
+def found(layers: list[FileLayer], path: Path) -> Iterator[Fit]:
+    """The model that a file's layers fit, and those that the models nested among them fit; the search ends with one."""
+    for parts in (layers, *(parts for layer in layers if (parts := layer.unfolded()))):
+        size = sum(int(np.prod(array.shape)) for part in parts for array in part.all_arrays())
+        nearest = sorted(list_models(), key=lambda name: abs(spec(name).parameters - size))
+        candidates = [(name, options) for name in nearest for options in variants(name)]
+        # A top has up to 3 layers; a nested ConvNeXt has 4 more (see `regrouped`), a minimalistic network 20 fewer.
+        likely = [(n, o) for n, o in candidates if abs(spec(n).depth - len(parts)) <= (20 if o else 4)]
+        yield from itertools.islice(filter(None, (fitting(n, o, parts, layers, path) for n, o in likely)), 1)
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """The options of a model's published files, as far as they change its arrays; the default ones, {}, come first."""
+    defaults = family_defaults(spec(name))
+    changes = [{}]
+    for file in spec(name).weight_files:
+        changed = {k: v for k, v in file.options.items() if k != "divide_by_std" and defaults[k] != v}
+        if changed not in changes:
+            changes.append(changed)
+    return changes
+
+
+def fitting(
+    name: str, options: dict[str, Any], parts: list[FileLayer], layers: list[FileLayer], path: Path
+) -> Fit | None:
+    """How a model fits some of a file's layers, with its top or without; None if it does not."""
+    for include_top in (True, False):
+        given = {**options, **({} if include_top else {"include_top": False})}
+        module = create(name, **given)
+        inside = regrouped(module, parts)
+        if len(inside) != len(slots(module)):
+            continue
+        try:
+            pairs = pair_up(module, inside, "")
+            ours = [pairs[layer].all_arrays() for layer in slots(module)]
+            kernels, (*_, last) = [array for arrays in ours for array in arrays if array.ndim == 4], ours[-1]
+            if include_top and last.shape[-1] != 1000:
+                given["classes"] = int(last.shape[-1])
+            if kernels[0].shape[2] != 3:
+                given["input_shape"] = (*module.example_shape[:2], int(kernels[0].shape[2]))
+            result = match(create(name, **given), layers, str(path))
+        except (ValueError, IndexError):  # it does not fit, or has numbers of classes and channels that can't be
+            continue
+        named = tuple((str(array.name), "/".join(slot.path), array.shape) for slot, array in result.pairs)
+        return Fit(name, given, result.within, named, tuple(result.left_out))
+    return None
+
+
+def convert(
+    source: str | os.PathLike, destination: str | os.PathLike, model: str | None = None, **create_options: Any
+) -> Classifier:
+    """Write a network's weights as another kind of file; the names' ends say which kinds.
+
+    Args:
+        source: a Keras file, `.safetensors`, or the directory of an Orbax checkpoint.
+        destination: see `fzoo.save_variables`; it appears when it is whole.
+        model: name of the model. Without it a Keras file is inspected, and must fit exactly one.
+        **create_options: what the model was created with.
+
+    Returns:
+        The network whose weights these are.
+
+    Raises:
+        ValueError: the file does not fit the model, or, without one, fits none or several.
+        OSError: a file can't be read or written.
+    """
+    if model is None:
+        if create_options:
+            raise ValueError(f"options without a model given: {', '.join(create_options)}")
+        fits = inspect_weights(source).fits
+        if len(fits) != 1:
+            several = "; ".join(map(str, fits)) or "none"
+            raise ValueError(f"{source} does not tell which model it is of (it fits {several}): name one")
+        model, create_options = fits[0].model, dict(fits[0].options)
+    module, variables = load(model, weights=source, **create_options)
+    save_variables(module, variables, destination)
+    return module

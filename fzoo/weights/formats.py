@@ -1,0 +1,136 @@
+"""Files of variables that are not Keras's: safetensors, and Orbax checkpoints.
+
+Both keep the tree of variables as it is, under its own names, so no mapping is needed: a file fits a network if it has
+the same tree with the same shapes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fzoo.layers import Classifier, trace
+from fzoo.weights.files import one_line, replacing
+from fzoo.weights.mapping import check_variables
+
+#: Between the keys of a path in a safetensors file: "params.conv1_conv.kernel".
+SEPARATOR = "."
+
+
+def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
+    """A network's variables from a safetensors file, strictly.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no file at `path`.
+        ModuleNotFoundError: safetensors is not installed.
+        ValueError: a damaged file, or one of another network.
+    """
+    library, path = safetensors(), Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, a safetensors file expected")
+    if not path.exists():
+        raise FileNotFoundError(f"no such weights file: {path}")
+    try:
+        flat = library.load_file(path)
+    except Exception as e:  # SafetensorError is no class of the public interface; some dtypes raise KeyError
+        raise ValueError(f"{path} is not a readable safetensors file: {one_line(e)}") from e
+    variables: dict[str, Any] = {}
+    for name, value in flat.items():
+        *above, last = name.split(SEPARATOR)
+        at: Any = variables
+        for key in above:
+            at = at.setdefault(key, {})
+            if not isinstance(at, dict):
+                raise ValueError(f"{path} has no tree of variables: {name} lies below an array")
+        if isinstance(at.get(last), dict):
+            raise ValueError(f"{path} has no tree of variables: arrays lie below {name}")
+        at[last] = value
+    return checked(module, variables, path)
+
+
+def save_safetensors(variables: Any, path: str | os.PathLike) -> None:
+    """Write variables as safetensors; the file appears under its name when it is whole."""
+    library = safetensors()
+    flat = {
+        SEPARATOR.join(str(step.key) for step in keys): np.ascontiguousarray(np.asarray(leaf))
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    with replacing(path) as temporary:
+        library.save_file(flat, temporary, metadata={"format": "flax"})
+
+
+def safetensors() -> Any:
+    """The library, an extra."""
+    try:
+        import safetensors.numpy
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("safetensors is not installed: pip install 'fzoo[convert]'") from None
+    return safetensors.numpy
+
+
+def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
+    """A network's variables from an Orbax checkpoint, strictly.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: it is no checkpoint, a damaged one, or one of another network.
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"no such checkpoint: {path} is no directory")
+    wanted = trace(module).variables
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata: Any = checkpointer.metadata(path).item_metadata
+            if metadata is None or not isinstance(metadata.tree, dict):
+                raise ValueError("it holds no tree of arrays")
+            check_variables(module, metadata.tree)  # shapes, before anything is read
+            return checkpointer.restore(path, wanted)
+    except Exception as e:  # Orbax and TensorStore raise many classes
+        raise ValueError(f"{path} is not a checkpoint of this {type(module).__name__}: {one_line(e)}") from e
+
+
+def save_orbax(variables: Any, path: str | os.PathLike) -> None:
+    """Write variables as an Orbax checkpoint, a directory, which appears under its name when it is whole.
+
+    Raises:
+        FileExistsError: there is something at `path`.
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    if path.exists():
+        raise FileExistsError(f"{path} exists: a checkpoint is a new directory")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {path.parent}")
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / "checkpoint", variables)
+        (folder / "checkpoint").rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def checked(module: Classifier, variables: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Variables on the device, if they are the network's.
+
+    Raises:
+        ValueError: they are not.
+    """
+    try:
+        pairs = check_variables(module, variables)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+    for slot, value in pairs:
+        if np.asarray(value).dtype != slot.dtype:
+            raise ValueError(f"{path}: {'/'.join(slot.path)} is {np.asarray(value).dtype}, {slot.dtype} wanted")
+    return jax.device_put(variables)
