@@ -6,6 +6,8 @@ fzoo.decode_predictions(fzoo.predict(module, variables, x))
 """
 
 from fzoo._version import __version__
+from fzoo.convert import inspect_weights
+from fzoo.export import export
 from fzoo.finetune import trainable_mask
 from fzoo.inference import features, predict
 from fzoo.labels import decode_predictions
@@ -14,24 +16,28 @@ from fzoo.optimize import optimize_for_inference
 from fzoo.preprocessing import load_image, preprocess_input
 from fzoo.registry import create, list_models, load, spec
 from fzoo.runtime import enable_compilation_cache, reuse_memory
-from fzoo.weights import load_keras_weights, save_keras_weights
+from fzoo.weights import load_keras_weights, load_variables, save_keras_weights, save_variables
 
 __all__ = [
     "__version__",
     "create",
     "decode_predictions",
     "enable_compilation_cache",
+    "export",
     "features",
+    "inspect_weights",
     "layer_names",
     "list_models",
     "load",
     "load_image",
     "load_keras_weights",
+    "load_variables",
     "optimize_for_inference",
     "predict",
     "preprocess_input",
     "reuse_memory",
     "save_keras_weights",
+    "save_variables",
     "spec",
     "trainable_mask",
 ]

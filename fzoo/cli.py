@@ -1,4 +1,4 @@
-"""The command line: `fzoo list | info | summary | classify | features | demo | bench`.
+"""The command line: `fzoo list | info | summary | classify | convert | features | download | export | demo | bench`.
 
 It offers what the Python functions do. Results go to standard output: tables on a terminal, plain lines in a pipe.
 Errors are one line on standard error, with exit code 2; 1 means that some of the images could not be read.
@@ -273,6 +273,52 @@ def classify(
 
 
 @command
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A Keras file, .safetensors, or the directory of an Orbax checkpoint.")
+    ],
+    destination: Annotated[
+        Path | None,
+        typer.Argument(help="What to write: .h5, .weights.h5, .keras, .safetensors, or .orbax for a checkpoint."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Name of the model; a Keras file tells it if left out.")
+    ] = None,
+    include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
+    classes: Classes = 1000,
+    option: Option = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a Keras file is, and write nothing.")] = False,
+) -> None:
+    """Write weights as another kind of file; with --dry-run say what a file is, and which models it fits."""
+    from fzoo.convert import convert, inspect_weights
+
+    if dry_run:
+        report = inspect_weights(source)
+        fit = report.fits[0] if report.fits else None
+        goes_to = {array: variable for array, variable, _ in fit.arrays} if fit else {}
+        show(
+            ("layer", "array", "shape", "dtype", "variable"),
+            [
+                (layer, array, " x ".join(map(str, shape)) or "scalar", dtype, goes_to.get(array, "-"))
+                for layer, array, shape, dtype in report.arrays
+            ],
+            f"{source}: {report.layout}, {len(report.arrays)} arrays, {report.parameters:,} values; "
+            f"fits {'; '.join(map(str, report.fits)) or 'no model of fzoo list'}",
+        )
+        return
+    if destination is None:
+        raise ValueError("the name of a file to write expected, or --dry-run")
+    options: dict[str, Any] = {}
+    if model is not None:
+        options = {"include_top": include_top, **({"classes": classes} if include_top else {})}
+        options |= parse_options(model, option)
+    elif option or not include_top or classes != 1000:
+        raise ValueError("--model NAME expected with --option, --no-include-top or --classes")
+    module = convert(source, destination, model, **options)
+    print(f"{destination}: {type(module).__name__}" if sys.stdout.isatty() else destination)
+
+
+@command
 def features(
     images: Images = None,
     layer: Annotated[
@@ -313,6 +359,107 @@ def features(
             np.savez(file, allow_pickle=False, images=np.array(read), **arrays)
     show(("layer", "array"), [(name, f"{array.dtype} {array.shape}") for name, array in arrays.items()])
     finish(skipped, len(paths))
+
+
+@command
+def download(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Models, with wildcards, e.g. 'ResNet*'.", show_default=False),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All models.")] = False,
+    include_top: Annotated[
+        bool | None, typer.Option(help="Only the files with the classifier, or only those without; both if left out.")
+    ] = None,
+    size: Size = None,
+    option: Option = None,
+) -> None:
+    """Fill the cache for a machine without a network: with the published files of models, and ImageNet's class names.
+
+    In a pipe: path, bytes, and whether it was cached or downloaded, separated by tabs. The cache is Keras's:
+    $KERAS_HOME/models, or ~/.keras/models. The environment variable FZOO_WEIGHTS_URL names a mirror.
+    """
+    import fzoo
+    from fzoo.labels import CLASS_INDEX_MD5, CLASS_INDEX_URL
+    from fzoo.registry import needed, published
+    from fzoo.weights.download import cache_dir, cached, fetch
+
+    if bool(names) == every:
+        raise ValueError("names of models or --all expected; `fzoo list` shows the names")
+    found: dict[str, None] = {}
+    for name in names or ["*"]:
+        found |= dict.fromkeys(fzoo.list_models(name) or [fzoo.spec(name).name])
+    shape = None if size is None else (size, size, 3)
+    files: dict[str, tuple[str, str | None]] = {}  # the URL and hash of each name
+    megabytes = 0
+    for name in found:
+        options = needed(name) | parse_options(name, option)
+        for top in (True, False) if include_top is None else (include_top,):
+            file = published(name, fzoo.create(name, include_top=top, input_shape=shape, **options))
+            files[file.name] = file.url, file.hash
+            megabytes += fzoo.spec(name).size_mb
+    if include_top is not False:
+        files[CLASS_INDEX_URL.rsplit("/", 1)[1]] = CLASS_INDEX_URL, CLASS_INDEX_MD5
+    if sys.stderr.isatty():
+        complain(f"{len(files)} files, about {megabytes:,} MB, in {cache_dir()}")
+    failed = 0
+    for name, (url, digest) in files.items():
+        try:
+            path = cached(name, digest)
+            state = "cached" if path else "downloaded"
+            path = path or fetch(url, name, digest)
+            length = path.stat().st_size
+        except OSError as e:
+            complain(str(e))
+            failed += 1
+        else:
+            at_terminal = f"{path}  {length / 1e6:,.1f} MB  {state}"
+            print(at_terminal if sys.stdout.isatty() else f"{path}\t{length}\t{state}", flush=True)
+    if failed:
+        complain(f"{failed} of {len(files)} files could not be had")
+        raise typer.Exit(1)
+
+
+@command
+def export(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    out: Annotated[Path, typer.Argument(help="The .stablehlo file to write.")],
+    weights: Weights = "imagenet",
+    platform: Annotated[
+        list[str] | None, typer.Option(help="cpu, cuda, rocm or tpu; may be given again. cpu, cuda, tpu if left out.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images in a call; any number if left out.")] = None,
+    preprocess: Annotated[
+        bool, typer.Option("--preprocess", help="Take pixels of uint8, and preprocess them in the program.")
+    ] = False,
+    optimize: Annotated[bool, typer.Option(help="Fold batch normalisation into the kernels.")] = True,
+    include_top: Annotated[
+        bool,
+        typer.Option("--include-top/--no-include-top", " /--no-top", help="Whether the weights have the classifier."),
+    ] = True,
+    classes: Classes = 1000,
+    size: Size = None,
+    option: Option = None,
+) -> None:
+    """Write a model and its weights as one file of StableHLO, which JAX runs without fzoo.
+
+    In a pipe: file, input, output, platforms and MB, separated by tabs.
+    """
+    import fzoo
+    from fzoo.export import check_target
+
+    platforms = check_target(out, platform or ("cpu", "cuda", "tpu"))
+    module, variables, _ = load_model(name, weights, size, classes=classes, option=option, include_top=include_top)
+    if optimize:
+        # Kernels that are kept as a CPU wants them would be the only ones in the file, for all platforms.
+        target = platforms[0] if len(platforms) == 1 else "several"
+        module, variables = fzoo.optimize_for_inference(module, variables, platform=target)
+    exported = fzoo.export(
+        module, variables, out, platforms=platforms, preprocess=name if preprocess else None, batch_size=batch
+    )
+    takes, gives = (aval.str_short(short_dtypes=False) for aval in (*exported.in_avals, *exported.out_avals))
+    megabytes = f"{out.stat().st_size / 1e6:,.1f}"
+    show(("file", "input", "output", "platforms", "MB"), [(out, takes, gives, ", ".join(platforms), megabytes)])
 
 
 @command

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ class Convolution:
     """The shape of an undilated NHWC convolution: what a form is chosen by.
 
     Attributes:
-        images, height, width, inputs: shape of the input.
+        images, height, width, inputs: shape of the input; one image where `jax.export` leaves their number open.
         kernel, outputs, groups: of the kernel.
         strides, pads: for height and width.
         dtype: of the images and the kernel.
@@ -60,6 +61,7 @@ class Convolution:
     ) -> Convolution:
         """From the shapes (n, h, w, c) and (kh, kw, i, o), and lax's padding."""
         (n, h, w, c), (kh, kw, _, outputs) = images, kernel
+        n = n if isinstance(n, Integral) else 1  # a symbolic dimension can't be compared
         down, right = (int(s) for s in strides)
         if isinstance(padding, str):
             padding = lax.padtype_to_pads((h, w), (kh, kw), (down, right), padding)
@@ -150,7 +152,7 @@ def pointwise(
 ) -> Float[Array, "n ho wo o"]:
     """A 1x1 convolution as a matrix product."""
     [(_, x)] = windows(conv, x)
-    return product(x.reshape(-1, conv.inputs), kernel[0, 0]).reshape(conv.images, *conv.size, conv.outputs)
+    return product(x.reshape(-1, conv.inputs), kernel[0, 0]).reshape(*x.shape[:3], conv.outputs)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -160,7 +162,7 @@ def columns(
     """A convolution as a matrix product with the windows written out (im2col)."""
     x = lax.optimization_barrier(jnp.concatenate([window for _, window in windows(conv, x)], axis=-1))
     kernel = kernel.reshape(-1, conv.outputs)
-    return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(conv.images, *conv.size, conv.outputs)
+    return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(*x.shape[:3], conv.outputs)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -296,7 +298,7 @@ def winograd_transformed(
     (ho, wo), (top, left) = conv.size, (conv.pads[0][0], conv.pads[1][0])
     th, tw = -(-ho // m), -(-wo // m)
     bottom, right = th * m + 2 - top - conv.height, tw * m + 2 - left - conv.width
-    x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    x, n = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0))), x.shape[0]
 
     def every_mth(x: Array, start: int, count: int, axis: int) -> Array:
         return lax.slice_in_dim(x, start, start + (count - 1) * m + 1, m, axis)
@@ -305,10 +307,10 @@ def winograd_transformed(
     tiles = [t for row in rows for t in combine(b, [every_mth(row, j, tw, 2) for j in range(m + 2)])]
     # Written out once, as the operand of the products, and not again for each that reads it.
     stacked = lax.optimization_barrier(jnp.stack([t.reshape(-1, conv.inputs) for t in tiles]))
-    y = product(stacked, kernel).reshape(m + 2, m + 2, conv.images, th, tw, conv.outputs)
+    y = product(stacked, kernel).reshape(m + 2, m + 2, n, th, tw, conv.outputs)
     rows = combine(a, list(y))
     y = jnp.stack([jnp.stack(combine(a, list(row)), axis=3) for row in rows], axis=2)  # n th m tw m o
-    return y.reshape(conv.images, th * m, tw * m, conv.outputs)[:, :ho, :wo]
+    return y.reshape(n, th * m, tw * m, conv.outputs)[:, :ho, :wo]
 
 
 def combine(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:

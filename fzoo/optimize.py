@@ -20,7 +20,9 @@ KERNELS = {"Conv2D": (), "DepthwiseConv2D": (), "SeparableConv2D": ("pointwise",
 CHANNELWISE = {"AveragePooling2D", "GlobalAveragePooling2D", "Cropping2D", "Dropout", "Activation"}
 
 
-def optimize_for_inference(module: Classifier, variables: Any, *, dtype: Any = jnp.float32) -> tuple[Classifier, Any]:
+def optimize_for_inference(
+    module: Classifier, variables: Any, *, dtype: Any = jnp.float32, platform: str | None = None
+) -> tuple[Classifier, Any]:
     """An equivalent network that is faster, and can't be trained.
 
     Every BN that follows a convolution, with nothing between that isn't linear, is folded into its kernel (through
@@ -33,6 +35,7 @@ def optimize_for_inference(module: Classifier, variables: Any, *, dtype: Any = j
         variables: its variables.
         dtype: of the computation and the kernels: float32, or bfloat16 with sums in float32, which on a CPU without
             units for it (AVX512_BF16, AMX) saves memory and not time.
+        platform: where it will run ("cpu", "cuda", ...); by default where the variables are.
 
     Returns:
         (module, variables). In float32, outputs are within 1e-4 of the largest magnitude of the plain network's.
@@ -70,7 +73,7 @@ def optimize_for_inference(module: Classifier, variables: Any, *, dtype: Any = j
             gone.update(dict.fromkeys([part.name, *between], node.name))
         folded.add(node.name)
     tiles = {}
-    if (device or jax.devices()[0]).platform == "cpu" and jnp.dtype(dtype) == jnp.float32:
+    if (platform or (device or jax.devices()[0]).platform) == "cpu" and jnp.dtype(dtype) == jnp.float32:
         for node in nodes:
             conv = node.config.get("convolution")
             if conv and ops.is_winograd(conv, prepared=True):

@@ -6,15 +6,18 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
-from reference import keras_model, save_weights_only
+from reference import assert_equal, keras_model, save_weights_only
+from test_download import HDF5, Server
 
 import fzoo
+from fzoo import cli
 
 OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "4"]
 
@@ -124,9 +127,33 @@ def test_features(folder):
         np.testing.assert_allclose(arrays["dropout"], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_convert(folder, tmp_path):
+    out = tmp_path / "w.safetensors"
+    assert run("convert", folder / "weights.h5", out).stdout == f"{out}\n"
+    model = ["-m", "MobileNet", "-o", "alpha=0.25", "--classes", "4"]
+    done = run("convert", out, tmp_path / "w.h5", *model)
+    assert (done.returncode, done.stderr) == (0, "")
+    module = fzoo.create("MobileNet", alpha=0.25, classes=4)
+    assert_equal(
+        fzoo.load_keras_weights(module, tmp_path / "w.h5"), fzoo.load_keras_weights(module, folder / "weights.h5")
+    )
+    *arrays, summary = run("convert", "--dry-run", folder / "weights.h5").stdout.splitlines()
+    assert "conv1\t/conv1/conv1/kernel\t3 x 3 x 3 x 8\tfloat32\tparams/conv1/kernel" in arrays
+    assert f"legacy h5, {len(arrays)} arrays" in summary
+    assert 'fits fzoo.create("MobileNet", alpha=0.25, classes=4)' in summary
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["convert", "weights.h5"], "the name of a file to write expected"),
+        (["convert", "weights.h5", "x.npz"], "x.npz: a name that ends in"),
+        (["convert", "weights.h5", "no/x.npz.h5"], "no such directory"),
+        (["convert", "missing.h5", "x.npz.h5"], "no such weights file: missing.h5"),
+        (["convert", "text.h5", "--dry-run"], "neither an HDF5 file"),
+        (["convert", ".", "--dry-run"], "is a directory"),
+        (["convert", "weights.h5", "x.npz.h5", "--classes", "3"], "--model NAME expected"),
+        (["convert", "weights.h5", "x.npz.h5", "-m", "VGG16"], "does not fit this VGG"),
         (["classify", "a.png", "-m", "ResNet5"], "did you mean ResNet50"),
         (["info", "VGG61"], "did you mean VGG19"),
         (["list", "Nothing*"], "no model matches"),
@@ -218,3 +245,124 @@ def test_a_missing_extra_names_the_command(tmp_path):
     done = run("demo", "--out", tmp_path / "out", PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.strip() == "fzoo: error: the digits come with scikit-learn: pip install 'fzoo[demo]'"
+
+
+MOBILENET = ["mobilenet_2_5_224_tf.h5", "mobilenet_2_5_224_tf_no_top.h5"]
+
+
+@pytest.fixture
+def mirror(monkeypatch, tmp_path):
+    """A folder to download from; it has files for which no hash is published."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    for name in MOBILENET:
+        (folder / name).write_bytes(HDF5)
+    monkeypatch.setenv("FZOO_WEIGHTS_URL", folder.as_uri())
+    return folder
+
+
+def main(monkeypatch, capsys, *args):
+    """The command line in this process: exit code, lines of output, lines of errors."""
+    monkeypatch.setattr("sys.argv", ["fzoo", *args])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    output, errors = capsys.readouterr()
+    return ended.value.code, output.splitlines(), errors.splitlines()
+
+
+def test_download(offline, mirror, monkeypatch, capsys):
+    (mirror / "imagenet_class_index.json").write_text("{}")
+    monkeypatch.setattr("fzoo.labels.CLASS_INDEX_MD5", "md5:99914b932bd37a50b983c5e7c90ae93b")
+    arguments = ("download", "mobilenet", "-o", "alpha=0.25")
+    names = [*MOBILENET, "imagenet_class_index.json"]
+    for state in ("downloaded", "cached"):
+        rows = [f"{offline / name}\t{(mirror / name).stat().st_size}\t{state}" for name in names]
+        assert main(monkeypatch, capsys, *arguments) == (0, rows, [])
+    assert sorted(path.name for path in offline.iterdir()) == sorted(names)
+    # Without the top no names of classes are asked for.
+    assert main(monkeypatch, capsys, *arguments, "--no-include-top") == (0, rows[1:2], [])
+    assert main(monkeypatch, capsys, *arguments, "--include-top") == (0, rows[::2], [])
+    # Another size is another file, which this mirror has not.
+    code, output, errors = main(monkeypatch, capsys, *arguments, "--size", "128", "--no-include-top")
+    assert (code, output) == (1, []) and "mobilenet_2_5_128_tf_no_top.h5 (no such file)" in errors[0]
+
+
+def test_download_goes_on_after_a_failure(offline, mirror):
+    (mirror / MOBILENET[0]).unlink()
+    done = run("download", "MobileNet", "-o", "alpha=0.25")
+    assert done.returncode == 1
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(offline / MOBILENET[1])]
+    *errors, last = done.stderr.splitlines()
+    for error, name in zip(errors, (MOBILENET[0], "imagenet_class_index.json"), strict=True):
+        assert error.startswith("fzoo: could not download file://") and str(offline / name) in error
+    assert last == "fzoo: 2 of 3 files could not be had"
+
+
+def test_download_all(offline, mirror, monkeypatch, capsys):
+    for path in mirror.iterdir():
+        path.unlink()
+    code, output, errors = main(monkeypatch, capsys, "download", "--all")
+    count = 2 * len(fzoo.list_models()) + 1
+    assert (code, output, len(errors)) == (1, [], count + 1)
+    assert errors[-1] == f"fzoo: {count} of {count} files could not be had"
+    code, output, errors = main(monkeypatch, capsys, "download", "vgg1?", "VGG16", "--no-include-top")
+    assert [line.split("mirror/")[1].split(" ")[0] for line in errors[:-1]] == [
+        f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5" for name in ("vgg16", "vgg19")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "names of models or --all expected"),
+        (["--all", "VGG16"], "names of models or --all expected"),
+        (["VGG16", "VGG61"], "unknown model 'VGG61': did you mean VGG19"),
+        (["Nothing*"], "unknown model 'Nothing*'"),
+        (["MobileNet", "-o", "alpha=0.3"], "no ImageNet weights of MobileNet for alpha=0.3"),
+        (["VGG16", "-o", "alpha=0.5"], "unknown option of VGG16 'alpha'"),
+        (["VGG16", "--size", "96"], "are for 224 x 224, 96 x 96 given"),
+        (["VGG16", "--size", "x"], "Invalid value for '--size'"),
+    ],
+)
+def test_download_of_what_is_not_there(offline, mirror, monkeypatch, capsys, arguments, message):
+    code, output, (error,) = main(monkeypatch, capsys, "download", *arguments)
+    assert (code, output) == (2, []) and error.startswith("fzoo: error: ") and message in error
+    assert list(offline.iterdir()) == []
+
+
+def test_download_from_a_bad_mirror(offline, monkeypatch, capsys):
+    monkeypatch.setenv("FZOO_WEIGHTS_URL", "ftp://example.org")
+    code, output, (error,) = main(monkeypatch, capsys, "download", "VGG16")
+    assert (code, output) == (2, []) and "FZOO_WEIGHTS_URL='ftp://example.org' given" in error
+
+
+@pytest.mark.parametrize("model", ["MobileNet", "VGG16"])
+def test_download_interrupted(offline, model):
+    """Ctrl-C: what came is kept only where a hash will tell whether the rest belongs to it."""
+    name = next(file.name for file in fzoo.spec(model).weight_files if not file.include_top)
+    with Server() as server:
+        server.script[name] = ["stall"]
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fzoo.cli", "download", model, "--no-include-top"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "NO_PROXY": "127.0.0.1",
+                "FZOO_WEIGHTS_URL": f"http://127.0.0.1:{server.server_port}",
+            },
+        )
+        part = offline / f".{name}.part"
+        while process.poll() is None and not (part.exists() and part.stat().st_size):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+        server.ended.set()
+        server.shutdown()
+        thread.join()
+    assert (process.returncode, output, errors) == (130, "", "fzoo: interrupted\n")
+    assert list(offline.iterdir()) == ([part] if model == "VGG16" else [])

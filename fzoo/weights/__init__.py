@@ -104,9 +104,10 @@ def read(array: h5py.Dataset, slot: Slot) -> np.ndarray:
     value = np.asarray(array)
     if value.dtype == "V2":  # what HDF5 makes of Keras's bfloat16
         value = value.view(jnp.bfloat16)
-    if np.issubdtype(slot.dtype, np.integer):  # a count of images, which no result depends on
-        value = np.clip(value, 0, np.iinfo(slot.dtype).max)
-    return value.astype(slot.dtype, copy=False).reshape(slot.shape)
+    with np.errstate(all="ignore"):  # any bits may be in a file
+        if np.issubdtype(slot.dtype, np.integer):  # a count of images, which no result depends on
+            value = np.clip(np.nan_to_num(value.astype(np.float64)), 0, np.iinfo(slot.dtype).max)
+        return value.astype(slot.dtype, copy=False).reshape(slot.shape)
 
 
 def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLike) -> None:

@@ -1,105 +1,375 @@
-"""Published files, in the cache that Keras shares."""
+"""Published files, in the cache that Keras shares.
+
+A file is downloaded as `.NAME.part` and gets its name when all of it is there and its hash is right, so what bears the
+name is whole, whenever a process is killed. Processes that want the same file take turns, by a lock on `.NAME.lock`
+that the system releases when its holder dies. The next attempt goes on where a `.part` ends; there is one for a name.
+"""
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import hashlib
 import os
+import shutil
 import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
+from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.request import url2pathname
 
-import pooch
-import requests
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+import h5py
+
+#: Seconds for a connection, and without a byte from it.
+CONNECT_TIMEOUT, TIMEOUT = 10.0, 30.0
+
+#: Seconds between the attempts, after what may have been a moment's failure.
+WAITS = (1.0, 2.0, 4.0)
+
+#: Statuses of such a failure.
+TEMPORARY = (500, 502, 503, 504)
+
+_CHUNK = 1 << 16
+
+
+class _Unavailable(OSError):
+    """What was asked for can't be had; `again` where it may be a moment later."""
+
+    def __init__(self, reason: str, again: bool = False):
+        super().__init__(reason)
+        self.again = again
 
 
 def cache_dir() -> Path:
     """Where Keras keeps its files: `$KERAS_HOME/models`, or `~/.keras/models`."""
-    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
 
 
 def file_hash(path: str | os.PathLike, algorithm: str) -> str:
     """The hash of a file as the registry writes it: "md5:..."."""
-    return f"{algorithm}:{pooch.file_hash(str(path), alg=algorithm)}"
+    with open(path, "rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def cached(name: str, known_hash: str | None) -> Path | None:
+    """The path of a published file if the cache has it, as `fetch` would find it; no network.
+
+    Args:
+        name: in the cache.
+        known_hash: see `fetch`.
+    """
+    path = cache_dir() / name
+    return path if path.is_file() and _fault(path, known_hash) is None else None
 
 
 def fetch(url: str, name: str, known_hash: str | None, otherwise: str = "") -> Path:
     """The path of a published file, downloaded unless the cache has it.
 
-    A file gets its name when it is whole and its hash is right.
+    A file that is there is used without a network, if it is right; one that is not is replaced. A download gets its
+    name when it is whole and its hash is right. For some files no hash is published (MobileNet's, MobileNetV2's): they
+    are accepted when HTTP delivered all that it announced (Content-Length, or the last chunk) and HDF5 opens them.
+
+    The environment variable FZOO_WEIGHTS_URL names a mirror, "https://HOST/FOLDER" or "file:///FOLDER". Files are then
+    asked for as $FZOO_WEIGHTS_URL/NAME, and nowhere else; hashes are checked all the same. The folder of a cache that
+    `fzoo download` has filled is such a mirror.
 
     Args:
         url: where it lies.
         name: in the cache.
-        known_hash: "md5:..." or "sha256:...", or None where none is published.
+        known_hash: "md5:..." or "sha256:...", or None where none is published. Without the algorithm, the number of
+            digits tells it.
         otherwise: what else would do without a network, for the error.
 
+    Returns:
+        Its path in `cache_dir()`.
+
     Raises:
-        OSError: it can't be downloaded; the message says what to do without a network.
+        OSError: it can't be downloaded; the message says why, and what to do without a network.
+        ValueError: FZOO_WEIGHTS_URL is no URL of a folder.
     """
     path = cache_dir() / name
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, a file expected: remove it")
-    pooch.get_logger().setLevel(logging.WARNING)
-    downloader: Any = _downloader
+    if cached(name, known_hash):
+        return path
+    url = source(url, name)
     try:
-        return Path(
-            pooch.retrieve(
-                url,
-                known_hash=known_hash,
-                fname=name,
-                path=path.parent,
-                downloader=downloader,
-            )
-        )
-    except (requests.RequestException, OSError, ValueError) as e:
-        reason = "its hash is not the published one" if isinstance(e, ValueError) else _reason(e)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(path.with_name(f".{name}.lock")) as shared:
+            if not cached(name, known_hash):  # the holder before may have downloaded it
+                # Where there are no locks, each process has a partial file of its own.
+                unique = "" if shared else f".{uuid.uuid4().hex}"
+                _obtain(url, path, path.with_name(f".{name}{unique}.part"), known_hash, resume=shared)
+    except OSError as e:
+        reason = " ".join(str(e).split())
         if path.exists():
+            fault = "its hash differs" if known_hash else "HDF5 can't open it"
             raise OSError(
-                f"{path} is not the published file (its hash differs), nor is {url} to be had ({reason})"
+                f"{path} is not the published file ({fault}), and {_shown(url)} could not be downloaded ({reason}): "
+                f"put the file in its place{otherwise}"
             ) from e
-        raise OSError(f"could not download {url} ({reason}): put the file at {path}{otherwise}") from e
+        raise OSError(f"could not download {_shown(url)} ({reason}): put the file at {path}{otherwise}") from e
+    return path
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause, in a few words: requests wraps it several times over."""
+def source(url: str, name: str) -> str:
+    """The URL that is asked: that of a file on the mirror where there is one, see `fetch`.
+
+    Raises:
+        ValueError: FZOO_WEIGHTS_URL is no URL of a folder.
+    """
+    mirror = os.environ.get("FZOO_WEIGHTS_URL")
+    if not mirror:
+        return url
+    try:
+        parts = urlsplit(mirror)
+        host, _ = parts.hostname, parts.port  # a ValueError where it is no number
+        good = bool(host) if parts.scheme in ("http", "https") else parts.scheme == "file" and parts.path[:1] == "/"
+        good = good and not (parts.query or parts.fragment) and (parts.scheme != "file" or host in (None, "localhost"))
+    except ValueError:
+        good = False
+    if not good:
+        shown = mirror if "@" not in mirror else mirror.rpartition("@")[2]  # without a password
+        raise ValueError(f"FZOO_WEIGHTS_URL={shown!r} given, https://HOST/FOLDER or file:///FOLDER expected")
+    return f"{mirror.rstrip('/')}/{quote(name)}"
+
+
+def _shown(url: str) -> str:
+    """A URL without the password that a mirror's may have."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _fault(path: Path, known_hash: str | None) -> str | None:
+    """Why a file is not the published one; None if it is, as far as can be known."""
+    if known_hash is None:
+        with path.open("rb") as file:
+            try:
+                h5py.File(file, "r").close()  # which notices a truncated one, as `is_hdf5` does not
+            except OSError:
+                return "HDF5 can't open it"
+        return None
+    algorithm, _, digits = known_hash.rpartition(":")
+    algorithm = algorithm or ("md5" if len(digits) == 32 else "sha256")
+    right = file_hash(path, algorithm) == f"{algorithm}:{digits.lower()}"
+    return None if right else "its hash is not the published one"
+
+
+def _obtain(url: str, path: Path, part: Path, known_hash: str | None, resume: bool) -> None:
+    """Download into `part`, check, and give it its name.
+
+    What came is kept for the next attempt only where a hash will tell whether the pieces belong together.
+    """
+    resume = resume and known_hash is not None
+    waits = iter(WAITS)
+    try:
+        # It may be whole: killed just before it got its name.
+        while not (resume and part.is_file() and _fault(part, known_hash) is None):
+            try:
+                resumed = _transfer(url, part, resume, unknown_length=known_hash is not None)
+            except _Unavailable as e:
+                wait = next(waits, None) if e.again else None
+                if wait is None:
+                    raise
+                time.sleep(wait)
+                continue
+            fault = _fault(part, known_hash)
+            if fault is None:
+                break
+            part.unlink()
+            if not resumed:
+                raise _Unavailable(fault)
+            # Pieces of two files: once more, from the start.
+        part.replace(path)
+    except BaseException as e:
+        local = isinstance(e, OSError) and not isinstance(e, _Unavailable)  # such as a full disk
+        if not resume or local or (part.exists() and not part.stat().st_size):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _transfer(url: str, part: Path, resume: bool, unknown_length: bool) -> bool:
+    """Write what lies at a URL to `part`.
+
+    Args:
+        url: http, https or file.
+        part: the file.
+        resume: whether to ask for what is missing only, if the file is there.
+        unknown_length: whether an answer will do whose end can't be told from a broken connection.
+
+    Returns:
+        Whether what was there before is part of it.
+
+    Raises:
+        _Unavailable: not all of it came.
+    """
+    if urlsplit(url).scheme == "file":
+        try:
+            shutil.copyfile(url2pathname(urlsplit(url).path), part)
+        except FileNotFoundError as e:
+            raise _Unavailable("no such file") from e
+        return False
+
+    import requests  # here, since what is in the cache needs none
+    import urllib3
+
+    offset = part.stat().st_size if resume and part.is_file() else 0
+    # Not compressed: what is announced, counted and asked for by Range are the file's own bytes.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    total, came, answered = None, 0, False
+    try:
+        with (
+            requests.Session() as session,
+            session.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, TIMEOUT)) as response,
+        ):
+            answered, status = True, response.status_code
+            if offset and status == 206:
+                usable = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+            else:
+                usable = status != 416
+            if offset and not usable:  # it has no such range: from the start
+                part.unlink()
+                return _transfer(url, part, resume, unknown_length)
+            if status not in (200, 206) or (status == 206 and not offset):
+                raise _Unavailable(f"{status} {response.reason}".strip(), status in TEMPORARY)
+            if status == 200:
+                offset = 0
+            length = None if "Content-Encoding" in response.headers else response.headers.get("Content-Length", "")
+            if length and length.isdecimal():
+                total = offset + int(length)
+            elif not unknown_length and "Transfer-Encoding" not in response.headers:
+                raise _Unavailable("the server does not say how long it is, and no hash is published")
+            with part.open("ab" if offset else "wb") as file, _bar(url.rsplit("/", 1)[1], offset, total) as advance:
+                for chunk in response.iter_content(_CHUNK):
+                    file.write(chunk)
+                    came += len(chunk)
+                    advance(len(chunk))
+                file.flush()
+                os.fsync(file.fileno())  # before it has its name
+    except requests.RequestException as e:
+        if isinstance(e, requests.ConnectTimeout):
+            raise _Unavailable(f"no connection in {CONNECT_TIMEOUT:g} s") from e
+        cause = _cause(e)
+        if isinstance(e, requests.Timeout) or isinstance(cause, urllib3.exceptions.ReadTimeoutError):
+            raise _Unavailable(f"the server sent nothing for {TIMEOUT:g} s", again=came > 0) from e
+        if not answered:
+            raise _Unavailable(_words(cause), again=isinstance(cause, ConnectionError)) from e
+        raise _Unavailable(_broken(total), again=True) from e
+    if total is not None and offset + came != total:
+        raise _Unavailable(_broken(total), again=True)
+    return offset > 0
+
+
+def _broken(total: int | None) -> str:
+    """What to say of a connection that ended too early."""
+    return f"the connection broke before {'the end' if total is None else f'all {total:,} bytes'} had come"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The innermost cause: requests wraps it several times over."""
     while inner := [e for e in (getattr(error, "reason", None), *error.args) if isinstance(e, BaseException)]:
         error = inner[0]
+    return error
+
+
+def _words(error: BaseException) -> str:
+    """An error of requests in a few words, without the objects it names first."""
     text = " ".join(str(error).split())
     return text.split("): ", 1)[-1] or type(error).__name__
 
 
-def _downloader(url: str, output_file: Any, pooch_instance: Any) -> None:
-    """pooch's HTTP download with a time-out, and with a progress bar on a terminal."""
+@contextlib.contextmanager
+def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal; gives what to call with each number of bytes."""
     if not sys.stderr.isatty():
-        pooch.HTTPDownloader(timeout=30)(url, output_file, pooch_instance)
+        yield lambda step: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar: Any = _Bar(progress, url.rsplit("/", 1)[1])
-        pooch.HTTPDownloader(timeout=30, progressbar=bar)(url, output_file, pooch_instance)
+        task = progress.add_task(name, total=total, completed=done)
+        yield lambda step: progress.advance(task, step)
 
 
-class _Bar:
-    """What pooch asks of a progress bar, on rich's."""
+if sys.platform == "win32":
+    import msvcrt
 
-    def __init__(self, progress: Progress, name: str):
-        self._progress, self._task = progress, progress.add_task(name, total=None)
+    def _lock(file: BinaryIO) -> bool:
+        """Lock a file that no other process has locked."""
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
 
-    @property
-    def total(self) -> float | None:
-        return self._progress.tasks[0].total
+    def _release(file: BinaryIO, path: Path) -> None:
+        """Unlock and remove; Windows removes no file that a process has open."""
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        file.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
 
-    @total.setter
-    def total(self, size: float) -> None:
-        self._progress.update(self._task, total=size)
+else:
+    import fcntl
 
-    def update(self, step: int) -> None:
-        self._progress.advance(self._task, step)
+    def _lock(file: BinaryIO) -> bool:
+        """Lock a file that no other process has locked."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
-    def reset(self) -> None:
-        self._progress.reset(self._task, total=self.total)
+    def _release(file: BinaryIO, path: Path) -> None:
+        """Remove and unlock, in this order: who waits for the lock of a file that is gone looks for the new one."""
+        path.unlink(missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing does not, if the process was forked meanwhile
+        file.close()
 
-    def close(self) -> None:
-        self._progress.refresh()
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file, which is made and removed; False where the file system has no locks.
+
+    The system takes the lock from a process that dies; the file that is left is the next holder's.
+    """
+    locked, waiting = True, False
+    while True:
+        file = path.open("ab")
+        try:
+            while not _lock(file):
+                if not waiting and sys.stderr.isatty():
+                    print(f"fzoo: waiting for another process: it downloads {path.stem[1:]}", file=sys.stderr)
+                waiting = True
+                time.sleep(0.1)
+            if _same(file, path):
+                break
+        except OSError:  # some network file systems have no locks
+            locked = False
+            break
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    try:
+        yield locked
+    finally:
+        if locked:
+            _release(file, path)
+        else:
+            file.close()
+            path.unlink(missing_ok=True)
+
+
+def _same(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one that has a name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

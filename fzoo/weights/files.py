@@ -14,12 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
+import itertools
 import json
+import math
+import mmap
 import os
 import re
+import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,8 +41,20 @@ HEADER_LIMIT = 64512
 #: A `.keras` file is a zip; this bounds what one may unpack to (the largest published model has 1.4 GB).
 MAX_UNPACKED = 8 << 30
 
+#: What an archive may unpack to for each of its bytes: Keras does not compress, and random numbers hardly shrink.
+MAX_RATIO = 100
+
 #: How deep models may be nested in models; links in a file can make circles.
 MAX_DEPTH = 8
+
+#: How many names a list may have, and how many groups and arrays a file: a dozen times those of the largest model.
+MAX_NAMES = 1 << 14
+
+#: What the names of a list may take together, if each is as long as the file's longest heap of strings.
+MAX_HEAP = 1 << 28
+
+#: How long a name may be.
+MAX_NAME = 1 << 10
 
 #: Whose layouts are written.
 KERAS_VERSION = "3.15.0"
@@ -102,15 +121,18 @@ def open_layers(path: str | os.PathLike) -> Iterator[list[FileLayer]]:
     if not path.is_file():
         raise ValueError(f"{path} is not a readable Keras weights file: it is a device or a pipe")
     try:
-        with h5py.File(unpacked(path), "r") as file:
+        source = unpacked(path)
+        with h5py.File(source, "r") as file:
+            width = file.id.get_create_plist().get_sizes()[1]
+            heap = functools.cache(functools.partial(longest_heap, source, width))
             root = legacy_root(file)
-            layers = keras3_layers(file) if root is None else legacy_layers(root)
+            layers = keras3_layers(file, heap) if root is None else legacy_layers(root, heap)
             if not layers:
                 raise ValueError("it holds no layers with weights")
             yield layers
     except WeightsMismatch:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as e:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as e:
         # h5py reports damage as any of these, with a text of its own.
         raise ValueError(f"{path} is not a readable Keras weights file: {one_line(e)}") from e
 
@@ -129,9 +151,10 @@ class WeightsMismatch(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line; KeyError puts its own in quotes."""
+    """An exception's text on one line that can be shown; KeyError puts its own in quotes."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(text[:4000].split()))
+    return (text if len(text) < 1000 else text[:1000] + "...") or type(error).__name__
 
 
 def unpacked(path: Path) -> Path | io.BytesIO:
@@ -140,15 +163,31 @@ def unpacked(path: Path) -> Path | io.BytesIO:
         return path
     if not zipfile.is_zipfile(path):
         raise ValueError("it is neither an HDF5 file nor a .keras archive")
-    with zipfile.ZipFile(path) as archive:
-        if "model.weights.h5" not in archive.namelist():
-            raise ValueError("the archive has no model.weights.h5")
-        if archive.getinfo("model.weights.h5").file_size > MAX_UNPACKED:
-            raise ValueError(f"model.weights.h5 unpacks to more than {MAX_UNPACKED >> 30} GiB")
-        try:
-            return io.BytesIO(archive.read("model.weights.h5"))
-        except Exception as e:  # each compression has errors of its own
-            raise ValueError(f"model.weights.h5 in it is damaged ({one_line(e)})") from e
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return member(archive, "model.weights.h5")
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error, zlib.error) as e:
+        raise ValueError(f"the archive is damaged ({one_line(e)})") from e
+
+
+def member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
+    """What an archive holds under a name. Neither its sizes are trusted, nor that it has the name once."""
+    found = [info for info in archive.infolist() if info.filename == name]
+    if len(found) != 1:
+        raise ValueError(f"the archive has {len(found) or 'no'} {name}")
+    (info,) = found
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack at once, whatever the size
+        raise ValueError(f"{name} is compressed in another way than zip's deflate")
+    if info.file_size > min(MAX_UNPACKED, MAX_RATIO * info.compress_size):
+        raise ValueError(
+            f"{name} unpacks to more than {MAX_UNPACKED >> 30} GiB, or {MAX_RATIO} times of what is in the archive"
+        )
+    content = io.BytesIO()
+    with archive.open(info) as packed:
+        shutil.copyfileobj(packed, content, 1 << 20)  # in pieces: `read` unpacks all before it looks at the size
+    if len(content.getbuffer()) != info.file_size:
+        raise ValueError(f"{name} in the archive is damaged (it is shorter than said)")
+    return content
 
 
 Kind = TypeVar("Kind", h5py.Group, h5py.Dataset)
@@ -165,8 +204,11 @@ def child(group: h5py.Group, name: str, kind: type[Kind]) -> Kind:
         at = at[part]
     if not isinstance(at, kind):
         raise ValueError(f"{at.name} is not a {kind.__name__.lower()}")
-    if isinstance(at, h5py.Dataset) and (at.external or at.is_virtual):
+    if isinstance(at, h5py.Dataset) and (at.is_virtual or at.external):  # before its shape, for which HDF5 goes there
         raise ValueError(f"{at.name} keeps its data outside of the file, which is not read")
+    if isinstance(at, h5py.Dataset) and at.id.get_create_plist().get_nfilters():
+        # A few bytes may unpack to any size, and HDF5 looks for filters that it lacks in the system's folders.
+        raise ValueError(f"{at.name} is compressed or filtered, as Keras writes none; `h5repack -f NONE` undoes it")
     return at
 
 
@@ -179,43 +221,60 @@ def legacy_root(file: h5py.File) -> h5py.Group | None:
     return None
 
 
-def legacy_layers(root: h5py.Group) -> list[FileLayer]:
+def legacy_layers(root: h5py.Group, heap: Callable[[], int]) -> list[FileLayer]:
     """The layers of a legacy h5, in the order of `layer_names`."""
-    layers = []
-    for name in read_names(root, "layer_names"):
+    layers, count = [], 0
+    for name in read_names(root, "layer_names", heap):
         group = child(root, name, h5py.Group)
-        names = tuple(read_names(group, "weight_names"))
+        names = tuple(read_names(group, "weight_names", heap))
+        count += len(names)
+        if count > MAX_NAMES:
+            raise ValueError(f"it lists more than {MAX_NAMES} arrays")
         if names:
             layers.append(FileLayer(name, None, tuple(child(group, n, h5py.Dataset) for n in names), names))
     return layers
 
 
-def keras3_layers(file: h5py.File) -> list[FileLayer]:
+def keras3_layers(file: h5py.File, heap: Callable[[], int]) -> list[FileLayer]:
     """The layers of a `.weights.h5`, those of each class in their order."""
     for key in ("layers", "_layer_checkpoint_dependencies"):  # the latter up to Keras 2.13
         if key in file:
-            return layers_in(child(file, key, h5py.Group), key)
+            return layers_in(child(file, key, h5py.Group), key, heap, itertools.count())
     raise ValueError("it has neither layer_names nor layers")
 
 
-def layers_in(root: h5py.Group, key: str, depth: int = 0) -> list[FileLayer]:
+def layers_in(
+    root: h5py.Group, key: str, heap: Callable[[], int], seen: Iterator[int], depth: int = 0
+) -> list[FileLayer]:
     """The layers that a group of a `.weights.h5` holds; a model as a layer holds a group like that itself."""
     if depth > MAX_DEPTH:
         raise ValueError(f"models in it are nested deeper than {MAX_DEPTH} times")
     layers = []
-    for name in sorted(map(str, root), key=by_number):
+    for name in sorted(members(root, seen), key=by_number):
         group, kind = child(root, name, h5py.Group), re.sub(r"_\d+$", "", name)
         own = child(group, "vars", h5py.Group) if "vars" in group else None
-        called = name if own is None else str(own.attrs.get("name", name))
+        called = next(iter([] if own is None else read_names(own, "name", heap)), name)
         if key in group:
-            inside = layers_in(child(group, key, h5py.Group), key, depth + 1)
+            inside = layers_in(child(group, key, h5py.Group), key, heap, seen, depth + 1)
             if inside:
                 layers.append(FileLayer(called, kind, (), parts=tuple(inside)))
         elif own is not None and len(own):
-            numbers = sorted(own, key=int)
+            numbers = sorted(members(own, seen), key=int)
             arrays = tuple(child(own, number, h5py.Dataset) for number in numbers)
             layers.append(FileLayer(called, kind, arrays, tuple(numbers)))
     return layers
+
+
+def members(group: h5py.Group, seen: Iterator[int]) -> list[str]:
+    """What a group holds; `seen` counts it, since hard links may show the same few groups any number of times."""
+    if len(group) > MAX_NAMES:
+        raise ValueError(f"{group.name} holds more than {MAX_NAMES} things")
+    names = []
+    for name in group:
+        names.append(checked_name(str(name)))
+        if next(seen) > MAX_NAMES:
+            raise ValueError(f"it holds more than {MAX_NAMES} groups and arrays")
+    return names
 
 
 def by_number(name: str) -> tuple[str, int]:
@@ -224,12 +283,71 @@ def by_number(name: str) -> tuple[str, int]:
     return (name[: number.start()], int(number[1])) if number else (name, 0)
 
 
-def read_names(group: h5py.Group, attribute: str) -> list[str]:
-    """A list of names, which may be split over attribute0, attribute1, ..."""
-    chunks: list[Any] = [group.attrs[attribute]] if attribute in group.attrs else []
-    while f"{attribute}{len(chunks)}" in group.attrs:
-        chunks.append(group.attrs[f"{attribute}{len(chunks)}"])
-    return [n.decode() if isinstance(n, bytes) else str(n) for chunk in chunks for n in np.ravel(chunk)]
+def read_names(group: h5py.Group, attribute: str, heap: Callable[[], int] = lambda: 0) -> list[str]:
+    """A list of names, which may be split over attribute0, attribute1, ...; `heap` gives `longest_heap`."""
+    parts = [attribute] if attribute in group.attrs else []
+    while f"{attribute}{len(parts)}" in group.attrs:
+        parts.append(f"{attribute}{len(parts)}")
+    names: list[str] = []
+    for part in parts:
+        kept = group.attrs.get_id(part)  # not read yet: it may claim any shape and type
+        shape = kept.shape
+        if shape is None or (0 not in shape and h5py.check_string_dtype(kept.dtype) is None):
+            raise ValueError(f"{part} of {group.name} is not text")
+        if len(names) + math.prod(shape) > MAX_NAMES:
+            raise ValueError(f"{part} of {group.name} has more than {MAX_NAMES} names")
+        if 0 not in shape:
+            # One string is no longer than the file. Where there are none of variable length, the heaps do not matter.
+            if kept.dtype.kind == "O" and heap() * (math.prod(shape) - 1) > MAX_HEAP:
+                raise ValueError(f"the names in {part} of {group.name} may take more than {MAX_HEAP >> 20} MiB")
+            value: Any = group.attrs[part]
+            names += [checked_name(name) for name in np.ravel(value)]
+    return names
+
+
+def longest_heap(source: Path | io.BytesIO, width: int) -> int:
+    """The size in bytes of the longest of the heaps where HDF5 keeps strings of variable length.
+
+    Many names may be the same long string, whose length HDF5 can't tell before it reads them all. And it follows the
+    sizes in a heap (of `width` bytes) without a look at where they lead: back, or nowhere, for ever.
+
+    Raises:
+        ValueError: such a heap.
+    """
+    header, longest = -(-(8 + width) // 8) * 8, 0
+    with contextlib.ExitStack() as stack:
+        if isinstance(source, Path):
+            file = stack.enter_context(open(source, "rb"))
+            data: Any = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        else:
+            data = source.getvalue()
+        for heap in re.finditer(rb"GCOL\x01", data):
+            at = heap.start()
+            size = int.from_bytes(data[at + 8 : at + 8 + width], "little")
+            longest, end = max(longest, size), at + size
+            if end > len(data):
+                raise ValueError("a heap of strings in it is damaged")
+            at += header
+            while at + header <= end:
+                used = data[at : at + 2] != b"\0\0"
+                size = int.from_bytes(data[at + 8 : at + 8 + width], "little")
+                step = header + -(-size // 8) * 8 if used else size
+                if not 0 < step <= end - at:
+                    raise ValueError("a heap of strings in it is damaged")
+                at += step
+    return longest
+
+
+def checked_name(name: str | bytes) -> str:
+    """A name from a file as text that can be shown.
+
+    Raises:
+        ValueError: it can't: line breaks, escapes, surrogates, or no end.
+    """
+    text = name.decode() if isinstance(name, bytes) else str(name)
+    if len(text) > MAX_NAME or not text.isprintable():
+        raise ValueError(f"a name in it is longer than {MAX_NAME} characters, or not printable: {text[:40]!a}")
+    return text
 
 
 def write_names(group: h5py.Group, attribute: str, names: Iterable[str]) -> None:

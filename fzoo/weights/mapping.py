@@ -255,8 +255,8 @@ def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> li
         for slot, array in zip(expected, arrays, strict=True):
             if array.shape != slot.keras_shape or not (array.dtype.kind in "fiu" or array.dtype == "V2"):
                 problems.append(
-                    f"{file.name}/{slot.name} is {array.dtype} {array.shape} in the file, {slot.keras_shape} wanted"
-                    + (f" by {layer}" if layer != file.name else "")
+                    f"{file.name}/{slot.name} is {array.dtype!s:.60} {array.shape} in the file, "
+                    f"{slot.keras_shape} wanted" + (f" by {layer}" if layer != file.name else "")
                 )
             matched.append((slot, array))
     if problems:

@@ -1,0 +1,294 @@
+"""A network as one file: for all platforms, of any batch, run by a process that has no fzoo."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import COMPILER_OPTIONS, FAMILIES, assert_close, by_model
+from test_composition import SMALLEST
+
+import fzoo
+from fzoo import cli, ops
+from fzoo.layers import trace
+
+ALL = ("cpu", "cuda", "tpu")
+
+#: How a file is called on a CPU, as the docstring of `fzoo.export` has it.
+SAFE = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def randomised(variables, seed=0):
+    """With BNs that do something, and kernels that keep activations alive."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        key = path[-1].key
+        if key in ("scale", "var", "gamma"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype("f")
+        if key == "kernel" and leaf.ndim == 4:
+            return rng.normal(0, np.sqrt(1.5 / np.prod(leaf.shape[:-1])), leaf.shape).astype("f")
+        return rng.normal(size=leaf.shape).astype("f") * 0.1 if key in ("bias", "mean") else leaf
+
+    return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+@pytest.fixture(scope="module")
+def small():
+    module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    return module, randomised(variables)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype(np.float32)
+
+
+def read(path, **options):
+    """What a file does, for a user of it."""
+    call = jax.export.deserialize(bytearray(Path(path).read_bytes())).call
+    return jax.jit(call, compiler_options={**SAFE, **options})
+
+
+def lowered(module, variables, images, **options):
+    """A network for all platforms together, of any number of images; no arithmetic is done."""
+    (batch,) = jax.export.symbolic_shape("batch", **options)
+    images = jax.ShapeDtypeStruct((batch, *images), jnp.float32)
+    exported = jax.export.export(jax.jit(module.apply), platforms=ALL)(variables, images)
+    assert exported.platforms == ALL
+    (out,) = exported.out_avals
+    assert str(out.shape[0]) == "batch"
+    return out.shape[1:]
+
+
+@pytest.mark.parametrize("name", by_model(FAMILIES))
+def test_every_family_for_all_platforms_and_any_batch(name):
+    """At its default size."""
+    module = fzoo.create(name)
+    assert lowered(module, trace(module).variables, module.example_shape) == (1000,)
+
+
+@pytest.mark.parametrize("name", by_model(FAMILIES))
+def test_every_family_optimized(name):
+    size = max(fzoo.spec(name).min_size, 40)
+    options = {"include_top": False, "pooling": "avg", "input_shape": (size, size, 3), **SMALLEST[name]}
+    module, variables = fzoo.optimize_for_inference(*fzoo.load(name, weights=None, **options))
+    assert lowered(module, variables, module.example_shape) == trace(module).nodes[-1].shape
+
+
+def test_an_open_batch_is_lowered_as_one_image():
+    """In any scope of symbols; what is chosen for a number of images is as it was."""
+    for constraints in ((), ("batch <= 64",)):
+        (batch,) = jax.export.symbolic_shape("batch", constraints=constraints)
+        for images in ((28, 28, 64), (7, 7, 64), (112, 112, 128)):
+            shapes = (3, 3, images[-1], images[-1]), (1, 1), "SAME"
+            conv = ops.Convolution.of((batch, *images), *shapes)
+            assert conv == ops.Convolution.of((1, *images), *shapes)
+            assert ops.Convolution.of((8, *images), *shapes) == dataclasses.replace(conv, images=8)
+    module = fzoo.create("VGG16", input_shape=(32, 32, 3), include_top=False)
+    for constraints in ((), ("batch <= 64",)):
+        lowered(module, trace(module).variables, module.example_shape, constraints=constraints)
+
+
+def test_a_training_step_of_any_batch():
+    module = fzoo.create("ResNet50", include_top=False, input_shape=(32, 32, 3), **SMALLEST["ResNet50"])
+    variables = trace(module).variables
+
+    def loss(variables, images):
+        out, _ = module.apply(variables, images, train=True, mutable=["batch_stats"])
+        return jnp.square(out).mean()
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, 32, 32, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=ALL)(variables, images)
+    assert jax.tree.map(jnp.shape, exported.out_avals) == jax.tree.map(jnp.shape, tuple(jax.tree.leaves(variables)))
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_a_file_gives_what_predict_gives(small, images, optimized, tmp_path):
+    """For one image and for three, from one file; also with JAX's own compiler options."""
+    module, variables = fzoo.optimize_for_inference(*small) if optimized else small
+    exported = fzoo.export(module, variables, tmp_path / "net.stablehlo")
+    assert exported.platforms == ALL
+    call = read(tmp_path / "net.stablehlo")
+    expected = np.asarray(fzoo.predict(*small, images))
+    for count in (1, 3):
+        assert_close(call(images[:count]), expected[:count], f"{count} images")
+    plain = jax.export.deserialize(bytearray((tmp_path / "net.stablehlo").read_bytes()))
+    assert_close(jax.jit(plain.call)(images), expected, "JAX's options")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("optimized", [False, True])
+@pytest.mark.parametrize("name", by_model(FAMILIES))
+def test_every_file_gives_what_predict_gives(name, optimized, tmp_path):
+    size = fzoo.spec(name).min_size
+    options = {"input_shape": (size, size, 3), "classes": 10, "classifier_activation": None}
+    module, variables = fzoo.load(name, weights=None, **options)
+    variables = randomised(variables)
+    images = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype(np.float32)
+    expected = np.asarray(fzoo.predict(module, variables, images))
+    if optimized:
+        module, variables = fzoo.optimize_for_inference(module, variables)
+    fzoo.export(module, variables, tmp_path / "net.stablehlo")
+    call = read(tmp_path / "net.stablehlo")
+    for count in (1, 3):
+        assert_close(call(images[:count]), expected[:count], f"{name}, {count} images")
+
+
+def test_kernels_prepared_for_winograd_in_a_file(images, tmp_path):
+    """Which are in it where it is made for CPUs, and not where it is made for others."""
+    options = {"include_top": False, "pooling": "avg", "input_shape": (32, 32, 3), "convs": (1, 1, 1, 1, 1)}
+    module, variables = fzoo.load("VGG16", weights=None, **options)
+    fast, prepared = fzoo.optimize_for_inference(module, variables, platform="cpu")
+    assert fast.prepared and fast.prepared.tiles
+    other = fzoo.optimize_for_inference(module, variables, platform="cuda")[0].prepared
+    assert other and not other.tiles
+    fzoo.export(fast, prepared, tmp_path / "net.stablehlo", platforms="cpu")
+    call = read(tmp_path / "net.stablehlo", **COMPILER_OPTIONS)
+    assert_close(call(images), np.asarray(fzoo.predict(module, variables, images)), "Winograd")
+
+
+def test_a_fixed_batch_of_pixels(small, tmp_path):
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    exported = fzoo.export(
+        *small, tmp_path / "net.stablehlo", platforms=["cpu", "cpu"], batch_size=2, preprocess="MobileNet"
+    )
+    assert exported.platforms == ("cpu",)
+    assert [(a.shape, a.dtype) for a in exported.in_avals] == [((2, 32, 32, 3), np.uint8)]
+    call = read(tmp_path / "net.stablehlo", **COMPILER_OPTIONS)
+    assert_close(call(pixels), np.asarray(fzoo.predict(*small, pixels, preprocess="MobileNet")), "pixels")
+    with pytest.raises(ValueError, match="hape"):
+        call(pixels[:1])
+
+
+def test_a_module_of_the_user(small, images, tmp_path):
+    class Logits(nn.Module):
+        backbone: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            return {"twice": 2 * self.backbone(x), "last": self.backbone.endpoints(x, ("conv_pw_13_relu",))}
+
+    module, variables = small
+    nested = {kind: {"backbone": tree} for kind, tree in variables.items()}
+    path = tmp_path / "net.stablehlo"
+    fzoo.export(Logits(module), nested, path, image_shape=(32, 32, 3), platforms="cpu")
+    found = read(path, **COMPILER_OPTIONS)(images)
+    assert_close(found["twice"], 2 * np.asarray(fzoo.predict(module, variables, images)), "twice")
+    assert found["last"]["conv_pw_13_relu"].shape == (3, 1, 1, 256)
+    with pytest.raises(ValueError, match=r"image_shape=None given, \(height, width, channels\) expected"):
+        fzoo.export(Logits(module), nested, path)
+
+
+FRESH = """
+import sys
+import jax, jax.export, numpy as np
+exported = jax.export.deserialize(bytearray(open("net.stablehlo", "rb").read()))
+call = jax.jit(exported.call, compiler_options={"xla_cpu_experimental_ynn_fusion_type": ""})
+pixels = np.load("pixels.npy")
+np.savez("out.npz", one=call(pixels[:1]), three=call(pixels))
+assert not {"fzoo", "flax", "keras"} & set(sys.modules)
+"""
+
+
+def test_the_command_and_a_process_without_fzoo(small, tmp_path, monkeypatch, capsys):
+    module, variables = small
+    monkeypatch.chdir(tmp_path)
+    fzoo.save_keras_weights(module, variables, "weights.weights.h5")
+    arguments = ["MobileNet", "net.stablehlo", "-w", "weights.weights.h5", "-o", "alpha=0.25", "--classes", "5"]
+    assert command(*arguments, "--size", "32", "--preprocess") == 0
+    cells = capsys.readouterr().out.strip().split("\t")
+    assert cells[:4] == ["net.stablehlo", "uint8[batch,32,32,3]", "float32[batch,5]", "cpu, cuda, tpu"]
+    pixels = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    np.save("pixels.npy", pixels)
+    subprocess.run([sys.executable, "-W", "error", "-c", FRESH], check=True, timeout=120)
+    expected = np.asarray(fzoo.predict(module, variables, pixels, preprocess="MobileNet"))
+    with np.load("out.npz") as found:
+        assert_close(found["one"], expected[:1], "one image")
+        assert_close(found["three"], expected, "three images")
+
+    fzoo.save_keras_weights(*without_top(small), "no_top.weights.h5")
+    arguments = ["MobileNet", "top.stablehlo", "-w", "no_top.weights.h5", "-o", "alpha=0.25", "--size", "32"]
+    assert command(*arguments, "--no-top", "--no-optimize", "--platform", "cuda", "--batch", "4") == 0
+    cells = capsys.readouterr().out.strip().split("\t")
+    assert cells[:4] == ["top.stablehlo", "float32[4,32,32,3]", "float32[4,1,1,256]", "cuda"]
+
+
+def without_top(small):
+    module, variables = small
+    module = module.clone(include_top=False, classes=1000)
+    wanted = trace(module).variables
+    return module, {kind: {name: variables[kind][name] for name in tree} for kind, tree in wanted.items()}
+
+
+def command(*arguments):
+    """The exit code of `fzoo export`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fzoo", "export", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MobileNet", "net.h5"], "net.h5: a name that ends in .stablehlo expected"),
+        (["MobileNet", "net.stablehlo", "--platform", "gpu"], "unknown platform 'gpu': cpu, cuda, rocm, tpu expected"),
+        (["MobileNet", "net.stablehlo", "--batch", "0"], "Invalid value for '--batch'"),
+        (["MobilNet", "net.stablehlo"], "did you mean MobileNet"),
+        (["MobileNet", "net.stablehlo", "-w", "missing.h5"], "no such weights file: missing.h5"),
+        (["MobileNet"], "Missing argument"),
+        (["MobileNet", "no/net.stablehlo"], "no such directory: no"),
+        (["MobileNet", "folder.stablehlo"], "folder.stablehlo is a directory, the name of a file expected"),
+    ],
+)
+def test_bad_arguments_of_the_command(small, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.stablehlo").mkdir()
+    if "folder" in arguments[-1] or "no/" in arguments[-1]:
+        fzoo.save_keras_weights(*small, "weights.h5")
+        arguments = [*arguments, "-w", "weights.h5", "-o", "alpha=0.25", "--classes", "5", "--size", "32"]
+    assert command(*arguments) == 2
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert errors.count("\n") == 1 and errors.startswith("fzoo: error: ") and message in errors
+    assert not list(tmp_path.glob("*net.stablehlo*"))
+
+
+def test_what_can_not_be_written_is_said_and_leaves_the_file(small, tmp_path, monkeypatch):
+    module, variables = small
+    path = tmp_path / "net.stablehlo"
+    path.write_text("before")
+    for options, message in (
+        ({"platforms": ()}, "no platforms given"),
+        ({"platforms": "metal"}, "unknown platform 'metal'"),
+        ({"batch_size": 0}, "batch_size=0 given"),
+        ({"batch_size": True}, "batch_size=True given"),
+        ({"preprocess": "Mobilnet"}, "did you mean MobileNet"),
+        ({"image_shape": (32, 32)}, r"image_shape=\(32, 32\) given"),
+        ({"image_shape": (40, 40, 3)}, "32, 32, 3 expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fzoo.export(module, variables, path, **options)
+    for wrong in (
+        {},
+        {"params": {}},
+        {**variables, "params": {**variables["params"], "conv1": {"kernel": jnp.ones(3)}}},
+    ):
+        with pytest.raises(ValueError, match="these are not the variables of this MobileNet: ") as caught:
+            fzoo.export(module, wrong, path)
+        assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fzoo\[export\]'"):
+        fzoo.export(module, variables, path)
+    monkeypatch.setattr(sys.modules["fzoo.export"], "MOST", 1000)
+    with pytest.raises(ValueError, match="GiB given, less than"):
+        fzoo.export(module, variables, path)
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
