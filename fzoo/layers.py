@@ -708,6 +708,11 @@ class Classifier(nn.Module):
                 check_like_default(field.name, getattr(self, field.name), field.default)
         check_common_options(self)
 
+    @staticmethod
+    def current_name(old: str) -> str:
+        """Today's name of a layer that older files of the family call otherwise."""
+        return old
+
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """All layers up to the last feature map; what a family defines."""
         raise NotImplementedError

@@ -41,7 +41,7 @@ from fzoo.weights.mapping import slots
 MEMORY, SECONDS, WARM = 512 << 20, 30, 5
 
 #: Files of a run, unless `FZOO_FUZZ` says another number.
-MUTATIONS = 2400
+MUTATIONS = 4000
 
 #: A run is split for the processes of pytest; not by a divisor of the number of layouts, 7, which take turns.
 PARTS = 4

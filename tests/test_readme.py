@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.export
 import keras
 import numpy as np
 import pytest
@@ -100,7 +102,7 @@ def run(command: str, folder: Path) -> str:
 
 def test_newcomers_path(tmp_path):
     """The demo as the README runs it: real digits, trained, saved for Keras, read back by both."""
-    first, second, commands = blocks("sh")
+    first, second, commands, conversions = blocks("sh")
     extras = [re.match(INSTALL, block)[1] for block in (first, second)]
     assert extras == ["demo", "test"]
     assert re.sub(INSTALL, "", second).strip() == "pytest"
@@ -125,6 +127,13 @@ def test_newcomers_path(tmp_path):
     said = run(commands, tmp_path)
     assert "\t7\t" in said.split("digit_7.png")[1].splitlines()[0]
     assert (tmp_path / "digits" / "features.npz").is_file()
+
+    said = run(conversions, tmp_path)
+    assert 'fits fzoo.create("MobileNet", alpha=0.25, classes=10)' in said
+    model.load_weights(tmp_path / "digits" / "mobilenet_digits.weights.h5")
+    np.testing.assert_allclose(model.predict(images, verbose=0), theirs, atol=1e-6)
+    program = jax.export.deserialize(bytearray((tmp_path / "digits" / "digits.stablehlo").read_bytes()))
+    np.testing.assert_allclose(program.call(images[:5]), theirs[:5], atol=1e-4)
 
 
 if __name__ == "__main__":

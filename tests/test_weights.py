@@ -1,6 +1,7 @@
 """Files that are damaged, foreign, renamed or in the way: equal weights or one clear line, never half of anything."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,6 +190,45 @@ def test_same_names_in_another_order_load_by_name(model, module, file):
         names[a], names[b] = names[b], names[a]
         f.attrs["layer_names"] = names
     assert_equal(fzoo.load_keras_weights(module, file), variables_of(model))
+
+
+def test_old_names_of_resnet(tmp_path):
+    """As Keras 1 and 2.1 wrote: "res2a_branch2a", and a block's shortcut after its third convolution."""
+    options = {"include_top": False, "input_shape": (32, 32, 3)}
+    model = keras_model("ResNet50", **options)
+    path = save_weights_only(model, tmp_path / "old.h5")
+
+    def old(name):
+        stage, block, number, kind = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", name).groups()
+        letter, branch = "abcdef"[int(block) - 1], ("1", "2a", "2b", "2c")[int(number)]
+        return f"{'res' if kind == 'conv' else 'bn'}{stage}{letter}_branch{branch}"
+
+    names = [layer.name for layer in model.layers if layer.weights]
+    for i in range(len(names) - 1):
+        if "_0_" in names[i]:
+            names[i : i + 2] = names[i + 1], names[i]
+    with h5py.File(path, "r+") as file:
+        for name in names[2:]:
+            file.move(name, old(name))
+        file.move("conv1_conv", "conv1")
+        file.move("conv1_bn", "bn_conv1")
+        file.attrs["layer_names"] = ["conv1", "bn_conv1", *map(old, names[2:])]
+    assert_equal(fzoo.load_keras_weights(fzoo.create("ResNet50", **options), path), variables_of(model))
+
+
+def test_old_names_of_xception(tmp_path):
+    """The published file's: "convolution2d_1", "batchnormalization_1"."""
+    options = {"include_top": False, "input_shape": (71, 71, 3)}
+    model = keras_model("Xception", **options)
+    path = save_weights_only(model, tmp_path / "old.h5")
+    old = {}
+    for now, before in (("conv2d", "convolution2d"), ("batch_normalization", "batchnormalization")):
+        old |= {now: f"{before}_1", **{f"{now}_{i}": f"{before}_{i + 1}" for i in range(1, 4)}}
+    with h5py.File(path, "r+") as file:
+        for now, before in old.items():
+            file.move(now, before)
+        file.attrs["layer_names"] = [old.get(name, name) for name in read_names(file, "layer_names")]
+    assert_equal(fzoo.load_keras_weights(fzoo.create("Xception", **options), path), variables_of(model))
 
 
 def test_auto_numbers_from_anywhere(tmp_path):

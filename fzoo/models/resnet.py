@@ -6,6 +6,7 @@ keras/applications/resnet.py: strides are in the first 1x1 convolution of a bloc
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 from jaxtyping import Array, Float
@@ -24,6 +25,16 @@ class ResNet(Classifier):
 
     top_pool = "avg_pool"
     named_pools = True
+
+    @staticmethod
+    def current_name(old: str) -> str:
+        """Keras 1 and 2.1 said "res3b_branch2a" for "conv3_block2_1_conv", and kept a block's layers otherwise."""
+        part = re.fullmatch(r"(res|bn)([2-5])([a-z])_branch(1|2[abc])", old)
+        if part is None:
+            return {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", "fc1000": "predictions"}.get(old, old)
+        kind, stage, block, branch = part.groups()
+        number = ("1", "2a", "2b", "2c").index(branch)
+        return f"conv{stage}_block{ord(block) - ord('a') + 1}_{number}_{'conv' if kind == 'res' else 'bn'}"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
         """A stem and four stages."""

@@ -293,7 +293,7 @@ def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[s
         ours = [node for node in nodes if kind in (None, snake_case(node.kind))]
         if len(ours) != len(theirs):
             raise WeightsMismatch(summary, counted({n.name: wanted[n.name] for n in ours}, theirs))
-        known = {layer.name: layer for layer in theirs}
+        known = {module.current_name(layer.name): layer for layer in theirs}
         if len(known) != len(theirs):
             raise WeightsMismatch(f"{summary}: it lists a layer twice", [])
         named = {node.name: known[node.name] for node in ours if node.name in known and not numbered(node)}
