@@ -32,6 +32,14 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "Xception": {},
 }
 
+#: Those, as parameters of a test; the one that no option makes small is left to `-m heavy`.
+SMALL = [
+    pytest.param(
+        *each.values, marks=[*each.marks, *([pytest.mark.heavy] if "InceptionResNetV2" in each.values else [])]
+    )
+    for each in by_model(SMALLEST)
+]
+
 
 class Parent(nn.Module):
     """A user's module around a backbone."""
@@ -50,7 +58,7 @@ class Parent(nn.Module):
         return self.backbone.endpoints(x, layers, train)
 
 
-@pytest.fixture(scope="module", params=by_model(SMALLEST))
+@pytest.fixture(scope="module", params=SMALL)
 def network(request) -> tuple[Classifier, dict[str, Any], Any]:
     """A network, and the shapes of its variables and of two images."""
     size = fzoo.spec(request.param).min_size
@@ -134,8 +142,9 @@ def test_as_an_nnx_module(network):
 
 @pytest.fixture(scope="module")
 def small():
-    """A small MobileNet: the module, its variables, images, and the output for them."""
-    module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    """A small DenseNet: the module, its variables, images, and the output for them."""
+    options = {"blocks": (1, 1, 1, 1), "classes": 5, "input_shape": (32, 32, 3)}
+    module, variables = fzoo.load("DenseNet121", weights=None, **options)
     images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype(np.float32)
     return module, variables, images, np.asarray(run(module.apply, variables, images))
 
@@ -145,7 +154,7 @@ def run(function, *arguments):
 
 
 def training(module, **options):
-    """(output, batch statistics after it) for training, without dropout's chance in the numbers."""
+    """A call that gives (output, batch statistics after it)."""
     return lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"], **options)
 
 
@@ -157,16 +166,16 @@ def test_numbers_as_a_submodule(small):
     }
     expected, moved = run(training(module), trunk, images)
     nested = {kind: {"backbone": tree} for kind, tree in trunk.items()}
-    nested["params"]["head"] = {"kernel": jnp.eye(256, 2), "bias": jnp.zeros(2)}
+    nested["params"]["head"] = {"kernel": jnp.eye(trace(module).nodes[-1].shape[-1], 2), "bias": jnp.zeros(2)}
     for remat in (False, True):
         parent = Parent(module, remat=remat)
         found, updates = run(training(parent), nested, images)
         assert_close(found, np.asarray(expected)[:, :2], "the output in training")
         for ours, theirs in zip(jax.tree.leaves(updates), jax.tree.leaves(moved), strict=True):
             assert_close(ours, np.asarray(theirs), "batch statistics")
-    taps = run(lambda v, x: parent.apply(v, x, ("conv_pw_3_relu",), method="endpoints"), nested, images)
-    wanted = run(lambda v, x: module.apply(v, x, ("conv_pw_3_relu",), method="endpoints"), trunk, images)
-    assert_close(taps["conv_pw_3_relu"], np.asarray(wanted["conv_pw_3_relu"]), "a tap")
+    taps = run(lambda v, x: parent.apply(v, x, ("conv3_block1_concat",), method="endpoints"), nested, images)
+    wanted = run(lambda v, x: module.apply(v, x, ("conv3_block1_concat",), method="endpoints"), trunk, images)
+    assert_close(taps["conv3_block1_concat"], np.asarray(wanted["conv3_block1_concat"]), "a tap")
 
 
 def test_numbers_under_vmap(small):
@@ -204,7 +213,7 @@ def test_numbers_as_an_nnx_module(small):
     module, variables, images, expected = small
     model = as_nnx(module, images)
     nnx.update(model, merged(variables))
-    model.to_nnx__rngs = nnx.Rngs(dropout=0)
+    model.to_nnx__rngs = nnx.Rngs(0)
 
     @nnx.jit
     def every_way(model, images):
@@ -215,10 +224,11 @@ def test_numbers_as_an_nnx_module(small):
     assert_close(called, expected, "called")
     assert_close(tapped["predictions"], expected, "tapped")
     wanted = run(jax.grad(lambda p: module.apply({**variables, "params": p}, images)[:, 0].sum()), variables["params"])
-    assert_close(slopes["conv1"]["kernel"][...], np.asarray(wanted["conv1"]["kernel"]), "differentiated")
+    assert_close(slopes["conv1_conv"]["kernel"][...], np.asarray(wanted["conv1_conv"]["kernel"]), "differentiated")
     nnx.jit(lambda model, x: model(x, train=True, mutable=["batch_stats"]))(model, images)
-    _, moved = run(training(module, rngs={"dropout": jax.random.key(0)}), variables, images)
-    found = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))["conv1_bn"]  # before any dropout
-    for array, value in moved["batch_stats"]["conv1_bn"].items():
-        assert_close(found[array], np.asarray(value), f"trained, {array}")
-        assert not np.array_equal(found[array], variables["batch_stats"]["conv1_bn"][array])
+    _, moved = run(training(module), variables, images)
+    found = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    for layer, arrays in moved["batch_stats"].items():
+        for array, value in arrays.items():
+            assert_close(found[layer][array], np.asarray(value), f"trained, {layer} {array}")
+            assert not np.array_equal(found[layer][array], variables["batch_stats"][layer][array])

@@ -400,6 +400,31 @@ def test_who_waits_goes_on_when_the_holder_is_killed(server, offline):
     assert [bool(asked) for _, asked in server.requests] == [False, True]
 
 
+def test_the_lock_of_a_file_that_is_gone_is_no_lock(offline, monkeypatch):
+    """Who waits for the file of a holder that has left, while the next holder has made a new one, waits on."""
+    path, lock, answers, entered = offline / ".file.h5.lock", download._lock, [], threading.Event()
+
+    def enter():
+        with download._turn(path):
+            entered.set()
+
+    with path.open("ab") as old:
+        assert lock(old)
+        waiting = threading.Thread(target=enter)
+        with monkeypatch.context() as patch:
+            patch.setattr(download, "_lock", lambda file: answers.append(lock(file)) or answers[-1])
+            waiting.start()
+            until(lambda: answers)
+            path.unlink()
+            with path.open("ab") as new:
+                assert lock(new)
+                old.close()
+                until(lambda: entered.is_set() or (True in answers and not answers[-1]))
+                assert not entered.is_set()
+            waiting.join()
+    assert entered.is_set() and names(offline) == []
+
+
 def test_a_file_system_without_locks(server, offline, monkeypatch):
     def unsupported(file):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import COMPILER_OPTIONS, FAMILIES, assert_close, by_model
-from test_composition import SMALLEST
+from test_composition import SMALL, SMALLEST
 
 import fzoo
 from fzoo import cli, ops
@@ -73,7 +73,7 @@ def test_every_family_for_all_platforms_and_any_batch(name):
     assert lowered(module, trace(module).variables, module.example_shape) == (1000,)
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES))
+@pytest.mark.parametrize("name", SMALL)
 def test_every_family_optimized(name):
     size = max(fzoo.spec(name).min_size, 40)
     options = {"include_top": False, "pooling": "avg", "input_shape": (size, size, 3), **SMALLEST[name]}

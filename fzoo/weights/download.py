@@ -257,7 +257,7 @@ def _transfer(url: str, part: Path, resume: bool, unknown_length: bool) -> bool:
         if not answered:
             raise _Unavailable(_words(cause), again=isinstance(cause, ConnectionError)) from e
         raise _Unavailable(_broken(total), again=True) from e
-    if total is not None and offset + came != total:
+    if total is not None and offset + came != total:  # urllib3 before 2 is content with less
         raise _Unavailable(_broken(total), again=True)
     return offset > 0
 
