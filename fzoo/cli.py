@@ -380,7 +380,7 @@ def download(
     $KERAS_HOME/models, or ~/.keras/models. The environment variable FZOO_WEIGHTS_URL names a mirror.
     """
     import fzoo
-    from fzoo.labels import CLASS_INDEX_MD5, CLASS_INDEX_URL
+    from fzoo.labels import CLASS_INDEX_HASH, CLASS_INDEX_URL
     from fzoo.registry import needed, published
     from fzoo.weights.download import cache_dir, cached, fetch
 
@@ -399,7 +399,7 @@ def download(
             files[file.name] = file.url, file.hash
             megabytes += fzoo.spec(name).size_mb
     if include_top is not False:
-        files[CLASS_INDEX_URL.rsplit("/", 1)[1]] = CLASS_INDEX_URL, CLASS_INDEX_MD5
+        files[CLASS_INDEX_URL.rsplit("/", 1)[1]] = CLASS_INDEX_URL, CLASS_INDEX_HASH
     if sys.stderr.isatty():
         complain(f"{len(files)} files, about {megabytes:,} MB, in {cache_dir()}")
     failed = 0

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from fzoo.weights.download import cache_dir, fetch
 
 CLASS_INDEX_URL = "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json"
-CLASS_INDEX_MD5 = "c2c37ea517e94d9795004a39431a14cb"
+CLASS_INDEX_HASH = "md5:c2c37ea517e94d9795004a39431a14cb"
 
 
 def decode_predictions(
@@ -56,7 +56,7 @@ def class_index() -> Sequence[tuple[str, str]]:
         OSError: there is no such file, and no network.
     """
     local = Path(os.environ.get("FZOO_TEST_WEIGHTS") or cache_dir()) / "imagenet_class_index.json"
-    return _read(local if local.is_file() else fetch(CLASS_INDEX_URL, local.name, CLASS_INDEX_MD5))
+    return _read(local if local.is_file() else fetch(CLASS_INDEX_URL, local.name, CLASS_INDEX_HASH))
 
 
 @functools.lru_cache

@@ -272,7 +272,7 @@ def main(monkeypatch, capsys, *args):
 
 def test_download(offline, mirror, monkeypatch, capsys):
     (mirror / "imagenet_class_index.json").write_text("{}")
-    monkeypatch.setattr("fzoo.labels.CLASS_INDEX_MD5", "md5:99914b932bd37a50b983c5e7c90ae93b")
+    monkeypatch.setattr("fzoo.labels.CLASS_INDEX_HASH", "md5:99914b932bd37a50b983c5e7c90ae93b")
     arguments = ("download", "mobilenet", "-o", "alpha=0.25")
     names = [*MOBILENET, "imagenet_class_index.json"]
     for state in ("downloaded", "cached"):
