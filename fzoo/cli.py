@@ -1,7 +1,7 @@
-"""The command line: `fzoo list | info | summary | classify | convert | features | download | export | demo | bench`.
+"""The command line: `fzoo list | info | summary | classify | features | convert | download | export | demo | bench`.
 
 It offers what the Python functions do. Results go to standard output: tables on a terminal, plain lines in a pipe.
-Errors are one line on standard error, with exit code 2; 1 means that some of the images could not be read.
+Errors are one line on standard error, with exit code 2; 1 means that some of several images or files could not be had.
 """
 
 from __future__ import annotations
