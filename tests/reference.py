@@ -67,10 +67,11 @@ FAMILIES = (
 )
 
 
-def by_model(names: Iterable[str]) -> list[Any]:
-    """Parameters of a test, those of one model in one process, so that they share its networks."""
+def by_model(names: Iterable[str], light: Iterable[str] = FAMILIES) -> list[Any]:
+    """Parameters of a test, those of one model in one process, so that they share its networks; heavy but for some."""
+    light = frozenset(light)
     return [
-        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in FAMILIES else [pytest.mark.heavy])])
+        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in light else [pytest.mark.heavy])])
         for name in names
     ]
 

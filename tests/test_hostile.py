@@ -464,7 +464,7 @@ def test_one_long_string_named_often(loader, tmp_path):
         assert file.attrs["layer_names"].shape == (1000,)
     start = data.index(struct.pack("<IQ", 4 << 20, data.rindex(b"GCOL")))
     path.write_bytes(data[:start] + data[start : start + 16] * 1000 + data[start + 16_000 :])
-    assert_refused(loader.load(path), path, "may take more than")
+    assert_refused(loader.load(path), path, "is used more than 8 times")
 
 
 @pytest.mark.parametrize("layout", ["words.h5", "keras3.weights.h5", "stored.keras"])

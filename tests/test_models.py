@@ -170,7 +170,11 @@ def test_file_with_top_fits_model_without(family, tmp_path):
             fzoo.load(family.name, weights=path, classes=5, input_shape=family.options["input_shape"])
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES))
+#: Numbered layers, nested ones, arrays that are never trained, and all layers named.
+NESTED = ("ConvNeXtTiny", "EfficientNetB0", "InceptionV3", "MobileNetV2")
+
+
+@pytest.mark.parametrize("name", by_model(FAMILIES, light=NESTED))
 def test_transfer_learning_file(name, tmp_path):
     """The backbone is a layer of another model and half frozen; its numbered layers don't start from the first."""
     size = CASES[name].least

@@ -50,8 +50,8 @@ MAX_DEPTH = 8
 #: How many names a list may have, and how many groups and arrays a file: a dozen times those of the largest model.
 MAX_NAMES = 1 << 14
 
-#: What the names of a list may take together, if each is as long as the file's longest heap of strings.
-MAX_HEAP = 1 << 28
+#: How many strings longer than a name a file may keep, and how often each may be used: a model's configuration is one.
+MAX_TEXTS = 8
 
 #: How long a name may be.
 MAX_NAME = 1 << 10
@@ -123,8 +123,9 @@ def open_layers(path: str | os.PathLike) -> Iterator[list[FileLayer]]:
     try:
         source = unpacked(path)
         with h5py.File(source, "r") as file:
-            width = file.id.get_create_plist().get_sizes()[1]
-            heap = functools.cache(functools.partial(longest_heap, source, width))
+            if file.userblock_size:
+                raise ValueError("it begins with a block that is not HDF5's, as Keras writes none")
+            heap = functools.cache(functools.partial(check_heaps, source, *file.id.get_create_plist().get_sizes()))
             root = legacy_root(file)
             layers = keras3_layers(file, heap) if root is None else legacy_layers(root, heap)
             if not layers:
@@ -221,7 +222,7 @@ def legacy_root(file: h5py.File) -> h5py.Group | None:
     return None
 
 
-def legacy_layers(root: h5py.Group, heap: Callable[[], int]) -> list[FileLayer]:
+def legacy_layers(root: h5py.Group, heap: Callable[[], None]) -> list[FileLayer]:
     """The layers of a legacy h5, in the order of `layer_names`."""
     layers, count = [], 0
     for name in read_names(root, "layer_names", heap):
@@ -235,7 +236,7 @@ def legacy_layers(root: h5py.Group, heap: Callable[[], int]) -> list[FileLayer]:
     return layers
 
 
-def keras3_layers(file: h5py.File, heap: Callable[[], int]) -> list[FileLayer]:
+def keras3_layers(file: h5py.File, heap: Callable[[], None]) -> list[FileLayer]:
     """The layers of a `.weights.h5`, those of each class in their order."""
     for key in ("layers", "_layer_checkpoint_dependencies"):  # the latter up to Keras 2.13
         if key in file:
@@ -244,7 +245,7 @@ def keras3_layers(file: h5py.File, heap: Callable[[], int]) -> list[FileLayer]:
 
 
 def layers_in(
-    root: h5py.Group, key: str, heap: Callable[[], int], seen: Iterator[int], depth: int = 0
+    root: h5py.Group, key: str, heap: Callable[[], None], seen: Iterator[int], depth: int = 0
 ) -> list[FileLayer]:
     """The layers that a group of a `.weights.h5` holds; a model as a layer holds a group like that itself."""
     if depth > MAX_DEPTH:
@@ -283,8 +284,8 @@ def by_number(name: str) -> tuple[str, int]:
     return (name[: number.start()], int(number[1])) if number else (name, 0)
 
 
-def read_names(group: h5py.Group, attribute: str, heap: Callable[[], int] = lambda: 0) -> list[str]:
-    """A list of names, which may be split over attribute0, attribute1, ...; `heap` gives `longest_heap`."""
+def read_names(group: h5py.Group, attribute: str, heap: Callable[[], None] = lambda: None) -> list[str]:
+    """A list of names, which may be split over attribute0, attribute1, ...; `heap` is `check_heaps`."""
     parts = [attribute] if attribute in group.attrs else []
     while f"{attribute}{len(parts)}" in group.attrs:
         parts.append(f"{attribute}{len(parts)}")
@@ -297,24 +298,27 @@ def read_names(group: h5py.Group, attribute: str, heap: Callable[[], int] = lamb
         if len(names) + math.prod(shape) > MAX_NAMES:
             raise ValueError(f"{part} of {group.name} has more than {MAX_NAMES} names")
         if 0 not in shape:
-            # One string is no longer than the file. Where there are none of variable length, the heaps do not matter.
-            if kept.dtype.kind == "O" and heap() * (math.prod(shape) - 1) > MAX_HEAP:
-                raise ValueError(f"the names in {part} of {group.name} may take more than {MAX_HEAP >> 20} MiB")
+            if kept.dtype.kind == "O":  # of variable length
+                heap()
             value: Any = group.attrs[part]
             names += [checked_name(name) for name in np.ravel(value)]
     return names
 
 
-def longest_heap(source: Path | io.BytesIO, width: int) -> int:
-    """The size in bytes of the longest of the heaps where HDF5 keeps strings of variable length.
+def check_heaps(source: Path | io.BytesIO, address_width: int, size_width: int) -> None:
+    """Look at the heaps where HDF5 keeps strings of variable length, before it does.
 
     Many names may be the same long string, whose length HDF5 can't tell before it reads them all. And it follows the
-    sizes in a heap (of `width` bytes) without a look at where they lead: back, or nowhere, for ever.
+    sizes in a heap without a look at where they lead: back, or nowhere, for ever.
+
+    Args:
+        source: the file.
+        address_width, size_width: bytes of an address, and of a size in it.
 
     Raises:
-        ValueError: such a heap.
+        ValueError: such a heap, or long strings that are used many times.
     """
-    header, longest = -(-(8 + width) // 8) * 8, 0
+    header, texts = -(-(8 + size_width) // 8) * 8, []
     with contextlib.ExitStack() as stack:
         if isinstance(source, Path):
             file = stack.enter_context(open(source, "rb"))
@@ -322,20 +326,25 @@ def longest_heap(source: Path | io.BytesIO, width: int) -> int:
         else:
             data = source.getvalue()
         for heap in re.finditer(rb"GCOL\x01", data):
-            at = heap.start()
-            size = int.from_bytes(data[at + 8 : at + 8 + width], "little")
-            longest, end = max(longest, size), at + size
+            start = at = heap.start()
+            end = start + int.from_bytes(data[at + 8 : at + 8 + size_width], "little")
             if end > len(data):
                 raise ValueError("a heap of strings in it is damaged")
             at += header
             while at + header <= end:
-                used = data[at : at + 2] != b"\0\0"
-                size = int.from_bytes(data[at + 8 : at + 8 + width], "little")
-                step = header + -(-size // 8) * 8 if used else size
+                number = data[at : at + 2]
+                size = int.from_bytes(data[at + 8 : at + 8 + size_width], "little")
+                step = header + -(-size // 8) * 8 if number != b"\0\0" else size
                 if not 0 < step <= end - at:
                     raise ValueError("a heap of strings in it is damaged")
+                if number != b"\0\0" and size > MAX_NAME:  # a reference to it is its heap's address, and its number
+                    texts.append(start.to_bytes(address_width, "little") + number + b"\0\0")
                 at += step
-    return longest
+        if len(texts) > MAX_TEXTS:
+            raise ValueError(f"it has more than {MAX_TEXTS} strings of more than {MAX_NAME} bytes")
+        for text in texts:
+            if len(list(itertools.islice(re.finditer(re.escape(text), data), MAX_TEXTS + 1))) > MAX_TEXTS:
+                raise ValueError(f"a string of more than {MAX_NAME} bytes is used more than {MAX_TEXTS} times in it")
 
 
 def checked_name(name: str | bytes) -> str:
