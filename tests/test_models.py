@@ -35,6 +35,10 @@ import fzoo
 import fzoo.published
 from fzoo.layers import Classifier, trace
 
+#: Families that stand for all where a test takes long: with nested layers, with arrays that are never trained, with
+#: numbered layers, and with none of these. The tests of the others are marked as heavy.
+LIGHT = ("ConvNeXtTiny", "EfficientNetB0", "MobileNetV3Small", "ResNet50V2")
+
 
 class Pair(NamedTuple):
     """A network in Keras and in fzoo."""
@@ -116,8 +120,9 @@ def test_every_layer(smallest):
             module.apply(variables, images, [layer], method="endpoints")
 
 
-def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(smallest, tmp_path):
-    model, module, variables = smallest.keras, smallest.module, smallest.variables
+@pytest.mark.parametrize("name", by_model(CASES, light=LIGHT))
+def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(name, tmp_path):
+    _, _, model, module, variables = smallest = at_least_size(name)
     saved = [np.asarray(w) for w in model.weights]
     for ending in (".h5", ".keras", ".weights.h5") if smallest.name in FAMILIES else (".weights.h5",):
         path = tmp_path / f"fzoo{ending}"
@@ -170,11 +175,7 @@ def test_file_with_top_fits_model_without(family, tmp_path):
             fzoo.load(family.name, weights=path, classes=5, input_shape=family.options["input_shape"])
 
 
-#: Numbered layers, nested ones, arrays that are never trained, and all layers named.
-NESTED = ("ConvNeXtTiny", "EfficientNetB0", "InceptionV3", "MobileNetV2")
-
-
-@pytest.mark.parametrize("name", by_model(FAMILIES, light=NESTED))
+@pytest.mark.parametrize("name", by_model(FAMILIES, light=LIGHT))
 def test_transfer_learning_file(name, tmp_path):
     """The backbone is a layer of another model and half frozen; its numbered layers don't start from the first."""
     size = CASES[name].least
@@ -209,7 +210,7 @@ def in_layers_order(variables: dict[str, Any], model: Any, module: Classifier) -
     return {kind: {names[layer]: arrays for layer, arrays in tree.items()} for kind, tree in variables.items()}
 
 
-@pytest.mark.parametrize("name", by_model(CASES))
+@pytest.mark.parametrize("name", by_model(CASES, light=(*LIGHT, "MobileNetV2", "NASNetMobile")))
 def test_without_top_at_an_odd_size(name, tmp_path):
     options = {"input_shape": (*CASES[name].odd, 3), "include_top": False, "pooling": "avg"}
     found = pair(name, keras_model(name, **options), options)
@@ -270,7 +271,7 @@ def test_convnext_options():
     compare(pair("ConvNeXtTiny", randomise(model), {**options, "prefix": "mine"}))
 
 
-@pytest.mark.parametrize("include_top", [True, False])
+@pytest.mark.parametrize("include_top", [pytest.param(True, marks=pytest.mark.heavy), False])
 def test_efficientnets_published_files_are_divided_by_the_deviation(include_top, tmp_path, monkeypatch):
     """What Keras makes of `weights="imagenet"`: the file is found in its cache, with a hash that is right."""
     options = {"include_top": True} if include_top else {"include_top": False, "input_shape": (32, 32, 3)}

@@ -199,7 +199,7 @@ def test_old_names_of_resnet(tmp_path):
     path = save_weights_only(model, tmp_path / "old.h5")
 
     def old(name):
-        stage, block, number, kind = re.fullmatch(r"conv(\d)_block(\d)_(\d)_(conv|bn)", name).groups()
+        ((stage, block, number, kind),) = re.findall(r"^conv(\d)_block(\d)_(\d)_(conv|bn)$", name)
         letter, branch = "abcdef"[int(block) - 1], ("1", "2a", "2b", "2c")[int(number)]
         return f"{'res' if kind == 'conv' else 'bn'}{stage}{letter}_branch{branch}"
 
