@@ -8,17 +8,18 @@ fzoo.decode_predictions(fzoo.predict(module, variables, x))
 from fzoo._version import __version__
 from fzoo.convert import inspect_weights
 from fzoo.export import export
-from fzoo.finetune import trainable_mask
 from fzoo.inference import features, predict
 from fzoo.labels import decode_predictions
-from fzoo.layers import layer_names
+from fzoo.layers import Head, layer_names
 from fzoo.optimize import optimize_for_inference
 from fzoo.preprocessing import load_image, preprocess_input
 from fzoo.registry import create, list_models, load, spec
 from fzoo.runtime import enable_compilation_cache, reuse_memory
+from fzoo.training import trainable_mask
 from fzoo.weights import load_keras_weights, load_variables, save_keras_weights, save_variables
 
 __all__ = [
+    "Head",
     "__version__",
     "create",
     "decode_predictions",

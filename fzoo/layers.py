@@ -31,6 +31,9 @@ from fzoo.initializers import VarianceScaling, glorot_uniform
 Activation = str | Callable[[Array], Array] | None
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
 
+#: What behaves as in training (batch statistics, dropout): all or nothing, or the layers of these names.
+Training = bool | frozenset[str]
+
 #: Keras's names of activations. `None` and "linear" are the identity.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
@@ -265,7 +268,7 @@ class Layers:
     counter from the second on (`conv2d`, `conv2d_1`).
 
     Args:
-        train: batch statistics and dropout as in training.
+        train: batch statistics and dropout as in training: everywhere, or in the layers of these names alone.
         dtype: of the computation; parameters stay float32.
         known_size: False where Keras would not know the height and width of the input when it builds the
             network, which decides `correct_pad`.
@@ -278,14 +281,14 @@ class Layers:
     def __init__(
         self,
         *,
-        train: bool = False,
+        train: Training = False,
         dtype: Any = jnp.float32,
         known_size: bool = True,
         taps: Iterable[str] = (),
         record: bool = False,
         prepared: Prepared | None = None,
     ):
-        self.train = train
+        self._train = train
         self.dtype = dtype
         self.known_size = known_size
         self.tapped: dict[str, Array] = {}
@@ -304,6 +307,10 @@ class Layers:
             kernel_init=glorot_uniform,
             conv_general_dilated=ops.conv_general_dilated,
         )
+
+    def trains(self, name: str) -> bool:
+        """Whether a layer behaves as in training."""
+        return self._train if isinstance(self._train, bool) else name in self._train
 
     # -- bookkeeping ------------------------------------------------------------------------------------------------
 
@@ -455,7 +462,7 @@ class Layers:
         elif name in self._prepared.scaled:
             y = ScaleShift(self.dtype, name=name)(x)
         else:
-            y = BatchNorm(self.train, epsilon, momentum, scale, self.dtype, name=name)(x)
+            y = BatchNorm(self.trains(name), epsilon, momentum, scale, self.dtype, name=name)(x)
         return self._note("BatchNormalization", name, [x], y, epsilon=epsilon)
 
     def layer_norm(
@@ -496,7 +503,7 @@ class Layers:
         variables to that module."""
         name = self._name("Sequential", name)
         inner = Layers(
-            train=self.train,
+            train=self.trains(name),
             dtype=self.dtype,
             known_size=self.known_size,
             taps=self._taps,
@@ -639,7 +646,7 @@ class Layers:
 
     def _dropped(self, x: Array, rate: float, images: bool, name: str) -> Array:
         shared = tuple(range(1, x.ndim)) if images else ()
-        return nn.Dropout(rate, broadcast_dims=shared, deterministic=not self.train, name=name)(x)
+        return nn.Dropout(rate, broadcast_dims=shared, deterministic=not self.trains(name), name=name)(x)
 
     def correct_pad(self, x: Float[Array, "n h w c"], kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """The zero-padding before a VALID convolution of stride 2 in Keras's mobile families: by the input's parity.
@@ -651,11 +658,58 @@ class Layers:
         return (half - even[0], half), (half - even[1], half)
 
 
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A new classifier for a pretrained backbone: pooling, a hidden layer if wanted, dropout, the classes.
+
+    Keras's GlobalAveragePooling2D, Dense (relu), Dropout, and a Dense named "predictions".
+
+    Attributes:
+        pooling: "avg" or "max", over the last feature map.
+        hidden: units of the hidden layer; None for no such layer.
+        dropout: rate before the last layer.
+
+    Raises:
+        ValueError: one of these can't be honoured.
+    """
+
+    pooling: str = "avg"
+    hidden: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        """Check the options."""
+        if self.pooling not in ("avg", "max"):
+            raise ValueError(f"pooling={self.pooling!r} given, 'avg' or 'max' expected")
+        if self.hidden is not None:
+            check_like_default("hidden", self.hidden, 1)
+        check_like_default("dropout", self.dropout, 0.0)
+
+    def __call__(
+        self, k: Layers, x: Float[Array, "n h w c"], classes: int, activation: Activation
+    ) -> Float[Array, "n classes"]:
+        """Apply its layers to the last feature map."""
+        return self.classify(
+            k, k.global_avg_pool(x) if self.pooling == "avg" else k.global_max_pool(x), classes, activation
+        )
+
+    def classify(
+        self, k: Layers, x: Float[Array, "n c"], classes: int, activation: Activation
+    ) -> Float[Array, "n classes"]:
+        """Apply the layers after the pooling."""
+        if self.hidden is not None:
+            x = k.dense(x, self.hidden, activation="relu")
+        if self.dropout:
+            x = k.dropout(x, self.dropout)
+        return k.dense(x, classes, activation=activation, name="predictions")
+
+
 class Classifier(nn.Module):
     """An image classifier of keras.applications: images (N, H, W, C) in, class probabilities or features out.
 
     Called as any Flax module: `module.apply(variables, images, train=False)`. With `train=True` it needs
-    `mutable=["batch_stats"]`, and `rngs={"dropout": key}` where the family drops out.
+    `mutable=["batch_stats"]`, and `rngs={"dropout": key}` where the family drops out. `train=frozenset(names)` has
+    these layers behave so, and the others as in inference: what Keras's `trainable` does to a BatchNormalization.
 
     Attributes:
         include_top: whether the classifier at the end is part of the network.
@@ -668,6 +722,7 @@ class Classifier(nn.Module):
             As in Keras, a network built without the top and without a size pads for even sizes where parity matters
             (MobileNetV2): give the size for one that follows an odd input.
         dtype: of the computation; parameters are float32.
+        head: a new classifier in place of the family's own; needs the top.
         prepared: not an option: what `optimize_for_inference` did.
 
     Raises:
@@ -680,6 +735,7 @@ class Classifier(nn.Module):
     classifier_activation: Activation = "softmax"
     input_shape: tuple[int | None, int | None, int] | None = None
     dtype: Any = jnp.float32
+    head: Head | None = None
     prepared: Prepared | None = None
 
     # Facts of a family; not options.
@@ -738,7 +794,12 @@ class Classifier(nn.Module):
     @property
     def known_size(self) -> bool:
         """Whether Keras would know the input's height and width when it builds this network."""
-        return self.include_top if self.input_shape is None else None not in self.input_shape
+        return self.own_top if self.input_shape is None else None not in self.input_shape
+
+    @property
+    def own_top(self) -> bool:
+        """Whether the classifier is the family's own."""
+        return self.include_top and self.head is None
 
     @property
     def example_shape(self) -> tuple[int, int, int]:
@@ -748,7 +809,7 @@ class Classifier(nn.Module):
 
     def check_images(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError unless images of this shape can be taken."""
-        wanted = self.example_shape if self.fixed_size and self.include_top else self.input_shape
+        wanted = self.example_shape if self.fixed_size and self.own_top else self.input_shape
         wanted = wanted or (None, None, 3)
         if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
             sizes = ["any" if w is None else str(w) for w in wanted]
@@ -761,7 +822,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def run(
-        self, x: Float[Array, "n h w c"], train: bool = False, taps: Sequence[str] = (), record: bool = False
+        self, x: Float[Array, "n h w c"], train: Training = False, taps: Sequence[str] = (), record: bool = False
     ) -> tuple[Array, Layers]:
         """The forward pass: its output, and the `Layers` that kept what was asked for."""
         self.check_images(x.shape)
@@ -776,14 +837,16 @@ class Classifier(nn.Module):
             prepared=self.prepared,
         )
         x = self.backbone(k, k.input(jnp.asarray(x, self.dtype)))
-        return self.top(k, x) if self.include_top else self.pooled(k, x), k
+        if not self.include_top:
+            return self.pooled(k, x), k
+        return self.top(k, x) if self.head is None else self.head(k, x, self.classes, self.probabilities), k
 
-    def __call__(self, x: Float[Array, "n h w c"], train: bool = False) -> Array:
+    def __call__(self, x: Float[Array, "n h w c"], train: Training = False) -> Array:
         """Class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
         return self.run(x, train)[0]
 
     def endpoints(
-        self, x: Float[Array, "n h w c"], layers: Sequence[str], train: bool = False
+        self, x: Float[Array, "n h w c"], layers: Sequence[str], train: Training = False
     ) -> dict[str, Float[Array, "n ..."]]:
         """The outputs of Keras layers by name; XLA drops what none of them needs.
 
@@ -842,6 +905,10 @@ def check_common_options(module: Classifier) -> None:
         raise ValueError(f"include_top={module.include_top!r} given, True or False expected")
     if module.pooling not in (None, "avg", "max"):
         raise ValueError(f"pooling={module.pooling!r} given, None, 'avg' or 'max' expected")
+    if not (module.head is None or isinstance(module.head, Head)):
+        raise ValueError(f"head={module.head!r} given, a fzoo.Head or None expected")
+    if module.head is not None and not module.include_top:
+        raise ValueError("head goes with include_top=True: it is the classifier")
     if module.pooling and module.include_top:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
     if not is_count(module.classes):
@@ -863,7 +930,7 @@ def check_common_options(module: Classifier) -> None:
     if any(n is not None and n < module.min_size for n in shape[:2]):
         least = f"{module.min_size} x {module.min_size}"
         raise ValueError(f"input_shape={shape} given, {least} is the least that {family} takes")
-    if module.fixed_size and module.include_top and None in shape:
+    if module.fixed_size and module.own_top and None in shape:
         raise ValueError(f"input_shape={shape} given, {family} with its top needs a fixed size")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fzoo.layers import Activation, Classifier, random_variables, unknown
+from fzoo.layers import Activation, Classifier, Head, random_variables, unknown
 from fzoo.models import efficientnet_v2, mobilenet_v3
 from fzoo.models.convnext import ConvNeXt
 from fzoo.models.densenet import DenseNet
@@ -234,6 +234,7 @@ def create(
     classifier_activation: Activation = "softmax",
     input_shape: tuple[int | None, int | None, int] | None = None,
     dtype: Any = jnp.float32,
+    head: Head | None = None,
     **family_options: Any,
 ) -> Classifier:
     """A model's network: a Flax module, without variables. Nothing is read or computed.
@@ -246,6 +247,7 @@ def create(
         classifier_activation: of the last layer: a name of Keras's, a callable, or None for logits.
         input_shape: (height, width, channels); see `Classifier`.
         dtype: of the computation; parameters are float32.
+        head: a new classifier (`fzoo.Head`) in place of the family's own, for fine-tuning.
         **family_options: the family's own, e.g. `alpha` of MobileNetV2; see its module.
 
     Raises:
@@ -265,6 +267,7 @@ def create(
         classifier_activation=classifier_activation,
         input_shape=input_shape,
         dtype=dtype,
+        head=head,
         **{**record.options, **family_options},
     )
 
@@ -337,6 +340,8 @@ def published(name: str, module: Classifier) -> WeightFile:
     Raises:
         ValueError: Keras published none; the message says for which options it did.
     """
+    if module.head is not None:
+        raise ValueError("the ImageNet weights have no such head: fzoo.transfer starts a network with a head from them")
     if module.include_top and module.classes != 1000:
         raise ValueError(f"the ImageNet weights of {name} have 1000 classes, classes={module.classes} given")
     record = spec(name)

@@ -145,3 +145,24 @@ def test_damaged_class_index(class_index):
     class_index.write_text(class_index.read_text()[:200])
     with pytest.raises(ValueError, match="not Keras's class index"):
         fzoo.decode_predictions(np.zeros((1, 1000)))
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (64, 64)])
+def test_centre_crop(tmp_path, shape):
+    """The shorter side resized by bicubic, the centre cut out: as the accuracies of ImageNet are measured."""
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)).save(path)
+    whole = Image.open(path)
+    scale = 32 / min(shape)
+    resized = whole.resize((round(shape[1] * scale), round(shape[0] * scale)), Image.Resampling.BICUBIC)
+    top, left = (resized.height - 28) // 2, (resized.width - 28) // 2
+    expected = np.asarray(resized)[top : top + 28, left : left + 28]
+    np.testing.assert_array_equal(fzoo.load_image(path, 28, "bicubic", crop=0.875), expected)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(fzoo.load_image(file, 28, "bicubic", crop=0.875), expected)
+
+
+@pytest.mark.parametrize("options", [{"crop": 0.875}, {"size": 28, "crop": 0}, {"size": 28, "crop": 2}])
+def test_crop_that_cannot_be(tmp_path, options):
+    with pytest.raises(ValueError, match="crop="):
+        fzoo.load_image(tmp_path / "none.png", **options)

@@ -349,4 +349,4 @@ def with_top(module: Classifier) -> Classifier:
 
 def without_top(module: Classifier) -> Classifier:
     """The same network without the top."""
-    return module.clone(include_top=False, input_shape=None)
+    return module.clone(include_top=False, head=None, input_shape=None)
