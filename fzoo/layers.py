@@ -273,6 +273,7 @@ class Layers:
         known_size: False where Keras would not know the height and width of the input when it builds the
             network, which decides `correct_pad`.
         taps: names of the layers whose output is kept in `self.tapped`.
+        given: outputs of layers, by name, that are taken for what the layers compute, which XLA then drops.
         record: keep the call graph in `self.nodes`. Holds on to every intermediate array, so it is for
             abstract evaluation.
         prepared: where the network differs from Keras's, if `optimize_for_inference` made it.
@@ -285,6 +286,7 @@ class Layers:
         dtype: Any = jnp.float32,
         known_size: bool = True,
         taps: Iterable[str] = (),
+        given: Mapping[str, Array] | None = None,
         record: bool = False,
         prepared: Prepared | None = None,
     ):
@@ -294,6 +296,7 @@ class Layers:
         self.tapped: dict[str, Array] = {}
         self.nodes: dict[str, Node] = {}
         self._taps = frozenset(taps)
+        self._given = dict(given or {})
         self._record = record
         self._prepared = prepared or Prepared()
         self._tiles = dict(self._prepared.tiles)
@@ -340,9 +343,22 @@ class Layers:
             parents = tuple(self._producer[id(x)][0] for x in inputs)
             self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops, kernel_init, config, parts)
             self._producer[id(y)] = (name, y)
+        if name in self._given:
+            y = self.given(name, y)
         if name in self._taps:
             self.tapped[name] = y
         return y
+
+    def not_given(self) -> list[str]:
+        """The names of what the caller gave that no layer has."""
+        return list(self._given)
+
+    def given(self, name: str, y: Array) -> Array:
+        """What the caller gave for the output of a layer; it is taken once, so that the unknown names are left."""
+        given = self._given.pop(name)
+        if given.shape[1:] != y.shape[1:]:
+            raise ValueError(f"{name} of shape {given.shape} given, (N, {', '.join(map(str, y.shape[1:]))}) expected")
+        return jnp.asarray(given, y.dtype)
 
     # -- layers with weights ------------------------------------------------------------------------------------------
 
@@ -510,7 +526,7 @@ class Layers:
             record=self._record,
             prepared=self._prepared,
         )
-        inner.tapped, inner._numbers = self.tapped, self._numbers
+        inner.tapped, inner._numbers, inner._given = self.tapped, self._numbers, self._given
         inner._producer[id(x)] = (name, x)
         y = Sequential(functools.partial(layers, inner), name=name)(x)
         parts = tuple(inner.nodes.values())
@@ -686,14 +702,6 @@ class Head:
         check_like_default("dropout", self.dropout, 0.0)
 
     def __call__(
-        self, k: Layers, x: Float[Array, "n h w c"], classes: int, activation: Activation
-    ) -> Float[Array, "n classes"]:
-        """Apply its layers to the last feature map."""
-        return self.classify(
-            k, k.global_avg_pool(x) if self.pooling == "avg" else k.global_max_pool(x), classes, activation
-        )
-
-    def classify(
         self, k: Layers, x: Float[Array, "n c"], classes: int, activation: Activation
     ) -> Float[Array, "n classes"]:
         """Apply the layers after the pooling."""
@@ -778,11 +786,11 @@ class Classifier(nn.Module):
         x = k.global_avg_pool(x, name=self.top_pool)
         return k.dense(x, self.classes, activation=self.probabilities, name="predictions")
 
-    def pooled(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n ..."]:
+    def pooled(self, k: Layers, x: Float[Array, "n ho wo f"], pooling: str | None) -> Float[Array, "n ..."]:
         """What takes the top's place without it; most families share this one, too."""
-        if self.pooling == "avg":
+        if pooling == "avg":
             return k.global_avg_pool(x, name="avg_pool" if self.named_pools else None)
-        if self.pooling == "max":
+        if pooling == "max":
             return k.global_max_pool(x, name="max_pool" if self.named_pools else None)
         return x
 
@@ -822,9 +830,17 @@ class Classifier(nn.Module):
 
     @nn.compact
     def run(
-        self, x: Float[Array, "n h w c"], train: Training = False, taps: Sequence[str] = (), record: bool = False
+        self,
+        x: Float[Array, "n h w c"],
+        train: Training = False,
+        taps: Sequence[str] = (),
+        given: Mapping[str, Array] | None = None,
+        record: bool = False,
     ) -> tuple[Array, Layers]:
-        """The forward pass: its output, and the `Layers` that kept what was asked for."""
+        """The forward pass: its output, and the `Layers` that kept what was asked for.
+
+        The outputs of layers that are `given` are not computed, nor what they alone need, once XLA has seen it.
+        """
         self.check_images(x.shape)
         if train and self.prepared:
             raise ValueError("train=True given, but optimize_for_inference made this network: train the plain one")
@@ -833,13 +849,20 @@ class Classifier(nn.Module):
             dtype=self.dtype,
             known_size=self.known_size,
             taps=taps,
+            given=given,
             record=record,
             prepared=self.prepared,
         )
         x = self.backbone(k, k.input(jnp.asarray(x, self.dtype)))
         if not self.include_top:
-            return self.pooled(k, x), k
-        return self.top(k, x) if self.head is None else self.head(k, x, self.classes, self.probabilities), k
+            y = self.pooled(k, x, self.pooling)
+        elif self.head is None:
+            y = self.top(k, x)
+        else:
+            y = self.head(k, self.pooled(k, x, self.head.pooling), self.classes, self.probabilities)
+        for name in k.not_given():
+            raise ValueError(unknown("layer", name, layer_names(self)))
+        return y, k
 
     def __call__(self, x: Float[Array, "n h w c"], train: Training = False) -> Array:
         """Class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""

@@ -75,9 +75,9 @@ class ConvNeXt(Classifier):
         x = k.layer_norm(x, epsilon=1e-6, name=f"{self.prefix}_head_layernorm")
         return k.dense(x, self.classes, activation=self.probabilities, name=f"{self.prefix}_head_dense")
 
-    def pooled(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n ..."]:
+    def pooled(self, k: Layers, x: Float[Array, "n ho wo f"], pooling: str | None) -> Float[Array, "n ..."]:
         """Normalised after the pooling."""
-        return k.layer_norm(super().pooled(k, x), epsilon=1e-6)
+        return k.layer_norm(super().pooled(k, x, pooling), epsilon=1e-6)
 
 
 def stem(k: Layers, x: Float[Array, "n h w c"], width: int, prefix: str) -> Float[Array, "n h//4 w//4 width"]:
