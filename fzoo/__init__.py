@@ -8,30 +8,37 @@ fzoo.decode_predictions(fzoo.predict(module, variables, x))
 from fzoo._version import __version__
 from fzoo.convert import inspect_weights
 from fzoo.export import export
+from fzoo.finetune import evaluate, finetune
 from fzoo.inference import features, predict
 from fzoo.labels import decode_predictions
 from fzoo.layers import Head, layer_names
 from fzoo.optimize import optimize_for_inference
 from fzoo.preprocessing import load_image, preprocess_input
 from fzoo.registry import create, list_models, load, spec
+from fzoo.runs import load_run
 from fzoo.runtime import enable_compilation_cache, reuse_memory
-from fzoo.training import trainable_mask
+from fzoo.training import Phase, cross_entropy, train_step, trainable_mask, transfer
 from fzoo.weights import load_keras_weights, load_variables, save_keras_weights, save_variables
 
 __all__ = [
     "Head",
+    "Phase",
     "__version__",
     "create",
+    "cross_entropy",
     "decode_predictions",
     "enable_compilation_cache",
+    "evaluate",
     "export",
     "features",
+    "finetune",
     "inspect_weights",
     "layer_names",
     "list_models",
     "load",
     "load_image",
     "load_keras_weights",
+    "load_run",
     "load_variables",
     "optimize_for_inference",
     "predict",
@@ -40,5 +47,7 @@ __all__ = [
     "save_keras_weights",
     "save_variables",
     "spec",
+    "train_step",
     "trainable_mask",
+    "transfer",
 ]
