@@ -1,4 +1,4 @@
-"""The command line: `fzoo list | info | summary | classify | features | convert | download | export | demo | bench`.
+"""The command line: `fzoo COMMAND`, a function below each.
 
 It offers what the Python functions do. Results go to standard output: tables on a terminal, plain lines in a pipe.
 Errors are one line on standard error, with exit code 2; 1 means that some of several images or files could not be had.
@@ -43,6 +43,13 @@ Interpolation = Annotated[
     str, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
+Crop = Annotated[
+    float,
+    typer.Option(
+        min=0, max=1, help="Share of the resized shorter side that the centre crop keeps; 0 squeezes instead."
+    ),
+]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep compiled programs in the user's cache, for the next start.")
 ]
@@ -270,6 +277,169 @@ def classify(
             [(path, wnid, label, f"{p:.6f}") for path, found in results for wnid, label, p in found],
         )
     finish(skipped, len(paths))
+
+
+@command
+def finetune(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA_DIR", help="A folder for each class, or train/ and val/ that hold these.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run: metrics, curves, checkpoints, weights.")],
+    model: Model = "MobileNetV2",
+    weights: Annotated[
+        str, typer.Option("--weights", "-w", help="Of the backbone: 'imagenet', 'none' for random, or a file.")
+    ] = "imagenet",
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What trains, how long, and how, e.g. 'from_layer=mixed8 epochs=5 optimizer=sgd learning_rate=1e-4 "
+            "momentum=0.9'; again for the next. See fzoo.Phase. If left out: the head alone, then the top of the "
+            "backbone, 5 epochs each."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, where it was.")] = False,
+    pooling: Annotated[str, typer.Option(help="Of the head: avg or max.")] = "avg",
+    hidden: Annotated[int | None, typer.Option(min=1, help="Units of a hidden layer in the head.")] = None,
+    dropout: Annotated[float, typer.Option(help="Before the last layer.")] = 0.0,
+    batch_size: BatchSize = 32,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches whose gradients make one step.")] = 1,
+    augment: Annotated[bool, typer.Option(help="Train on random, mirrored parts of the images.")] = False,
+    label_smoothing: Annotated[float, typer.Option(help="How much of each label is spread over all classes.")] = 0.0,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16; parameters are float32.")] = False,
+    validation_split: Annotated[float, typer.Option(help="Share held out where there is no val/.")] = 0.2,
+    cache_features: Annotated[
+        bool | None, typer.Option(help="Keep what the frozen part computes; where possible if left out.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps; every 30 s at the end of an epoch if left out.")
+    ] = None,
+    max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
+    workers: Workers = 4,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random.")] = 0,
+    size: Size = None,
+    interpolation: Interpolation = "bicubic",
+    crop: Crop = 0.875,
+    option: Option = None,
+    cache: Cache = True,
+) -> None:
+    """Adapt a pretrained model to other classes, in phases: first the new head, then the top of the backbone."""
+    import jax.numpy as jnp
+
+    import fzoo
+    from fzoo.training import TWO_PHASES
+
+    phases = [parse_phase(text) for text in phase or ()] or TWO_PHASES
+    options = parse_options(model, option)
+    prepare_process(cache)
+    result = fzoo.finetune(
+        data,
+        model,
+        weights=None if weights == "none" else weights,
+        out=out,
+        phases=phases,
+        head=fzoo.Head(pooling, hidden, dropout),
+        size=size,
+        interpolation=interpolation,
+        crop=crop or None,
+        augment=augment,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        label_smoothing=label_smoothing,
+        dtype=jnp.bfloat16 if bfloat16 else jnp.float32,
+        validation_split=validation_split,
+        cache_features=cache_features,
+        checkpoint_every=checkpoint_every,
+        max_broken=max_broken,
+        workers=workers,
+        seed=seed,
+        resume=resume,
+        report=complain,
+        **options,
+    )
+    rows: list[tuple[str, Any]] = [("weights, as Keras h5", out / "model.h5"), ("curves", out / "curves.png")]
+    if result.evaluation is not None:
+        rows.insert(0, ("accuracy on held-out images", f"{result.evaluation.top1:.1%} of {result.evaluation.images}"))
+    show(("", ""), rows)
+    if result.broken:
+        complain(f"{len(result.broken)} images could not be read")
+        raise typer.Exit(1)
+
+
+@command
+def evaluate(
+    data: Annotated[Path, typer.Argument(metavar="DATA_DIR", help="A folder for each class, e.g. ImageNet's val/.")],
+    model: Model = "MobileNetV2",
+    weights: Annotated[
+        str, typer.Option("--weights", "-w", help="'imagenet', a file, or the folder of a `fzoo finetune`.")
+    ] = "imagenet",
+    out: Annotated[Path | None, typer.Option(help="A .csv of the classes to write.")] = None,
+    classes: Classes = 1000,
+    batch_size: BatchSize = 32,
+    max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
+    workers: Workers = 4,
+    size: Size = None,
+    interpolation: Annotated[str | None, typer.Option(help="Of the resize: bicubic if left out.")] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="Share of the shorter side that is seen: 0.875 if left out, 0 squeezes.")
+    ] = None,
+    option: Option = None,
+    cache: Cache = True,
+) -> None:
+    """Measure a classifier on labelled images: top-1, top-5, loss, each class; with the accuracy that Keras publishes.
+
+    Folders are named as the classes: ImageNet's by their WordNet IDs.
+    """
+    import numpy as np
+
+    import fzoo
+    from fzoo.data import Broken, Recipe, in_order, read_folder
+    from fzoo.runs import is_run
+    from fzoo.weights.files import replacing
+
+    if out is not None and out.suffix != ".csv":
+        raise ValueError(f"--out {out}: a name that ends in .csv expected")
+    prepare_process(cache)
+    published = not is_run(weights) and classes == 1000
+    if is_run(weights):
+        run = fzoo.load_run(weights)
+        module, variables, model, names, recipe = run
+    else:
+        module, variables, size = load_model(model, weights, size, classes=classes, option=option)
+        names, recipe = (
+            tuple(id if id != "-" else label for id, label in class_names(None, classes)),
+            Recipe((size, size)),
+        )
+    recipe = Recipe(
+        recipe.size if size is None else (size, size),
+        interpolation or recipe.interpolation,
+        recipe.crop if crop is None else crop or None,
+    )
+    broken = Broken(max_broken, complain)
+    files = relabelled(read_folder(data, recipe, broken, least=1), names)
+    module, variables = fzoo.optimize_for_inference(module, variables)
+    found = fzoo.evaluate(
+        module, variables, in_order(files, batch_size, workers), preprocess=model, batch_size=batch_size
+    )
+    s = fzoo.spec(model)
+    rows = [
+        ("images", f"{found.images:,} of {len(set(files.labels.tolist()))} classes"),
+        ("recipe", str(recipe)),
+        ("top-1", f"{found.top1:.2%}" + (f" (Keras publishes {s.top1:.1%} on ImageNet)" if published else "")),
+        ("top-5", f"{found.top5:.2%}" + (f" (Keras publishes {s.top5:.1%})" if published and s.top5 else "")),
+        ("loss", f"{found.mean_loss:.4f}"),
+    ]
+    seen = np.flatnonzero(found.confusion.sum(1))
+    worst = sorted(seen, key=lambda i: found.recall[i])
+    table = [(names[i], int(found.confusion[i].sum()), f"{found.recall[i]:.2%}") for i in worst]
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(
+                "class,images,top1\n" + "".join(f"{n},{c},{r}\n" for n, c, r in table), encoding="utf-8"
+            )
+    show(("", ""), rows)
+    if out is None or not sys.stdout.isatty():
+        show(("class", "images", "top-1"), table)
+    finish(sorted(broken.paths), len(files.paths))
 
 
 @command
@@ -571,6 +741,45 @@ def some(images: Sequence[Path] | None) -> Sequence[Path]:
     if not images:
         raise ValueError("no images given: `fzoo classify IMAGE...` takes one path or more")
     return images
+
+
+def parse_phase(text: str) -> Any:
+    """A `fzoo.Phase` from 'NAME=VALUE NAME=VALUE'; what is none of its fields is the optimizer's."""
+    import dataclasses
+
+    import fzoo
+
+    fields = {field.name for field in dataclasses.fields(fzoo.Phase)} - {"options"}
+    known: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for part in text.replace(",", " ").split():
+        name, equals, value = part.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"--phase {text!r} given, NAME=VALUE pairs expected, e.g. 'trains=head epochs=5'")
+        try:
+            parsed = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed = value  # a name
+        (known if name in fields else options)[name] = parsed
+    return fzoo.Phase(**known, options=options)
+
+
+def relabelled(files: Any, names: Sequence[str]) -> Any:
+    """Images whose labels are the places of their folders' names among a classifier's classes."""
+    import dataclasses
+
+    import numpy as np
+
+    from fzoo.layers import unknown
+
+    places = {name: i for i, name in enumerate(names)}
+    if all(name.isdigit() for name in names) and len(files.class_names) == len(names):
+        places = {name: i for i, name in enumerate(files.class_names)}  # a classifier without names: in their order
+    for name in files.class_names:
+        if name not in places:
+            raise ValueError(f"{unknown('class folder', name, places)} (the folders are named as the classes)")
+    order = np.array([places[name] for name in files.class_names], np.int32)
+    return dataclasses.replace(files, labels=order[files.labels], class_names=tuple(names))
 
 
 def parse_options(model: str, options: Sequence[str] | None) -> dict[str, Any]:

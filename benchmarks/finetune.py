@@ -1,0 +1,105 @@
+"""What fine-tuning gives: the head alone, the two phases, and random weights, with equal budgets.
+
+    python benchmarks/finetune.py --weights mobilenet_v2.h5 --out benchmarks/results/finetune.json
+
+The classes are photographs that scikit-learn and scikit-image bundle; their images are random square parts, turned,
+mirrored and of changed light: for training from the upper half of each photograph, for testing from the lower. Needs
+both libraries, and Keras's weights of MobileNetV2 (downloaded if left out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+import fzoo
+from fzoo import Phase
+
+PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
+TEXTURES = ("brick", "grass", "gravel")
+
+
+def photographs() -> dict[str, Image.Image]:
+    """The photographs by name, RGB."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    found = {name: Image.fromarray(getattr(data, name)()).convert("RGB") for name in PHOTOGRAPHS + TEXTURES}
+    bundle = load_sample_images()
+    for path, image in zip(bundle.filenames, bundle.images, strict=True):
+        found[Path(path).stem] = Image.fromarray(image)
+    return found
+
+
+def part(image: Image.Image, rng: np.random.Generator, side: int) -> Image.Image:
+    """A random part of a photograph, enlarged or reduced, turned, mirrored, brighter or darker."""
+    length = int(rng.uniform(0.25, 0.9) * min(image.size))
+    left, top = (int(rng.integers(0, n - length + 1)) for n in image.size)
+    piece = image.crop((left, top, left + length, top + length)).rotate(90 * int(rng.integers(4)))
+    piece = piece.resize((side, side), Image.Resampling.BICUBIC)
+    if rng.random() < 0.5:
+        piece = piece.convert("L").convert("RGB")  # colour alone must not tell
+    return ImageEnhance.Brightness(piece).enhance(rng.uniform(0.5, 1.5))
+
+
+def make(folder: Path, train: int, test: int, side: int = 96, seed: int = 0) -> None:
+    """Write the data set: train/ and val/, a folder for each photograph."""
+    rng = np.random.default_rng(seed)
+    for name, image in photographs().items():
+        half = image.height // 2
+        for split, count, box in (
+            ("train", train, (0, 0, image.width, half)),
+            ("val", test, (0, half, image.width, image.height)),
+        ):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                part(image.crop(box), rng, side).save(folder / split / name / f"{i:03d}.png")
+
+
+def main() -> None:
+    """Print a line for each way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", default="imagenet")
+    parser.add_argument("--train", type=int, default=12)
+    parser.add_argument("--test", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    epochs = arguments.epochs
+    ways = {
+        "head alone": (arguments.weights, (Phase(epochs, trains="head", learning_rate=3e-3),)),
+        "head, then top": (
+            arguments.weights,
+            (
+                Phase(epochs // 2, trains="head", learning_rate=3e-3),
+                Phase(epochs - epochs // 2, trains="top", learning_rate=3e-4, schedule="cosine"),
+            ),
+        ),
+        "random weights": (None, (Phase(epochs, trains="all", learning_rate=1e-3, batch_statistics=True),)),
+    }
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), arguments.train, arguments.test)
+        for name, (weights, phases) in ways.items():
+            for seed in range(arguments.seeds):
+                start = time.perf_counter()
+                found = fzoo.finetune(
+                    folder, "MobileNetV2", weights=weights, phases=phases, size=96, crop=None, seed=seed
+                )
+                assert found.evaluation is not None
+                rows.append((name, seed, found.evaluation.top1, time.perf_counter() - start))
+                print(f"{name:16} seed {seed}: {found.evaluation.top1:.1%}, {rows[-1][3]:.0f} s", flush=True)
+    if arguments.out:
+        keys = ("way", "seed", "top1", "seconds")
+        arguments.out.write_text(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
