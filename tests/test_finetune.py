@@ -1,0 +1,593 @@
+"""Fine-tuning: what is frozen stays, what trains trains as in Keras, and a run survives what may happen to it."""
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+from reference import assert_equal, keras_model, save_weights_only
+
+import fzoo
+from fzoo import Head, Phase
+from fzoo.training import flow, phase_mask, split, trained_layers
+
+SMALL = {"alpha": 0.25, "size": 32, "weights": None}
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Three classes told by the place of a bright square: 48 images to train on, 24 to test on."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(72) % 3
+    images = rng.integers(0, 120, (72, 32, 32, 3), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[8 * label : 8 * label + 10, 8 * label : 8 * label + 10] += 130
+    return (images[:48], labels[:48]), (images[48:], labels[48:])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, arrays):
+    """The same images, as a folder that is split, with one that can't be read."""
+    folder = tmp_path_factory.mktemp("photos")
+    for split_name, (images, labels) in zip(("train", "val"), arrays, strict=True):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = folder / split_name / f"class_{'abc'[label]}" / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    (folder / "train" / "class_b" / "broken.png").write_bytes(path.read_bytes()[:100])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A Keras MobileNet without its top, every array random, and its file."""
+    model = keras_model("MobileNet", alpha=0.25, input_shape=(32, 32, 3), include_top=False)
+    return model, save_weights_only(model, tmp_path_factory.mktemp("backbone") / "notop.h5")
+
+
+# -- what trains -------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_is_frozen(arrays):
+    """Parameters, batch statistics, the optimizer's state and the arithmetic of what does not train."""
+    module, variables = fzoo.transfer("MobileNet", classes=3, weights=None, alpha=0.25, input_shape=(32, 32, 3))
+    start = fzoo.layer_names(module).index("conv_dw_12")
+    phase = Phase(2, from_layer=start, optimizer="adam", batch_statistics=True)
+    result = fzoo.finetune(arrays[0], "MobileNet", **SMALL, phases=(phase,), validation=arrays[1], batch_size=16)
+    upper = set(fzoo.layer_names(module)[start:])
+    for kind in ("params", "batch_stats"):
+        for layer, before in variables[kind].items():
+            after = result.variables[kind][layer]
+            same = all(np.array_equal(before[name], after[name]) for name in before)
+            assert same == (layer not in upper), f"{kind} of {layer}"
+
+    mask = phase_mask(module, variables, phase)
+    trained, _ = split(variables["params"], mask)
+    state = phase.transformation(10).init(trained)
+    sizes = [leaf.size for leaf in jax.tree.leaves(trained)]
+    assert sorted(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == sorted(2 * sizes)
+
+
+def flops(module, variables, phase, inputs=None):
+    """Of a compiled step of training."""
+    mask = phase_mask(module, variables, phase)
+    stream = flow(module, trained_layers(mask), phase.batch_statistics)
+    trained, frozen = split(variables["params"], mask)
+    optimizer = phase.transformation(1)
+    state = fzoo.training.TrainState(trained, variables["batch_stats"], optimizer.init(trained))
+    step = jax.jit(functools.partial(fzoo.train_step, module, optimizer, train=stream.training))
+    images = jnp.zeros((4, 32, 32, 3))
+    if inputs == "frontier":
+        images = fzoo.features(module, variables, images, stream.frontier)
+    compiled = step.lower(state, frozen, images, jnp.zeros(4, int), jax.random.key(0)).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+def test_no_gradient_below_what_trains():
+    """By the operations of the compiled step."""
+    module, variables = fzoo.transfer("MobileNet", classes=3, weights=None, alpha=0.25, input_shape=(32, 32, 3))
+    images = jnp.zeros((4, 32, 32, 3))
+    forward = jax.jit(module.apply).lower(variables, images).compile().cost_analysis()["flops"]
+    head = flops(module, variables, Phase(trains="head"))
+    everything = flops(module, variables, Phase(trains="all"))
+    assert forward < head < 1.02 * forward
+    assert everything > 2 * forward
+    assert flops(module, variables, Phase(trains="head"), "frontier") < 0.02 * forward  # features that were kept
+
+
+@pytest.mark.parametrize(
+    ("phase", "first"),
+    [
+        (Phase(trains="head"), "predictions"),
+        (Phase(trains="top"), "conv_dw_12"),
+        (Phase(pattern="conv_pw_13*"), "conv_pw_13"),
+        (Phase(from_layer="conv_pw_11_relu"), "conv_dw_12"),
+        (Phase(trains="all"), "conv1"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x.pattern or x.from_layer or x.trains,
+)
+def test_what_a_phase_trains(phase, first):
+    module, variables = fzoo.transfer("MobileNet", classes=3, weights=None, alpha=0.25, input_shape=(64, 64, 3))
+    names = fzoo.layer_names(module)
+    layers = sorted(trained_layers(phase_mask(module, variables, phase)), key=names.index)
+    assert layers[0] == first and layers[-1] == "predictions"
+
+
+@pytest.mark.parametrize("model", ["VGG16", "InceptionV3", "ConvNeXtTiny", "EfficientNetB0"])
+def test_the_top_of_other_families(model):
+    """There is something to train in the second default phase, and less than all; frozen features suffice for it."""
+    module = fzoo.create(model, classes=3, head=Head())
+    found = fzoo.layers.trace(module)
+    mask = phase_mask(module, found.variables, Phase(trains="top"))
+    layers = trained_layers(mask)
+    assert {"predictions"} < layers < set(found.variables["params"])
+    frontier = flow(module, layers).frontier
+    assert frontier and "input_layer" not in frontier
+
+
+# -- beside Keras ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["predictions", "conv_dw_12", "conv1"], ids=["head", "top", "all"])
+def test_training_is_keras(backbone, arrays, first):
+    """SGD with momentum from the same weights on the same batches: the same losses for 20 steps, and BN statistics."""
+    base, file = backbone
+    phase = Phase(
+        20, from_layer=first, optimizer="sgd", options={"momentum": 0.9}, learning_rate=1e-2, batch_statistics=True
+    )
+    head, options = Head(hidden=8), {"alpha": 0.25, "input_shape": (32, 32, 3)}
+    module, variables = fzoo.transfer("MobileNet", classes=3, head=head, weights=file, **options)
+
+    keras.utils.set_random_seed(0)
+    copy = keras.models.clone_model(base)
+    copy.set_weights(base.get_weights())
+    x = keras.layers.GlobalAveragePooling2D()(copy.output)
+    x = keras.layers.Dense(8, activation="relu", name="dense")(x)
+    model = keras.Model(copy.input, keras.layers.Dense(3, name="predictions")(x))
+    names = [layer.name for layer in model.layers]
+    assert names[1:] == fzoo.layer_names(module)[1:]
+    for name in ("dense", "predictions"):
+        model.get_layer(name).set_weights([variables["params"][name][k] for k in ("kernel", "bias")])
+    for layer in model.layers[: names.index(first)]:
+        layer.trainable = False
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1e-2, momentum=0.9), loss)
+
+    (images, labels), _ = arrays
+    batches = []
+    for step in range(20):
+        chosen = np.random.default_rng(step).choice(48, 16, replace=False)
+        batches.append((fzoo.preprocess_input(images[chosen], "MobileNet"), labels[chosen]))
+    theirs = []
+    for batch in batches:
+        model.reset_metrics()
+        theirs.append(float(model.train_on_batch(*batch)))
+    ours = fzoo.finetune(
+        iter(batches),
+        "MobileNet",
+        weights=file,
+        alpha=0.25,
+        size=32,
+        classes=3,
+        head=head,
+        phases=(phase,),
+        steps_per_epoch=1,
+    )
+    np.testing.assert_allclose([row["loss"] for row in ours.history], theirs, rtol=1e-3)
+    assert theirs[-1] < theirs[0]
+    bn = model.get_layer("conv_pw_13_bn").get_weights()
+    np.testing.assert_allclose(ours.variables["batch_stats"]["conv_pw_13_bn"]["mean"], bn[2], rtol=2e-3, atol=1e-4)
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+RUN = {
+    **SMALL,
+    "batch_size": 16,
+    "seed": 1,
+    "phases": (
+        Phase(3, trains="head", learning_rate=1e-2),
+        Phase(3, trains="top", optimizer="sgd", options={"momentum": 0.9}, learning_rate=1e-2, schedule="cosine"),
+    ),
+}
+
+
+def test_a_run_and_what_reads_it(folder, tmp_path):
+    """From a folder of images: what is written, what Keras and fzoo make of it, and what was said of a broken image."""
+    said = []
+    result = fzoo.finetune(
+        folder, "MobileNet", **RUN, head=Head(hidden=8, dropout=0.2), out=tmp_path / "run", report=said.append
+    )
+    assert result.class_names == ("class_a", "class_b", "class_c")
+    assert [path.name for path in result.broken] == ["broken.png"]
+    assert sum("broken.png" in line for line in said) == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == result.history and [(row["phase"], row["epoch"]) for row in rows] == [
+        (p, e) for p in (1, 2) for e in (1, 2, 3)
+    ]
+    assert result.evaluation.images == 24
+    for picture in ("curves.png", "confusion.png"):
+        assert len(np.unique(np.asarray(Image.open(tmp_path / "run" / picture)))) > 10
+    table = [line.split(",") for line in (tmp_path / "run" / "confusion.csv").read_text().splitlines()]
+    np.testing.assert_array_equal([row[1:] for row in table[1:]], result.evaluation.confusion.astype(str))
+
+    run = fzoo.load_run(tmp_path / "run")
+    assert_equal(run.variables, result.variables)
+    images = np.stack([run.recipe.read(path) for path in sorted((folder / "val").rglob("*.png"))])
+    ours = fzoo.predict(run.module, run.variables, images, preprocess="MobileNet")
+    base = keras.applications.MobileNet(include_top=False, weights=None, alpha=0.25, input_shape=(32, 32, 3))
+    x = keras.layers.Dense(8, activation="relu")(keras.layers.GlobalAveragePooling2D()(base.output))
+    x = keras.layers.Dense(3, activation="softmax", name="predictions")(keras.layers.Dropout(0.2)(x))
+    model = keras.Model(base.input, x)
+    model.load_weights(tmp_path / "run" / "model.h5")
+    theirs = model.predict(fzoo.preprocess_input(images, "MobileNet"), verbose=0)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    labels = np.repeat(np.arange(3), 8)
+    assert np.mean(theirs.argmax(1) == labels) == pytest.approx(result.evaluation.top1)
+    assert -np.log(theirs[np.arange(24), labels]).mean() == pytest.approx(result.evaluation.mean_loss, rel=1e-4)
+
+    again = fzoo.finetune(
+        folder, "MobileNet", **RUN, head=Head(hidden=8, dropout=0.2), out=tmp_path / "run", resume=True
+    )
+    assert_equal(again.variables, result.variables)  # a finished run is not trained again
+
+
+def test_features_that_are_kept_change_nothing(arrays):
+    """The same batches in the same order, whether the frozen part is computed once or in each epoch."""
+    kept, computed = (
+        fzoo.finetune(arrays[0], "MobileNet", **RUN, validation=arrays[1], cache_features=cache)
+        for cache in (None, False)
+    )
+    for a, b in zip(kept.history, computed.history, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-4)
+
+
+def test_it_learns(arrays):
+    """Bright squares in three places, from random weights."""
+    phases = (Phase(12, trains="all", learning_rate=3e-3, batch_statistics=False),)
+    result = fzoo.finetune(arrays[0], "MobileNet", **SMALL, phases=phases, validation=arrays[1], batch_size=16, seed=3)
+    assert result.history[-1]["loss"] < 0.5 * result.history[0]["loss"]
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"label_smoothing": 0.1}, {"dtype": jnp.bfloat16}], ids=str)
+def test_options_of_training(arrays, options):
+    """Against the same done by hand, for one step."""
+    (images, labels), _ = arrays
+    phase = Phase(1, trains="head", optimizer="sgd", learning_rate=0.5)
+    common = {**SMALL, "phases": (phase,), "validation_split": 0.0, "classes": 3}
+    x = fzoo.preprocess_input(images[:32], "MobileNet")
+    halves = [(x[:16], labels[:16]), (x[16:], labels[16:32])]
+    batches = halves if "accumulate" in options else [(x, labels[:32])]
+    result = fzoo.finetune(batches, "MobileNet", **common, **options)
+    dtype = options.get("dtype", jnp.float32)
+    module, variables = fzoo.transfer(
+        "MobileNet",
+        classes=3,
+        weights=None,
+        alpha=0.25,
+        input_shape=(32, 32, 3),
+        dtype=dtype,
+        classifier_activation=None,
+    )
+
+    def loss(head):
+        logits = module.apply({**variables, "params": {**variables["params"], "predictions": head}}, x)
+        wanted = optax.smooth_labels(jax.nn.one_hot(labels[:32], 3), options.get("label_smoothing", 0.0))
+        return optax.softmax_cross_entropy(logits, wanted).mean()
+
+    before = variables["params"]["predictions"]
+    after = jax.tree.map(lambda p, g: p - 0.5 * g, before, jax.jit(jax.grad(loss))(before))
+    tolerance = 2e-2 if dtype == jnp.bfloat16 else 1e-4
+    for name, array in result.variables["params"]["predictions"].items():
+        assert array.dtype == jnp.float32
+        np.testing.assert_allclose(array, after[name], atol=tolerance * float(np.abs(after[name]).max()))
+
+
+def test_augmented_images():
+    """Other parts of the image each time, mirrored or not, the same for the same seed; none in evaluation."""
+    from fzoo.data import Recipe, random_box
+
+    boxes = [random_box(400, 300, np.random.default_rng(i)) for i in range(200)]
+    areas = [(r - l) * (b - t) / 120000 for l, t, r, b in boxes]
+    assert min(areas) >= 0.07 and max(areas) <= 1.0 and np.std(areas) > 0.2
+    assert all(0 <= l < r <= 400 and 0 <= t < b <= 300 and 0.7 < (r - l) / (b - t) < 1.4 for l, t, r, b in boxes)
+    l, t, r, b = random_box(1000, 10, np.random.default_rng(0))
+    assert (r - l, b - t) == (10, 10)
+    assert str(Recipe(224)) == "shorter side to 256 by bicubic, centre crop of 224 x 224"
+
+
+# -- what may happen ---------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, numpy as np, fzoo
+sys.path.insert(0, {tests!r})
+from test_finetune import RUN
+fzoo.enable_compilation_cache({cache!r})
+fzoo.finetune({data!r}, "MobileNet", **RUN, out={out!r}, resume=True, checkpoint_every=1, report=lambda line: print(line, flush=True))
+"""
+
+
+def start(data, out, cache):
+    code = PROGRAM.format(tests=str(Path(__file__).parent), cache=str(cache), data=str(data), out=str(out))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ})
+
+
+def killed_runs(folder, tmp_path, kills):
+    """Killed again and again, at random moments; a run that never was, beside it."""
+    cache = tmp_path / "cache"
+    begin = time.monotonic()
+    process = start(folder, tmp_path / "whole", cache)
+    process.communicate()
+    assert process.returncode == 0
+    begin, process = time.monotonic(), start(folder, tmp_path / "twin", cache)  # how long it takes, compiled
+    process.communicate()
+    length = time.monotonic() - begin
+    rng, count = random.Random(0), 0
+    while count < kills:
+        process = start(folder, tmp_path / "killed", cache)
+        process.stdout.readline()  # it is under way
+        try:
+            process.wait(rng.uniform(0, 0.25) * length)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        count += 1
+    process = start(folder, tmp_path / "killed", cache)
+    process.communicate()
+    assert process.returncode == 0
+    for name in ("metrics.jsonl", "confusion.csv"):
+        lines = [
+            [
+                {k: v for k, v in json.loads(line).items() if k != "seconds"} if name.startswith("metrics") else line
+                for line in text
+            ]
+            for text in ((tmp_path / run / name).read_text().splitlines() for run in ("whole", "killed"))
+        ]
+        assert lines[0] == lines[1]
+    assert_equal(*(fzoo.load_run(tmp_path / run).variables for run in ("whole", "killed")))
+
+
+def test_killed_run_goes_on(folder, tmp_path):
+    killed_runs(folder, tmp_path, 2)
+
+
+@pytest.mark.heavy
+def test_ten_kills(folder, tmp_path):
+    killed_runs(folder, tmp_path, 10)
+
+
+DISTRIBUTED = """
+import os, sys, numpy as np
+out, count = sys.argv[1], int(sys.argv[2])
+if count > 1:
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={{count}}"
+import jax, fzoo
+from fzoo import devices
+if len(sys.argv) > 3:
+    devices.start_distributed(sys.argv[3])
+assert jax.device_count() == max(count, jax.process_count())
+sys.path.insert(0, {tests!r})
+from test_finetune import RUN, SMALL, Phase
+data = np.load({data!r})
+phases = (Phase(2, trains="top", optimizer="sgd", learning_rate=1e-2, batch_statistics=True),)
+result = fzoo.finetune((data["x"], data["y"]), "MobileNet", **SMALL, phases=phases, batch_size=16, seed=1, validation=(data["vx"], data["vy"]), cache_features=False)
+if jax.process_index() == 0:
+    leaves = jax.tree.leaves(result.variables)
+    np.savez(out, *leaves, losses=[r["loss"] for r in result.history], confusion=result.evaluation.confusion)
+"""
+
+
+@pytest.mark.heavy
+def test_devices_and_processes_train_as_one(arrays, tmp_path):
+    """8 devices of a process, and 2 processes: gradients and batch statistics of the whole batch, as on one device."""
+    (x, y), (vx, vy) = arrays
+    np.savez(tmp_path / "data.npz", x=x, y=y, vx=vx, vy=vy)
+    code = DISTRIBUTED.format(tests=str(Path(__file__).parent), data=str(tmp_path / "data.npz"))
+
+    def run(name, *arguments):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / name), *arguments], env={**os.environ, "JAX_PLATFORMS": "cpu"}
+        )
+
+    port = 20000 + os.getpid() % 20000
+    assert run("one.npz", "1").wait() == 0
+    assert run("eight.npz", "8").wait() == 0
+    both = [run("two.npz", "1", f"127.0.0.1:{port},{i},2") for i in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    one = np.load(tmp_path / "one.npz")
+    for name in ("eight.npz", "two.npz"):
+        other = np.load(tmp_path / name)
+        assert other.files == one.files
+        for key in one.files:
+            np.testing.assert_allclose(other[key], one[key], rtol=2e-3, atol=2e-4, err_msg=f"{name} {key}")
+
+
+def test_loss_that_is_not_finite(arrays, tmp_path):
+    """It stops and says so, and the last good checkpoint is what the run goes on from."""
+    phases = (Phase(1, trains="head"), Phase(3, trains="all", optimizer="sgd", learning_rate=1e30))
+    options = {**SMALL, "phases": phases, "batch_size": 16, "validation": arrays[1], "out": tmp_path / "run"}
+    with pytest.raises(
+        ValueError, match=r"not finite any more \(phase 2, epoch 1.*lower learning_rate.*checkpoint is kept"
+    ):
+        fzoo.finetune(arrays[0], "MobileNet", **options)
+    said = []
+    with pytest.raises(ValueError, match="not finite"):
+        fzoo.finetune(arrays[0], "MobileNet", **options, resume=True, report=said.append)
+    assert any("resumed in phase 2, epoch 1, after" in line for line in said)
+    with pytest.raises(ValueError, match="has not finished"):
+        fzoo.load_run(tmp_path / "run")
+
+
+def test_run_of_other_settings(arrays, tmp_path):
+    options = {**SMALL, "phases": (Phase(1, trains="head"),), "validation": arrays[1]}
+    fzoo.finetune(arrays[0], "MobileNet", **options, batch_size=16, out=tmp_path / "run")
+    with pytest.raises(FileExistsError, match="holds a run already.*--resume"):
+        fzoo.finetune(arrays[0], "MobileNet", **options, batch_size=16, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="other settings: batch_size 16, not 24"):
+        fzoo.finetune(arrays[0], "MobileNet", **options, batch_size=24, out=tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="other settings: model .*MobileNet.*, not .*MobileNetV2"):
+        fzoo.finetune(
+            arrays[0], "MobileNetV2", **{**options, "alpha": 0.35}, batch_size=16, out=tmp_path / "run", resume=True
+        )
+    with pytest.raises(ValueError, match="other settings: other images"):
+        fzoo.finetune(arrays[1], "MobileNet", **options, batch_size=16, out=tmp_path / "run", resume=True)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="not empty"):
+        fzoo.finetune(arrays[0], "MobileNet", **options, batch_size=16, out=tmp_path / "else")
+
+
+def test_damaged_checkpoint(arrays, tmp_path):
+    options = {
+        **SMALL,
+        "phases": (Phase(1, trains="head"),),
+        "validation": arrays[1],
+        "batch_size": 16,
+        "out": tmp_path / "run",
+    }
+    fzoo.finetune(arrays[0], "MobileNet", **options)
+    (tmp_path / "run" / "model.h5").unlink()
+    for path in (tmp_path / "run" / "checkpoints").rglob("*"):
+        if path.is_file() and "variables" in path.parts:
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match="checkpoints/.*not of this network"):
+        fzoo.finetune(arrays[0], "MobileNet", **options, resume=True)
+
+
+def test_full_disk(arrays, tmp_path):
+    """A checkpoint that does not fit is an error of one line; after room is made the run goes on from the one before."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        ballast = disk / "ballast"
+        phases = (Phase(1, trains="head"), Phase(1, trains="all"))
+        options = {**SMALL, "phases": phases, "batch_size": 16, "validation": arrays[1], "out": disk / "run"}
+
+        def fill(line):
+            if line.startswith("phase 2, epoch"):
+                ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
+
+        with pytest.raises(OSError, match="No space left"):
+            fzoo.finetune(arrays[0], "MobileNet", **options, report=fill)
+        ballast.unlink()
+        said = []
+        result = fzoo.finetune(arrays[0], "MobileNet", **options, resume=True, report=said.append)
+        assert said[0].startswith("resumed in phase 2, epoch 1") and len(result.history) == 2
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def make(root, **classes):
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_bad_folders(tmp_path):
+    def tune(path, **options):
+        return fzoo.finetune(path, "MobileNet", **{**SMALL, **options})
+
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        tune(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        tune(tmp_path / "file")
+    with pytest.raises(ValueError, match=r"1 class folders \(cats\), 2 or more"):
+        tune(make(tmp_path / "one", cats=3))
+    with pytest.raises(ValueError, match="class folder .*dogs has no images"):
+        tune(make(tmp_path / "empty", cats=3, dogs=0))
+    with pytest.raises(ValueError, match="class dogs has 1 image: none can be held out"):
+        tune(make(tmp_path / "single", cats=3, dogs=1))
+    with pytest.raises(ValueError, match="batch_size=32 given, 4 training images"):
+        tune(make(tmp_path / "few", cats=3, dogs=3))
+    make(tmp_path / "split" / "train", cats=2, dogs=2)
+    make(tmp_path / "split" / "val", cats=2, cows=2)
+    with pytest.raises(ValueError, match="different classes: cows, dogs"):
+        tune(tmp_path / "split")
+    bad = make(tmp_path / "bad", cats=6, dogs=6)
+    for path in bad.rglob("*.png"):
+        path.write_bytes(b"no image")
+    said = []
+    with pytest.raises(ValueError, match=r"3 images could not be read, 2 are allowed \(max_broken\)"):
+        tune(bad, max_broken=2, batch_size=2, report=said.append)
+    assert sum(line.startswith("skipped:") for line in said) >= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"phases": ()}, "phases="),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"label_smoothing": 1}, "label_smoothing=1"),
+        ({"phases": (Phase(1, from_layer="conv_99"),)}, "unknown layer 'conv_99': did you mean"),
+        ({"phases": (Phase(1, from_layer=999),)}, "from_layer=999"),
+        ({"phases": (Phase(1, pattern="zzz*"),)}, "unknown layer pattern"),
+        ({"weights": "nothing.h5"}, "nothing.h5"),
+        ({"cache_features": True, "augment": True}, "cache_features=True"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_bad_options(arrays, options, said):
+    with pytest.raises((ValueError, OSError), match=said):
+        fzoo.finetune(arrays[0], "MobileNet", **{**SMALL, "batch_size": 16, "validation": arrays[1], **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"trains": "tail"}, "trains='tail'"),
+        ({"optimizer": "adamm"}, "unknown optimizer 'adamm': did you mean adam"),
+        ({"options": {"momentun": 0.9}, "optimizer": "sgd"}, "momentun"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean cosine"),
+        ({"learning_rate": -1}, "learning_rate=-1"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_bad_phases(options, said):
+    with pytest.raises(ValueError, match=said):
+        Phase(**options)
+
+
+def test_bad_batches():
+    x, y = np.zeros((4, 32, 32, 3), np.float32), np.array([0, 1, 2, 3])
+    for data, said in (
+        ([(x, y)] * 2, "labels from 0 to 3 given, 0 to 2 expected"),
+        ([x], r"\(images, labels\) expected"),
+        (iter([(x, y % 3)]), "steps_per_epoch expected"),
+        (5, "a folder, arrays or an iterable"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fzoo.finetune(data, "MobileNet", **SMALL, classes=3, phases=(Phase(1, trains="head"),))
+    with pytest.raises(ValueError, match="the data ended after 2 batches"):
+        fzoo.finetune(
+            iter([(x, y % 3)] * 2),
+            "MobileNet",
+            **SMALL,
+            classes=3,
+            steps_per_epoch=3,
+            phases=(Phase(1, trains="head"),),
+        )
+    with pytest.raises(ValueError, match="classes expected"):
+        fzoo.finetune([(x, y)], "MobileNet", **SMALL)
