@@ -190,35 +190,37 @@ def summary(
     classes: Classes = 1000,
     size: Size = None,
     option: Option = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw its blocks instead: the .png or .svg file to write.")
+    ] = None,
 ) -> None:
     """Show a model's layers in Keras's order: output shape, parameters, FLOPs, and what feeds each.
 
     FLOPs count 2 for each multiply-add of convolutions and dense layers, for one image.
     """
-    import jax
-
     import fzoo
     from fzoo.layers import trace
+    from fzoo.picture import check_picture, save_picture
 
+    if picture is not None:
+        check_picture(picture, (".png", ".svg"))
     shape = None if size is None else (size, size, 3)
     options = parse_options(name, option)
     module = fzoo.create(name, include_top=include_top, classes=classes, input_shape=shape, **options)
     found = trace(module)
-    count = {
-        node.name: sum(leaf.size for tree in found.variables.values() for leaf in jax.tree.leaves(tree.get(node.name)))
-        for node in found.layers
-    }
+    count = found.parameters
     rows = [
         (n.name, n.kind, " x ".join(map(str, n.shape)), f"{count[n.name]:,}", f"{n.flops:,}", ", ".join(n.inputs))
         for n in found.layers
     ]
     total, flops = sum(count.values()), sum(n.flops for n in found.layers)
     height, width, _ = module.example_shape
-    show(
-        ("layer", "class", "output", "parameters", "FLOPs", "from"),
-        rows,
-        f"{name} at {height} x {width}: {len(rows)} layers, {total:,} parameters, {flops / 1e9:.3f} GFLOPs an image",
-    )
+    whole = f"{name} at {height} x {width}: {len(rows)} layers, {total:,} parameters, {flops / 1e9:.3f} GFLOPs an image"
+    if picture is not None:
+        save_picture(module, picture, title=whole)
+        print(picture)
+        return
+    show(("layer", "class", "output", "parameters", "FLOPs", "from"), rows, whole)
 
 
 @command
