@@ -64,7 +64,7 @@ def explain(
     layer = map_layer(module, layer).name
     if classes is None and not (is_count(top) and top <= module.classes):
         raise ValueError(f"top={top!r} given, 1 to {module.classes} expected")
-    wanted = top if classes is None else tuple(check_classes(module, classes).tolist())
+    wanted = top if classes is None else tuple(check_classes(module, classes, dimensions=(1,)).tolist())
     return in_batches(explained, (module, layer, wanted), variables, images, batch_size, preprocess)
 
 
@@ -170,11 +170,12 @@ def last_map(nodes: Sequence[Node]) -> str:
     return found
 
 
-def check_classes(module: Classifier, classes: Any) -> Any:
+def check_classes(module: Classifier, classes: Any, dimensions: tuple[int, ...] = (1, 2)) -> Any:
     """Numbers of classes as an array, or raise ValueError; those that are traced can't be looked at."""
     given = classes if isinstance(classes, Tracer) else np.asarray(classes)
-    if given.ndim not in (1, 2) or not jnp.issubdtype(given.dtype, jnp.integer) or not given.size:
-        raise ValueError(f"classes={classes!r} given, whole numbers expected, (K,) or (N, K)")
+    if given.ndim not in dimensions or not jnp.issubdtype(given.dtype, jnp.integer) or not given.size:
+        shapes = " or ".join(("(K,)", "(N, K)")[n - 1] for n in dimensions)
+        raise ValueError(f"classes={classes!r} given, whole numbers expected, of shape {shapes}")
     if isinstance(given, np.ndarray) and not (given.min() >= 0 and given.max() < module.classes):
         raise ValueError(f"classes={classes!r} given, 0 to {module.classes - 1} expected")
     return given

@@ -221,7 +221,7 @@ def short(count: int) -> str:
 
 
 def words_of(nodes: Iterable[Node], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What layers do, in words: "Conv 3x3 /2", one after the other twice as "2 x ..."; `shapes` are the kernels'."""
+    """What layers do, in words: "Conv 3x3"; the same twice in a row as "2 x Conv 3x3". `shapes` are the kernels'."""
     nodes = [part for node in nodes for part in (node.parts or (node,))]
     said = [node for node in nodes if node.kind in WORDS] or nodes
     found = []
@@ -374,7 +374,8 @@ def describe(same: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], title
     if title:
         lines.append((counted(same), SMALL, FAINT))
     elif first.parameters:
-        lines.append((f"{layers} layers, {span(short(first.parameters), short(last.parameters))}", SMALL, FAINT))
+        sizes = span(short(first.parameters), short(last.parameters))
+        lines.append((f"{plural(layers, 'layer')}, {sizes}", SMALL, FAINT))
     return label(lines, WORDS[kernels[-1]][1] if kernels else PLAIN)
 
 
@@ -383,8 +384,12 @@ def counted(together: Iterable[Block]) -> str:
     together = list(together)
     layers = sum(node.kind != OPERATION for block in together for node in block.nodes)
     parameters = sum(block.parameters for block in together)
-    said = f"{layers} layer{'s' * (layers != 1)}"
-    return f"{said}, {parameters:,} parameters" if parameters else said
+    return f"{plural(layers, 'layer')}, {parameters:,} parameters" if parameters else plural(layers, "layer")
+
+
+def plural(count: int, what: str) -> str:
+    """ "1 layer", "2 layers"."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def panel(same: Sequence[Unit], before: str, shapes: Mapping[str, tuple[int, ...]]) -> Piece:
