@@ -22,7 +22,7 @@ from fzoo.inference import in_batches
 from fzoo.layers import Classifier, Node, activation_function, is_count, layer_names, trace, unknown
 
 #: Colours of heat from 0 to 1, evenly spaced.
-HEAT = ((38, 12, 92), (140, 22, 112), (222, 60, 62), (250, 148, 24), (255, 240, 120))
+HEAT = ((40, 30, 110), (20, 120, 190), (40, 190, 160), (250, 220, 60), (215, 40, 40))
 
 
 class Explanation(NamedTuple):
@@ -184,7 +184,7 @@ def check_classes(module: Classifier, classes: Any, dimensions: tuple[int, ...] 
 def overlay(
     image: UInt8[np.ndarray | Array, "h w 3"], heat: Float[np.ndarray | Array, "hm wm"], *, strength: float = 0.7
 ) -> UInt8[Array, "h w 3"]:
-    """An image with heat laid over it, as colours from violet to yellow; where there is none, the image is darker.
+    """An image with heat laid over it, as colours from blue to red; where there is none, the image is darker.
 
     Pure; works under `jax.jit`.
 

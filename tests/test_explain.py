@@ -19,8 +19,8 @@ CLASSES = np.array([[6, 0], [2, 5]])
 def keras_grad_cam(model, images, layer):
     """By the paper, through Keras's own layers: the network cut in two."""
     middle = model.get_layer(layer).output
-    activation = jnp.asarray(keras.Model(model.inputs, middle)(images))
-    rest = keras.Model(middle, model.outputs)
+    activation = jnp.asarray(keras.Model(model.input, middle)(images))
+    rest = keras.Model(middle, model.output)
     trainable, fixed = ([v.value for v in each] for each in (rest.trainable_variables, rest.non_trainable_variables))
 
     def score(activation, i):
@@ -46,7 +46,7 @@ def test_against_keras(name, alpha, last, inner):
         theirs = keras_grad_cam(model, images, layer)
         cam = jax.jit(lambda v, x, c, layer=layer: fzoo.grad_cam(module, v, x, c, layer=layer))
         assert_close(cam(variables, images, CLASSES), theirs, layer)
-        assert min(np.abs(theirs).max((2, 3)).ravel()) >= 0
+        assert (theirs.max((2, 3)) > 0).any(1).all()
 
     found = fzoo.explain(module, variables, images, classes=[6, 2])
     one = jax.vmap(lambda x: fzoo.grad_cam(module, variables, x[None], jnp.array([6, 2]))[0])
@@ -62,14 +62,10 @@ def cam_of(module, variables, images, classes):
     return jax.jit(lambda v, x, c: fzoo.grad_cam(module, v, x, c))(variables, images, classes)
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [("VGG16", "block5_pool"), ("MobileNetV3Small", "activation_17"), ("ResNet50V2", "post_relu")],
-)
-def test_the_layer_by_default(name, layer):
-    assert map_layer(fzoo.create(name), None).name == layer
-    head = fzoo.create(name, head=fzoo.Head(hidden=8), classes=3)
-    assert map_layer(head, None).name == layer
+def test_the_layer_by_default():
+    assert map_layer(fzoo.create("VGG16"), None).name == "block5_pool"
+    assert map_layer(fzoo.create("VGG16", head=fzoo.Head(hidden=8)), None).name == "block5_pool"
+    assert map_layer(fzoo.create("MobileNetV3Small"), None).name == "activation_17"  # not a squeeze's
 
 
 def test_what_can_not_be_explained():
@@ -83,7 +79,7 @@ def test_what_can_not_be_explained():
         return str(raised.value)
 
     assert message(layer="conv_pw_31_relu").startswith("unknown layer 'conv_pw_31_relu': did you mean conv_pw_3_relu")
-    assert "'reshape' has an output of shape (7,)" in message(layer="reshape")
+    assert "'reshape_2' has an output of shape (7,)" in message(layer="reshape_2")
     assert "classes=(7,) given, 0 to 6 expected" in message(classes=(7,))
     assert "whole numbers expected" in message(classes=(0.5,))
     assert "(3, 1) given for 2 images" in message(classes=np.ones((3, 1), int))
@@ -169,7 +165,7 @@ def test_command(folder, monkeypatch):
         (["a.png", "--out", "x.png", "--class", "emu"], "unknown class 'emu'"),
         (["a.png", "--out", "x.png", "--class", "7"], "unknown class '7'"),
         (["a.png", "--out", "x.png", "--layer", "conf1"], "unknown layer 'conf1': did you mean conv1"),
-        (["a.png", "--sheet", "x.png", "--layer", "reshape"], "no map over the image"),
+        (["a.png", "--sheet", "x.png", "--layer", "reshape_2"], "no map over the image"),
     ],
 )
 def test_bad_input_is_one_line(folder, monkeypatch, capsys, arguments, message):
