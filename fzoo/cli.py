@@ -407,7 +407,7 @@ def explain(
     for path in filter(None, (out, sheet)):
         check_picture(path)
     whole = load_image(image)
-    names = class_names(labels, classes) if out or labels else ()
+    names: Sequence[tuple[str, str]] = class_names(labels, classes) if out or labels else []
     chosen = [class_number(each, names) for each in class_ or ()] if out else []
     prepare_process(cache)
     module, variables, size = load_model(model, weights, size, classes=classes, option=option)
@@ -428,7 +428,8 @@ def explain(
             )
             shown = shrunk(whole, 360)
             panels = [(shown, image.name)]
-            for i, p, heat in zip(*(np.asarray(each)[0] for each in found), strict=True):
+            numbers, probabilities, heats = (np.asarray(each[0]) for each in found)
+            for i, p, heat in zip(numbers, probabilities, heats, strict=True):
                 wnid, label = names[i]
                 panels.append((np.asarray(fzoo.overlay(shown, heat)), f"{label}  {p:.1%}"))
                 rows.append((out, wnid, label, f"{p:.6f}"))

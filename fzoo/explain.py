@@ -123,12 +123,12 @@ def grad_cam(
 def split(module: Classifier, variables: Any, images: Array, layer: str) -> tuple[Array, Any]:
     """A layer's output for images, and the function from it to the logits."""
     network = module.clone(classifier_activation=None)
-    activation = network.apply(variables, images, (layer,), method="endpoints")[layer]
+    tapped: Any = network.apply(variables, images, (layer,), method="endpoints")
 
     def scores(activation: Array) -> Array:
         return network.apply(variables, images, given={layer: activation}, method="run")[0]
 
-    return activation, scores
+    return tapped[layer], scores
 
 
 def heat_maps(activation: Array, pull: Any, logits: Array, classes: Int[Array, "n k"]) -> Float[Array, "n k h w"]:
@@ -231,12 +231,12 @@ def feature_sheet(
     height, width, depth = activation.shape
     count = min(channels, depth)
     columns = columns or math.ceil(math.sqrt(count))
-    tile = tile or height * math.ceil(56 / height)
+    tall = tile or height * math.ceil(56 / height)
     x = jnp.asarray(activation, jnp.float32)
     x = jnp.take(x, jnp.argsort(-jnp.std(x, (0, 1)))[:count], -1)
     low, high = jnp.min(x, (0, 1)), jnp.max(x, (0, 1))
     x = 255 * (x - low) / jnp.maximum(high - low, 1e-6)
-    x = jax.image.resize(x, (tile, max(1, round(width * tile / height)), count), "nearest")
+    x = jax.image.resize(x, (tall, max(1, round(width * tall / height)), count), "nearest")
     rows = math.ceil(count / columns)
     x = jnp.pad(x, ((0, gap), (0, gap), (0, rows * columns - count)), constant_values=255)
     x = x.reshape(*x.shape[:2], rows, columns).transpose(2, 0, 3, 1).reshape(rows * x.shape[0], -1)
