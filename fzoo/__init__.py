@@ -7,12 +7,14 @@ fzoo.decode_predictions(fzoo.predict(module, variables, x))
 
 from fzoo._version import __version__
 from fzoo.convert import inspect_weights
+from fzoo.explain import explain, feature_sheet, grad_cam, overlay
 from fzoo.export import export
 from fzoo.finetune import evaluate, finetune
 from fzoo.inference import features, predict
 from fzoo.labels import decode_predictions
 from fzoo.layers import Head, layer_names
 from fzoo.optimize import optimize_for_inference
+from fzoo.picture import save_picture
 from fzoo.preprocessing import load_image, preprocess_input
 from fzoo.registry import create, list_models, load, spec
 from fzoo.runs import load_run
@@ -29,9 +31,12 @@ __all__ = [
     "decode_predictions",
     "enable_compilation_cache",
     "evaluate",
+    "explain",
     "export",
+    "feature_sheet",
     "features",
     "finetune",
+    "grad_cam",
     "inspect_weights",
     "layer_names",
     "list_models",
@@ -41,10 +46,12 @@ __all__ = [
     "load_run",
     "load_variables",
     "optimize_for_inference",
+    "overlay",
     "predict",
     "preprocess_input",
     "reuse_memory",
     "save_keras_weights",
+    "save_picture",
     "save_variables",
     "spec",
     "train_step",

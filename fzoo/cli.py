@@ -1,6 +1,6 @@
-"""The command line: `fzoo COMMAND`, a function below each.
+"""The command line: what the Python functions do, as commands; `fzoo --help` lists them.
 
-It offers what the Python functions do. Results go to standard output: tables on a terminal, plain lines in a pipe.
+Results go to standard output: tables on a terminal, plain lines in a pipe.
 Errors are one line on standard error, with exit code 2; 1 means that some of several images or files could not be had.
 """
 
@@ -36,6 +36,9 @@ Weights = Annotated[
 ]
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels; the model's own if left out.")]
 Classes = Annotated[int, typer.Option(help="Number of classes of the weights.")]
+Labels = Annotated[
+    Path | None, typer.Option(help="Names of the classes, one a line, where the weights are not ImageNet's.")
+]
 Option = Annotated[
     list[str] | None, typer.Option("--option", "-o", help="An option of the model's family, e.g. -o alpha=0.5.")
 ]
@@ -197,35 +200,37 @@ def summary(
     classes: Classes = 1000,
     size: Size = None,
     option: Option = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw its blocks instead: the .png or .svg file to write.")
+    ] = None,
 ) -> None:
     """Show a model's layers in Keras's order: output shape, parameters, FLOPs, and what feeds each.
 
     FLOPs count 2 for each multiply-add of convolutions and dense layers, for one image.
     """
-    import jax
-
     import fzoo
     from fzoo.layers import trace
+    from fzoo.picture import check_picture, save_picture
 
+    if picture is not None:
+        check_picture(picture, (".png", ".svg"))
     shape = None if size is None else (size, size, 3)
     options = parse_options(name, option)
     module = fzoo.create(name, include_top=include_top, classes=classes, input_shape=shape, **options)
     found = trace(module)
-    count = {
-        node.name: sum(leaf.size for tree in found.variables.values() for leaf in jax.tree.leaves(tree.get(node.name)))
-        for node in found.layers
-    }
+    count = found.parameters
     rows = [
         (n.name, n.kind, " x ".join(map(str, n.shape)), f"{count[n.name]:,}", f"{n.flops:,}", ", ".join(n.inputs))
         for n in found.layers
     ]
     total, flops = sum(count.values()), sum(n.flops for n in found.layers)
     height, width, _ = module.example_shape
-    show(
-        ("layer", "class", "output", "parameters", "FLOPs", "from"),
-        rows,
-        f"{name} at {height} x {width}: {len(rows)} layers, {total:,} parameters, {flops / 1e9:.3f} GFLOPs an image",
-    )
+    whole = f"{name} at {height} x {width}: {len(rows)} layers, {total:,} parameters, {flops / 1e9:.3f} GFLOPs an image"
+    if picture is not None:
+        save_picture(module, picture, title=whole)
+        print(picture)
+        return
+    show(("layer", "class", "output", "parameters", "FLOPs", "from"), rows, whole)
 
 
 @command
@@ -235,9 +240,7 @@ def classify(
     weights: Weights = "imagenet",
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object for each image.")] = False,
-    labels: Annotated[
-        Path | None, typer.Option(help="Names of the classes, one a line, where the weights are not ImageNet's.")
-    ] = None,
+    labels: Labels = None,
     classes: Classes = 1000,
     size: Size = None,
     interpolation: Interpolation = "nearest",
@@ -529,6 +532,83 @@ def features(
             np.savez(file, allow_pickle=False, images=np.array(read), **arrays)
     show(("layer", "array"), [(name, f"{array.dtype} {array.shape}") for name, array in arrays.items()])
     finish(skipped, len(paths))
+
+
+@command
+def explain(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The .png to write: the image, and where each of the classes is seen.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="The .png to write of the layer's liveliest channels.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="A Keras layer with a feature map; the last before the top if left out.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the likeliest classes.")] = 3,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Label, WordNet ID or number of a class instead; may be given again."),
+    ] = None,
+    channels: Annotated[int, typer.Option(min=1, help="How many channels the sheet has.")] = 64,
+    model: Model = "MobileNetV2",
+    weights: Weights = "imagenet",
+    labels: Labels = None,
+    classes: Classes = 1000,
+    size: Size = None,
+    interpolation: Interpolation = "nearest",
+    option: Option = None,
+    cache: Cache = True,
+) -> None:
+    """Show where in an image classes are seen (Grad-CAM), and the feature maps of a layer, as PNG.
+
+    In a pipe: file, WordNet ID, label and probability of each class, separated by tabs.
+    """
+    import numpy as np
+    from PIL import Image
+
+    import fzoo
+    from fzoo.explain import map_layer, side_by_side
+    from fzoo.picture import check_picture
+    from fzoo.preprocessing import load_image
+    from fzoo.weights.files import replacing
+
+    if out is None and sheet is None:
+        raise ValueError("--out FILE.png or --sheet FILE.png expected")
+    for path in filter(None, (out, sheet)):
+        check_picture(path)
+    whole = load_image(image)
+    names: Sequence[tuple[str, str]] = class_names(labels, classes) if out or labels else []
+    chosen = [class_number(each, names) for each in class_ or ()] if out else []
+    prepare_process(cache)
+    module, variables, size = load_model(model, weights, size, classes=classes, option=option)
+    pixels = load_image(image, size, interpolation)
+    layer = map_layer(module, layer).name
+    rows = []
+    with contextlib.ExitStack() as files:
+        temporary = {path: files.enter_context(replacing(path)) for path in (out, sheet) if path}
+        if out:
+            found = fzoo.explain(
+                module,
+                variables,
+                pixels[None],
+                top=min(top, classes),
+                classes=chosen or None,
+                layer=layer,
+                preprocess=model,
+            )
+            shown = shrunk(whole, 360)
+            panels = [(shown, image.name)]
+            numbers, probabilities, heats = (np.asarray(each[0]) for each in found)
+            for i, p, heat in zip(numbers, probabilities, heats, strict=True):
+                wnid, label = names[i]
+                panels.append((np.asarray(fzoo.overlay(shown, heat)), f"{label}  {p:.1%}"))
+                rows.append((out, wnid, label, f"{p:.6f}"))
+            side_by_side(panels).save(temporary[out])
+        if sheet:
+            maps = fzoo.features(module, variables, pixels[None], layer, preprocess=model)[layer][0]
+            Image.fromarray(np.asarray(fzoo.feature_sheet(maps, channels=channels))).save(temporary[sheet])
+            rows.append((sheet, "-", layer, "-"))
+    show(("picture", "id", "label", "probability"), rows)
 
 
 @command
@@ -840,6 +920,29 @@ def class_names(labels: Path | None, classes: int) -> Sequence[tuple[str, str]]:
     from fzoo.labels import class_index
 
     return class_index()
+
+
+def class_number(text: str, names: Sequence[tuple[str, str]]) -> int:
+    """The class of a label, a WordNet ID or a number."""
+    from fzoo.layers import unknown
+
+    if text.isdecimal() and int(text) < len(names):
+        return int(text)
+    plain = text.lower().replace(" ", "_")
+    for i, name in enumerate(names):
+        if plain in (each.lower().replace(" ", "_") for each in name):
+            return i
+    raise ValueError(unknown("class", text, [label for _, label in names]))
+
+
+def shrunk(pixels: Any, side: int) -> Any:
+    """An image at most so many pixels wide and high."""
+    import numpy as np
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side))
+    return np.asarray(image)
 
 
 def read_batches(

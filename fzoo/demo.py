@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 import fzoo
+from fzoo.explain import feature_sheet
 from fzoo.layers import Classifier
 
 SIZE = 32  # the digits are enlarged to what MobileNet takes at the least
@@ -177,8 +178,9 @@ def contact_sheet(
     """Digits with what was predicted, the mistakes first, and the channels of a feature tap of the first digit."""
     predicted, gap, text, head = probabilities.argmax(1), 6, 16, 30
     shown = np.argsort(predicted == labels, kind="stable")[: columns * rows]
-    channels = tap[..., np.argsort(-tap.std((0, 1)))[: 2 * columns]]
     side = (columns * (tile + gap) - gap) // (2 * columns) - 2
+    liveliest = min(2 * columns, tap.shape[-1])
+    channels = np.asarray(feature_sheet(tap, channels=liveliest, columns=liveliest, tile=side))
     width = columns * (tile + gap) + gap
     top = head + rows * (tile + text + gap)
     sheet = Image.new("RGB", (width, top + head + side + gap), "white")
@@ -196,11 +198,6 @@ def contact_sheet(
         caption = f"{predicted[index]}  {probabilities[index].max():.0%}" + ("" if right else f" (is {labels[index]})")
         draw.text((x + 2, y + tile + 1), caption, color, font)
 
-    draw.text((gap, top + 5), f"{TAP}, its {channels.shape[-1]} liveliest channels for the first digit", "black", title)
-    for i in range(channels.shape[-1]):
-        plane = channels[..., i]
-        plane = (255 * (plane - plane.min()) / max(float(np.ptp(plane)), 1e-6)).astype(np.uint8)
-        sheet.paste(
-            Image.fromarray(plane).resize((side, side), Image.Resampling.NEAREST), (gap + i * (side + 2), top + head)
-        )
+    draw.text((gap, top + 5), f"{TAP}, its {liveliest} liveliest channels for the first digit", "black", title)
+    sheet.paste(Image.fromarray(channels), (gap, top + head))
     return sheet

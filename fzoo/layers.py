@@ -974,6 +974,15 @@ class Trace:
         """The Keras layers alone: `model.layers`."""
         return [node for node in self.nodes if node.kind != OPERATION]
 
+    @functools.cached_property
+    def parameters(self) -> dict[str, int]:
+        """How many each node has, by its name; BN statistics count, as in Keras."""
+        trees = self.variables.values()
+        return {
+            node.name: sum(leaf.size for tree in trees for leaf in jax.tree.leaves(tree.get(node.name)))
+            for node in self.nodes
+        }
+
 
 def trace(module: Classifier) -> Trace:
     """Call the network abstractly (no arithmetic is done) and read the record.
