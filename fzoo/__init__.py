@@ -9,6 +9,7 @@ from fzoo._version import __version__
 from fzoo.convert import inspect_weights
 from fzoo.export import export
 from fzoo.inference import features, predict
+from fzoo.jobs import run_job
 from fzoo.labels import decode_predictions
 from fzoo.layers import Head, layer_names
 from fzoo.optimize import optimize_for_inference
@@ -37,6 +38,7 @@ __all__ = [
     "predict",
     "preprocess_input",
     "reuse_memory",
+    "run_job",
     "save_keras_weights",
     "save_variables",
     "spec",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import json
 import os
 import signal
 import sys
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -42,11 +41,39 @@ Option = Annotated[
 Interpolation = Annotated[
     str, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
+Crop = Annotated[
+    float | None,
+    typer.Option(
+        help="Cut out the centre instead of squeezing: how much of the resized shorter side is kept, e.g. 0.875."
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images at once, on all devices together; 32 for each if left out.")
+]
+Devices = Annotated[
+    int | None, typer.Option(min=1, help="How many of this machine's a batch is spread over; all if left out.")
+]
+Distributed = Annotated[
+    str | None,
+    typer.Option(
+        help="Share the job with other processes, started alike, on one file system: auto with a cluster manager "
+        "(SLURM, Open MPI, ...), else HOST:PORT,PROCESS,COUNT."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode; one for each core if left out.")]
+ShardSize = Annotated[int | None, typer.Option(min=1, help="Images in a shard: what a killed job loses at most.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what another job on the same --out has done.")]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep compiled programs in the user's cache, for the next start.")
 ]
-Images = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)]
+Images = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="IMAGE...",
+        help="Image files, folders, globs in quotes, .tar or .tar.gz archives, @FILE with such a path on each line.",
+        show_default=False,
+    ),
+]
 
 
 def main() -> None:
@@ -231,45 +258,51 @@ def classify(
     labels: Annotated[
         Path | None, typer.Option(help="Names of the classes, one a line, where the weights are not ImageNet's.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The .jsonl, .csv or .parquet file to write, instead of printing.")
+    ] = None,
     classes: Classes = 1000,
     size: Size = None,
     interpolation: Interpolation = "nearest",
-    batch_size: BatchSize = 32,
+    crop: Crop = None,
+    batch_size: BatchSize = None,
+    devices: Devices = None,
+    distributed: Distributed = None,
+    workers: Workers = None,
+    shard_size: ShardSize = None,
+    restart: Restart = False,
     option: Option = None,
     cache: Cache = True,
 ) -> None:
-    """Name what is in images. In a pipe: image, WordNet ID, label and probability, separated by tabs."""
-    import numpy as np
+    """Name what is in images. In a pipe: image, WordNet ID, label and probability, separated by tabs.
 
-    import fzoo
+    With --out, the job can be interrupted: the same command goes on where it was.
+    """
+    from fzoo.devices import mesh
+    from fzoo.results import check_out
 
     paths = some(images)
     if labels is not None:
         class_names(labels, classes)
+    if out is not None:
+        check_out(out, tapped=False)
+        if as_json:
+            raise ValueError("--json is for printing; --out FILE.jsonl has an object on each line")
+    elif distributed or restart or shard_size:
+        raise ValueError("--out FILE expected with --distributed, --restart or --shard-size")
+    process = join_processes(distributed)
     prepare_process(cache)
     module, variables, size = load_model(model, weights, size, classes=classes, option=option)
-    names = class_names(labels, classes)
-    results, cut = [], min(batch_size, len(paths))
-    for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
-        p = np.asarray(fzoo.predict(module, variables, pixels, batch_size=cut, preprocess=model))
-        best = np.argsort(-p, axis=1, kind="stable")[:, :top]
-        for path, row, indices in zip(batch, p, best, strict=True):
-            results.append((path, [(*names[i], float(row[i])) for i in indices]))
-    if as_json:
-        objects = [
-            {
-                "image": str(path),
-                "predictions": [dict(zip(("wnid", "label", "probability"), each, strict=True)) for each in found],
-            }
-            for path, found in results
-        ]
-        print("[\n" + ",\n".join(json.dumps(each) for each in objects) + "\n]")
-    else:
-        show(
-            ("image", "id", "label", "probability"),
-            [(path, wnid, label, f"{p:.6f}") for path, found in results for wnid, label, p in found],
-        )
-    finish(skipped, len(paths))
+    options = {"preprocess": model, "top": top, "labels": class_names(labels, classes), "mesh": mesh(devices)}
+    options |= {"size": size, "interpolation": interpolation, "crop": crop, "batch_size": batch_size}
+    if out is None:
+        print_classes(module, variables, paths, as_json, workers=workers, **options)
+        return
+    options |= {"workers": workers, "shard_size": shard_size, "restart": restart, "process": process}
+    report = batch_job(module, variables, paths, out, **options)
+    if report.joined:
+        show(("file", "report"), [(out, report)])
+    finish(report.failed, report.images, out)
 
 
 @command
@@ -324,41 +357,45 @@ def features(
     layer: Annotated[
         list[str] | None, typer.Option(help="A Keras layer, e.g. block4_pool; may be given again.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The .npz file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The .npz, .h5 or .parquet file to write.")] = None,
     model: Model = "MobileNetV2",
     weights: Weights = "imagenet",
     include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
     classes: Classes = 1000,
     size: Size = None,
     interpolation: Interpolation = "nearest",
-    batch_size: BatchSize = 32,
+    crop: Crop = None,
+    batch_size: BatchSize = None,
+    devices: Devices = None,
+    distributed: Distributed = None,
+    workers: Workers = None,
+    shard_size: ShardSize = None,
+    restart: Restart = False,
     option: Option = None,
     cache: Cache = True,
 ) -> None:
-    """Write the outputs of layers for images to an .npz: an array for each layer, and `images`, their paths."""
-    import numpy as np
+    """Write the outputs of layers for images: an array for each layer, and `images`, their paths.
 
-    import fzoo
-    from fzoo.weights.files import replacing
+    The job can be interrupted: the same command goes on where it was.
+    """
+    from fzoo.devices import mesh
+    from fzoo.results import check_out
 
     paths = some(images)
     if not layer or out is None:
         raise ValueError("--layer NAME and --out FILE.npz expected; `fzoo summary MODEL` shows the layers")
-    if out.suffix != ".npz":
-        raise ValueError(f"--out {out}: a name that ends in .npz expected")
+    check_out(out, tapped=True)
+    process = join_processes(distributed)
     prepare_process(cache)
     module, variables, size = load_model(model, weights, size, classes=classes, option=option, include_top=include_top)
-    read, parts, cut = [], [], min(batch_size, len(paths))
-    with replacing(out) as temporary:
-        for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
-            found = fzoo.features(module, variables, pixels, layer, batch_size=cut, preprocess=model)
-            parts.append({name: np.asarray(array) for name, array in found.items()})
-            read += map(str, batch)
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, images=np.array(read), **arrays)
-    show(("layer", "array"), [(name, f"{array.dtype} {array.shape}") for name, array in arrays.items()])
-    finish(skipped, len(paths))
+    options = {"preprocess": model, "mesh": mesh(devices), "workers": workers, "shard_size": shard_size}
+    options |= {"size": size, "interpolation": interpolation, "crop": crop, "batch_size": batch_size}
+    report = batch_job(module, variables, paths, out, layers=layer, restart=restart, process=process, **options)
+    if report.joined:
+        rows = report.images - report.failed
+        arrays = [(name, f"{array.dtype} {(rows, *array.shape)}") for name, array in report.shapes.items()]
+        show(("layer", "array"), arrays, f"{out}: {report}")
+    finish(report.failed, report.images, out)
 
 
 @command
@@ -633,39 +670,86 @@ def class_names(labels: Path | None, classes: int) -> Sequence[tuple[str, str]]:
     return class_index()
 
 
-def read_batches(
-    paths: Sequence[Path], size: int, interpolation: str, batch_size: int, skipped: list[Path]
-) -> Iterator[tuple[list[Path], Any]]:
-    """Images in batches, (their paths, uint8 pixels); those that can't be read are reported and put into `skipped`."""
-    import numpy as np
+def join_processes(distributed: str | None) -> tuple[int, int]:
+    """(number of this process, how many there are)."""
+    from fzoo.devices import start_distributed
 
-    from fzoo.preprocessing import INTERPOLATIONS, load_image
-
-    if interpolation not in INTERPOLATIONS:
-        load_image(paths[0], size, interpolation)  # says so
-    starts = range(0, len(paths), batch_size)
-    hidden = len(starts) == 1 or not sys.stderr.isatty()
-    for start in track(starts, "images", console=Console(stderr=True), disable=hidden):
-        good, pixels = [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                pixels.append(load_image(path, size, interpolation))
-                good.append(path)
-            except (ValueError, OSError) as e:
-                if len(paths) == 1:
-                    raise
-                complain(f"skipped: {e}")
-                skipped.append(path)
-        if good:
-            yield good, np.stack(pixels)
-    if len(skipped) == len(paths):
-        raise ValueError(f"none of the {len(paths)} images could be read")
+    return (0, 1) if distributed is None else start_distributed(distributed)
 
 
-def finish(skipped: Sequence[Path], count: int) -> None:
+def batch_job(module: Any, variables: Any, paths: Sequence[Path], out: Path, **options: Any) -> Any:
+    """`run_job` with a progress bar; the first images that can't be read are named."""
+    from fzoo.jobs import run_job
+
+    with watching() as watch:
+        report = run_job(module, variables, paths, out, watch=watch, **options)
+    if not report.joined:
+        complain(f"this process's share of {out} is done; the last process to be done puts all together")
+    return report
+
+
+def print_classes(
+    module: Any,
+    variables: Any,
+    paths: Sequence[Path],
+    as_json: bool,
+    *,
+    labels: Sequence[tuple[str, str]],
+    **options: Any,
+) -> None:
+    """Print the likeliest classes as they come; on a terminal as a table at the end."""
+    from fzoo.jobs import Report, classify
+    from fzoo.results import as_object
+
+    sys.stdout.reconfigure(errors="surrogateescape")  # pyright: ignore  # names of files may be any bytes
+    table, before, report = [], "[\n", Report()
+    options |= {"labels": labels, "report": report}
+    with watching() as watch:
+        for name, found in classify(module, variables, paths, watch=watch, **options):
+            if as_json:
+                print(before + as_object(name, found), end="", flush=True)
+                before = ",\n"
+            else:
+                rows = [(name, wnid, label, f"{p:.6f}") for wnid, label, p in found]
+                if sys.stdout.isatty():
+                    table += rows
+                else:
+                    show((), rows)
+    if as_json:
+        print("\n]")
+    elif table:
+        show(("image", "id", "label", "probability"), table)
+    if report.images > 1 and sys.stderr.isatty():
+        complain(str(report))
+    finish(report.failed, report.images)
+
+
+#: How many of the images that can't be read are named on standard error.
+NAMED = 10
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Callable]:
+    """The `watch` of a job: a progress bar on a terminal, and the first images that can't be read."""
+    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    with bar:
+        task, failed = bar.add_task("images"), 0
+
+        def watch(report: Any, failures: Sequence[tuple[str, str]]) -> None:
+            nonlocal failed
+            if report.images > 1:
+                for _, error in failures[: max(0, NAMED - failed)]:
+                    complain(f"skipped: {error}")
+                failed += len(failures)
+            bar.update(task, total=report.images, completed=report.before + report.done)
+
+        yield watch
+
+
+def finish(failed: int, count: int, out: Path | None = None) -> None:
     """Exit code 1 where some of the images could not be read."""
-    if skipped:
-        complain(f"{len(skipped)} of {count} images skipped")
+    if failed:
+        complain(f"{failed} of {count} images skipped" + (f": see {out}.errors.jsonl" if out else ""))
         raise typer.Exit(1)
 
 
