@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from fzoo._version import __version__
 from fzoo.devices import mesh as local_mesh
 from fzoo.devices import replicate
 from fzoo.inference import BATCH_SIZE, features, in_flight, predict
 from fzoo.layers import Classifier, unknown
 from fzoo.preprocessing import INTERPOLATIONS, check_size, load_image
 from fzoo.results import Failure, Shards, check_out, named
-from fzoo.sources import Opener, Source, find, opened, survey
+from fzoo.sources import Opener, Source, Survey, opened
 
 #: A shard's images, and bytes; fewer images where they would be more bytes, but a batch at least.
 SHARD_IMAGES, SHARD_BYTES = 1024, 64 << 20
@@ -156,15 +157,18 @@ def run_job(
     network = Network(module, variables, layers, top, preprocess, mesh)
     reading = prepare(network, images, size, interpolation, crop, batch_size, workers)
     labels = class_labels(labels, network) if layers is None else None
-    batch, count = reading.batch, reading.total
+    batch, count = reading.batch, reading.images.count
     if shard_size is None:
         bytes_each = sum(int(np.prod(aval.shape)) * np.dtype(aval.dtype).itemsize for aval in reading.shapes.values())
         shard_size = max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_each) // batch) * batch
     elif shard_size < 1:
         raise ValueError(f"shard_size={shard_size} given, a positive number expected")
+    if restart and process[1] > 1:
+        raise ValueError("restart given with several processes: which of them is to remove what the others have begun?")
     job = {
+        "fzoo": __version__,
         "images": count,
-        "inputs": reading.inputs,
+        "inputs": reading.images.digest,
         "weights": fingerprint(module, variables),
         "layers": network.layers and list(network.layers),
         "top": top if layers is None else None,
@@ -180,7 +184,7 @@ def run_job(
         wanted = {n for n in mine if not shards.path(n).exists()}
         report.before = count - sum(min(shards.size, count - n * shards.size) for n in wanted)
         names, parts, failed, only = [], [], [], ""
-        for done in stream(network, reading, cut(find(reading.given), shards.size, batch, wanted), report):
+        for done in stream(network, reading, cut(reading.images, shards.size, batch, wanted), report):
             names += done.names
             parts += [done.rows] if done.names else []
             failed += done.failures
@@ -221,8 +225,8 @@ def classify(
     reading = prepare(network, images, **options)
     labels = class_labels(labels, network)
     report = Report() if report is None else report
-    report.images, report.shapes = reading.total, reading.shapes
-    for done in stream(network, reading, cut(find(reading.given), reading.batch, reading.batch), report):
+    report.images, report.shapes = reading.images.count, reading.shapes
+    for done in stream(network, reading, cut(reading.images, reading.batch, reading.batch), report):
         report.failed += len(done.failures)
         if watch is not None:
             watch(report, done.failures)
@@ -240,17 +244,14 @@ class Reading(NamedTuple):
     """What a job is to read, and how.
 
     Attributes:
-        given: the paths.
-        total, inputs: how many images they are, and a hash of where they are.
+        images: which.
         load: how one is read.
         batch: what the network is compiled for.
         workers: threads that decode.
         shapes: of one image's results.
     """
 
-    given: Sequence[str | os.PathLike]
-    total: int
-    inputs: str
+    images: Survey
     load: Loader
     batch: int
     workers: int
@@ -267,7 +268,7 @@ def prepare(
     workers: int | None = None,
 ) -> Reading:
     """Look at what is given, before anything is computed; arguments and errors as for `run_job`."""
-    given, sides = list(images), check_size(tuple(network.module.example_shape[:2]) if size is None else size)
+    sides = check_size(tuple(network.module.example_shape[:2]) if size is None else size)
     if interpolation not in INTERPOLATIONS:
         raise ValueError(unknown("interpolation", interpolation, INTERPOLATIONS))
     if crop is not None and not 0 < crop <= 1:
@@ -275,13 +276,13 @@ def prepare(
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value!r} given, a positive number expected")
-    count, inputs = survey(given)
-    if not count:
+    survey = Survey(images)
+    if not survey.count:
         raise ValueError("no images given")
-    batch = round_up(min(batch_size or BATCH_SIZE * network.devices, count), network.devices)
+    batch = round_up(min(batch_size or BATCH_SIZE * network.devices, survey.count), network.devices)
     shapes = network.shapes((batch, *sides, 3))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Reading(given, count, inputs, Loader(sides, interpolation, crop), batch, workers or cores, shapes)
+    return Reading(survey, Loader(sides, interpolation, crop), batch, workers or cores, shapes)
 
 
 class Network:

@@ -130,12 +130,39 @@ def members(path: str) -> Iterator[Source]:
         raise ValueError(f"{path} is not a readable tar archive: {e}") from e
 
 
-def survey(given: Iterable[str | os.PathLike]) -> tuple[int, str]:
-    """(How many images there are, a hash of where they are); raises as `find` does."""
-    count, digest = 0, hashlib.blake2b(digest_size=16)
-    for count, source in enumerate(find(given), 1):  # noqa: B007
-        digest.update(os.fsencode("\0".join(map(str, source)) + "\n"))
-    return count, digest.hexdigest()
+class Survey:
+    """How many images there are, and where: walked once to know, and again to read them, with a look that they stayed.
+
+    Args:
+        given: as for `find`, whose errors this raises.
+
+    Attributes:
+        given: the paths.
+        count: how many images.
+        digest: a hash of their names and places.
+    """
+
+    def __init__(self, given: Iterable[str | os.PathLike]):
+        self.given, self.count, digest = list(given), 0, hashlib.blake2b(digest_size=16)
+        for source in find(self.given):
+            self.count += 1
+            digest.update(place(source))
+        self.digest = digest.hexdigest()
+
+    def __iter__(self) -> Iterator[Source]:
+        digest = hashlib.blake2b(digest_size=16)
+        for source in find(self.given):
+            digest.update(place(source))
+            yield source
+        if digest.hexdigest() != self.digest:
+            raise ValueError(
+                "images were added or removed while the job ran: start over, with --restart (restart=True)"
+            )
+
+
+def place(source: Source) -> bytes:
+    """What identifies a source."""
+    return os.fsencode("\0".join(map(str, source)) + "\n")
 
 
 class Opener:

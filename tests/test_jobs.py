@@ -188,10 +188,10 @@ def test_what_holds_no_images(tmp_path):
         "bad.tar": "bad.tar is not a readable tar archive",
     }.items():
         with pytest.raises(ValueError, match=message):
-            sources.survey([f"@{tmp_path}/{given[1:]}" if given.startswith("@") else f"{tmp_path}/{given}"])
+            sources.Survey([f"@{tmp_path}/{given[1:]}" if given.startswith("@") else f"{tmp_path}/{given}"])
     for given in ("@missing.txt", "missing.tar"):
         with pytest.raises(FileNotFoundError):
-            sources.survey([given])
+            sources.Survey([given])
 
 
 def test_ten_kills(network, tmp_path):
@@ -436,7 +436,7 @@ def test_the_report_says_which_was_slower(network, monkeypatch):
 
     def report_of(reading, slow):
         report = jobs.Report(images=90)
-        list(jobs.stream(slow, reading, jobs.cut(sources.find(reading.given), 90, 4), report))
+        list(jobs.stream(slow, reading, jobs.cut(reading.images, 90, 4), report))
         return report
 
     def slow_network(pixels):
@@ -487,6 +487,22 @@ def test_names_that_are_no_text(network, tmp_path):
         assert arrays["images"].tolist() == [name]
 
 
+def test_images_that_come_and_go(network, tmp_path):
+    """A job's images are those of its start: others are an error, not a shifted result."""
+    images = tmp_path / "images"
+    shutil.copytree("images/b", images)
+
+    def watch(report, failures):
+        shutil.copy("images/a/00.bmp", images / f"{report.done}.bmp")
+
+    options = {"preprocess": "MobileNet", "batch_size": 1, "shard_size": 4, "workers": 1}
+    with pytest.raises(ValueError, match="added or removed"):
+        fzoo.run_job(*network, [f"{images}/*.png", f"{images}/*.bmp"], tmp_path / "x.csv", watch=watch, **options)
+    assert not (tmp_path / "x.csv").exists()
+    with pytest.raises(ValueError, match=r"another job \(other: images, inputs"):
+        fzoo.run_job(*network, [f"{images}/*.png", f"{images}/*.bmp"], tmp_path / "x.csv", **options)
+
+
 def test_a_folder_that_is_not_a_jobs(network, tmp_path):
     out = tmp_path / "x.csv"
     parts = tmp_path / "x.csv.parts"
@@ -500,6 +516,25 @@ def test_a_folder_that_is_not_a_jobs(network, tmp_path):
         assert (parts / "00000000.npz").exists()
     assert fzoo.run_job(*network, ["images"], out, preprocess="MobileNet", restart=True).done == 30
     assert not parts.exists()
+
+
+def test_bad_arguments(network, tmp_path):
+    for options, message in (
+        ({"top": 0}, "top=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"workers": 0}, "workers=0"),
+        ({"shard_size": 0}, "shard_size=0"),
+        ({"interpolation": "nearst"}, "did you mean nearest"),
+        ({"labels": [("-", "one")]}, "1 labels given, 5 expected"),
+        ({"layers": "conv1", "out": "x.npz", "size": 31}, "32, 32, 3 expected"),
+        ({"layers": "conf1", "out": "x.npz"}, "did you mean conv1"),
+        ({"restart": True, "process": (0, 2)}, "restart given with several processes"),
+        ({"preprocess": None}, "preprocess=name"),
+    ):
+        options = {"preprocess": "MobileNet", **options}
+        with pytest.raises(ValueError, match=message):
+            fzoo.run_job(*network, ["images"], tmp_path / options.pop("out", "x.csv"), **options)
+        assert not list(tmp_path.iterdir())
 
 
 def test_without_pyarrow(network, tmp_path, monkeypatch):
