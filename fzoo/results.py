@@ -84,12 +84,16 @@ class Shards:
         self._lock = lock(self.folder / f"lock-{process}")
         if self._lock is None:
             raise BlockingIOError(errno.EAGAIN, f"another process is at work on {out}")
-        self.size = self._begin(dict(job), size, restart)
+        try:
+            self.size = self._begin(dict(job), size, restart)
+        except BaseException:
+            self.close()
+            raise
 
     def _begin(self, job: dict[str, Any], size: int, restart: bool) -> int:
         """Compare with the job that is there, or write down this one."""
         manifest, known = self.folder / "job.json", size
-        if manifest.exists() or any(self.folder.glob("*.npz")):
+        if any(self.folder.glob("*.npz")):
             try:
                 found = json.loads(manifest.read_text(encoding="utf-8"))
                 known = int(found.pop("shard_size"))
@@ -106,7 +110,7 @@ class Shards:
             for path in self.folder.iterdir():
                 if not path.name.startswith("lock-"):
                     path.unlink()
-        with whole(manifest) as file:
+        with self._writing(), whole(manifest) as file:
             file.write(json.dumps({**job, "shard_size": size}, indent=1).encode())
         return size
 
@@ -139,10 +143,10 @@ class Shards:
                 rows, failed = self._join(parts, shapes, labels)
         finally:
             os.close(joining)
-        # The description goes last: without it, what is left would be nobody's.
+        # The description goes last: without it, what is left would be nobody's. A shard is no shard without its errors.
         for part in parts:
-            part.with_suffix(".jsonl").unlink()
             part.unlink()
+            part.with_suffix(".jsonl").unlink()
         shutil.rmtree(self.folder)
         return rows, failed
 
@@ -312,7 +316,7 @@ def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
                 header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *shape)})
                 for array in each(parts, name):
-                    file.write(np.ascontiguousarray(array.astype(dtype, copy=False)).data.cast("B"))
+                    file.write(np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(-1).view(np.uint8).data)
 
 
 def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
