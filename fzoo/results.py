@@ -135,20 +135,25 @@ class Shards:
         parts = [self.path(number) for number in range(count)]
         if not all(part.exists() for part in parts):
             return None
-        joining = lock(self.folder / "lock-join")
+        try:
+            joining = lock(self.folder / "lock-join")
+        except FileNotFoundError:  # another process has joined them meanwhile
+            return None
         if joining is None:
             return None
         try:
+            if not all(part.exists() for part in parts):
+                return None
             with self._writing():
                 rows, failed = self._join(parts, shapes, labels)
+            # The description goes last, or what is left would be nobody's; and no shard is there without its errors.
+            for part in parts:
+                part.unlink()
+                part.with_suffix(".jsonl").unlink()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return rows, failed
         finally:
             os.close(joining)
-        # The description goes last: without it, what is left would be nobody's. A shard is no shard without its errors.
-        for part in parts:
-            part.unlink()
-            part.with_suffix(".jsonl").unlink()
-        shutil.rmtree(self.folder)
-        return rows, failed
 
     def _join(self, parts: Sequence[Path], shapes: Shapes, labels: Any) -> tuple[int, int]:
         """Write the errors and the output; (rows, images that could not be read)."""
