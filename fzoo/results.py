@@ -326,6 +326,9 @@ def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
 
 def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
     """A dataset for each layer, and `images`."""
+    text = sum(len(os.fsencode(name)) for names in each(parts, IMAGES) for name in names.tolist())
+    rows = sum(int(np.prod(aval.shape)) * np.dtype(aval.dtype).itemsize for aval in shapes.values())
+    reserve(path, count * (rows + 64) + text + (len(shapes) << 12) + (1 << 16))
     with h5py.File(path, "w") as file:
         datasets = {IMAGES: file.create_dataset(IMAGES, (count,), h5py.string_dtype())}
         datasets |= {name: file.create_dataset(name, (count, *a.shape), a.dtype) for name, a in shapes.items()}
@@ -334,6 +337,15 @@ def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labe
             for array in each(parts, name):
                 dataset[start : start + len(array)] = array.astype(object) if name == IMAGES else array
                 start += len(array)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Raise OSError unless the disk has room for `size` bytes: a write that fails can crash HDF5, and the process."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif shutil.disk_usage(path).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def printable(name: str) -> str:
