@@ -7,6 +7,8 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +31,9 @@ from fzoo.sources import Opener, Source, Survey, opened
 
 #: A shard's images, and bytes; fewer images where they would be more bytes, but a batch at least.
 SHARD_IMAGES, SHARD_BYTES = 1024, 64 << 20
+
+#: Of the threads that decode.
+NICENESS = 10
 
 #: Outputs of one batch: name -> (N, ...), on their way from the device.
 Outputs = Mapping[str, Any]
@@ -424,7 +429,7 @@ def decoded(
     load, batch, workers = reading.load, reading.batch, reading.workers
     ahead = 1 + -(-2 * workers // batch)  # pieces: each thread has its next image, and the network its next batch
     pending: deque[tuple[Piece, np.ndarray, list[Future[float] | Exception]]] = deque()
-    opener, pool = Opener(), ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    opener, pool = Opener(), ThreadPoolExecutor(workers, "decode", step_back)
 
     def submit(source: Source, pixels: np.ndarray) -> Future[float] | Exception:
         try:
@@ -451,6 +456,16 @@ def decoded(
     finally:
         pool.shutdown(cancel_futures=True)
         opener.close()
+
+
+def step_back() -> None:
+    """Let the calling thread give way: on a CPU, XLA's threads wait for the one that shares its core.
+
+    Linux has priorities of threads; elsewhere this would be the whole process's.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def outcome(future: Future[float] | Exception) -> float | Exception:
