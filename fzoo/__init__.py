@@ -11,6 +11,7 @@ from fzoo.explain import explain, feature_sheet, grad_cam, overlay
 from fzoo.export import export
 from fzoo.finetune import evaluate, finetune
 from fzoo.inference import features, predict
+from fzoo.jobs import run_job
 from fzoo.labels import decode_predictions
 from fzoo.layers import Head, layer_names
 from fzoo.optimize import optimize_for_inference
@@ -50,6 +51,7 @@ __all__ = [
     "predict",
     "preprocess_input",
     "reuse_memory",
+    "run_job",
     "save_keras_weights",
     "save_picture",
     "save_variables",

@@ -9,17 +9,16 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -32,7 +31,13 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model; `fzoo list` shows them.")]
 Weights = Annotated[
-    str, typer.Option("--weights", "-w", help="'imagenet', or the path of a Keras file (.h5, .weights.h5, .keras).")
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="'imagenet', a Keras file (.h5, .weights.h5, .keras), or the folder of a `fzoo finetune`, which says the "
+        "model, too.",
+    ),
 ]
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels; the model's own if left out.")]
 Classes = Annotated[int, typer.Option(help="Number of classes of the weights.")]
@@ -43,20 +48,41 @@ Option = Annotated[
     list[str] | None, typer.Option("--option", "-o", help="An option of the model's family, e.g. -o alpha=0.5.")
 ]
 Interpolation = Annotated[
-    str, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")
+    str | None, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that decode images.")]
 Crop = Annotated[
-    float,
+    float | None,
     typer.Option(
-        min=0, max=1, help="Share of the resized shorter side that the centre crop keeps; 0 squeezes instead."
+        help="Cut out the centre instead of squeezing: how much of the resized shorter side is kept, e.g. 0.875."
     ),
 ]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images at once, on all devices together; 32 for each if left out.")
+]
+Devices = Annotated[
+    int | None, typer.Option(min=1, help="How many of this machine's a batch is spread over; all if left out.")
+]
+Distributed = Annotated[
+    str | None,
+    typer.Option(
+        help="Share the job with other processes, started alike, on one file system: auto with a cluster manager "
+        "(SLURM, Open MPI, ...), else HOST:PORT,PROCESS,COUNT."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode; one for each core if left out.")]
+ShardSize = Annotated[int | None, typer.Option(min=1, help="Images in a shard: what a killed job loses at most.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what another job on the same --out has done.")]
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep compiled programs in the user's cache, for the next start.")
 ]
-Images = Annotated[list[Path] | None, typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)]
+Images = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="IMAGE...",
+        help="Image files, folders, globs in quotes, .tar or .tar.gz archives, @FILE with such a path on each line.",
+        show_default=False,
+    ),
+]
 
 
 def main() -> None:
@@ -241,45 +267,53 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object for each image.")] = False,
     labels: Labels = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The .jsonl, .csv or .parquet file to write, instead of printing.")
+    ] = None,
     classes: Classes = 1000,
     size: Size = None,
-    interpolation: Interpolation = "nearest",
-    batch_size: BatchSize = 32,
+    interpolation: Interpolation = None,
+    crop: Crop = None,
+    batch_size: BatchSize = None,
+    devices: Devices = None,
+    distributed: Distributed = None,
+    workers: Workers = None,
+    shard_size: ShardSize = None,
+    restart: Restart = False,
     option: Option = None,
     cache: Cache = True,
 ) -> None:
-    """Name what is in images. In a pipe: image, WordNet ID, label and probability, separated by tabs."""
-    import numpy as np
+    """Name what is in images. In a pipe: image, WordNet ID, label and probability, separated by tabs.
 
-    import fzoo
+    With --out, the job can be interrupted: the same command goes on where it was.
+    """
+    from fzoo.devices import mesh
+    from fzoo.results import check_out
 
     paths = some(images)
     if labels is not None:
         class_names(labels, classes)
+    if out is not None:
+        check_out(out, tapped=False)
+        if as_json:
+            raise ValueError("--json is for printing; --out FILE.jsonl has an object on each line")
+    elif distributed or restart or shard_size:
+        raise ValueError("--out FILE expected with --distributed, --restart or --shard-size")
+    process = join_processes(distributed)
     prepare_process(cache)
-    module, variables, size = load_model(model, weights, size, classes=classes, option=option)
-    names = class_names(labels, classes)
-    results, cut = [], min(batch_size, len(paths))
-    for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
-        p = np.asarray(fzoo.predict(module, variables, pixels, batch_size=cut, preprocess=model))
-        best = np.argsort(-p, axis=1, kind="stable")[:, :top]
-        for path, row, indices in zip(batch, p, best, strict=True):
-            results.append((path, [(*names[i], float(row[i])) for i in indices]))
-    if as_json:
-        objects = [
-            {
-                "image": str(path),
-                "predictions": [dict(zip(("wnid", "label", "probability"), each, strict=True)) for each in found],
-            }
-            for path, found in results
-        ]
-        print("[\n" + ",\n".join(json.dumps(each) for each in objects) + "\n]")
-    else:
-        show(
-            ("image", "id", "label", "probability"),
-            [(path, wnid, label, f"{p:.6f}") for path, found in results for wnid, label, p in found],
-        )
-    finish(skipped, len(paths))
+    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option)
+    module, variables = network.module, network.variables
+    names = class_names(labels, module.classes) if labels or not network.names else network.names
+    options = {"preprocess": network.model, "top": top, "labels": names, "mesh": mesh(devices)}
+    options |= {**network.reading, "batch_size": batch_size}
+    if out is None:
+        print_classes(module, variables, paths, as_json, workers=workers, **options)
+        return
+    options |= {"workers": workers, "shard_size": shard_size, "restart": restart, "process": process}
+    report = batch_job(module, variables, paths, out, **options)
+    if report.joined:
+        show(("file", "report"), [(out, report)])
+    finish(report.failed, report.images, out)
 
 
 @command
@@ -304,7 +338,7 @@ def finetune(
     pooling: Annotated[str, typer.Option(help="Of the head: avg or max.")] = "avg",
     hidden: Annotated[int | None, typer.Option(min=1, help="Units of a hidden layer in the head.")] = None,
     dropout: Annotated[float, typer.Option(help="Before the last layer.")] = 0.0,
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step, on all devices.")] = 32,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches whose gradients make one step.")] = 1,
     augment: Annotated[bool, typer.Option(help="Train on random, mirrored parts of the images.")] = False,
     label_smoothing: Annotated[float, typer.Option(help="How much of each label is spread over all classes.")] = 0.0,
@@ -317,11 +351,19 @@ def finetune(
         int | None, typer.Option(min=1, help="Steps; every 30 s at the end of an epoch if left out.")
     ] = None,
     max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
-    workers: Workers = 4,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
+    devices: Devices = None,
+    distributed: Annotated[
+        str | None,
+        typer.Option(
+            help="Train with other processes, started alike: auto with a cluster manager (SLURM, Open MPI, ...), else "
+            "HOST:PORT,PROCESS,COUNT."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random.")] = 0,
     size: Size = None,
-    interpolation: Interpolation = "bicubic",
-    crop: Crop = 0.875,
+    interpolation: Annotated[str, typer.Option(help="Of the resize.")] = "bicubic",
+    crop: Annotated[float, typer.Option(min=0, max=1, help="As in `classify`; 0 squeezes.")] = 0.875,
     option: Option = None,
     cache: Cache = True,
 ) -> None:
@@ -329,8 +371,10 @@ def finetune(
     import jax.numpy as jnp
 
     import fzoo
+    from fzoo.devices import mesh
     from fzoo.training import TWO_PHASES
 
+    join_processes(distributed)
     phases = [parse_phase(text) for text in phase or ()] or TWO_PHASES
     options = parse_options(model, option)
     prepare_process(cache)
@@ -356,6 +400,7 @@ def finetune(
         workers=workers,
         seed=seed,
         resume=resume,
+        mesh=mesh(devices) if devices else None,
         report=complain,
         **options,
     )
@@ -377,9 +422,9 @@ def evaluate(
     ] = "imagenet",
     out: Annotated[Path | None, typer.Option(help="A .csv of the classes to write.")] = None,
     classes: Classes = 1000,
-    batch_size: BatchSize = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
-    workers: Workers = 4,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
     size: Size = None,
     interpolation: Annotated[str | None, typer.Option(help="Of the resize: bicubic if left out.")] = None,
     crop: Annotated[
@@ -402,28 +447,18 @@ def evaluate(
     if out is not None and out.suffix != ".csv":
         raise ValueError(f"--out {out}: a name that ends in .csv expected")
     prepare_process(cache)
-    published = not is_run(weights) and classes == 1000
-    if is_run(weights):
-        run = fzoo.load_run(weights)
-        module, variables, model, names, recipe = run
-    else:
-        module, variables, size = load_model(model, weights, size, classes=classes, option=option)
-        names, recipe = (
-            tuple(id if id != "-" else label for id, label in class_names(None, classes)),
-            Recipe((size, size)),
-        )
-    recipe = Recipe(
-        recipe.size if size is None else (size, size),
-        interpolation or recipe.interpolation,
-        recipe.crop if crop is None else crop or None,
-    )
+    published = classes == 1000 and not is_run(weights)
+    usual = {"interpolation": "bicubic", "crop": 0.875}
+    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option, usual=usual)
+    names = [label if id == "-" else id for id, label in network.names or class_names(None, classes)]
+    recipe = Recipe(**network.reading)
     broken = Broken(max_broken, complain)
     files = relabelled(read_folder(data, recipe, broken, least=1), names)
-    module, variables = fzoo.optimize_for_inference(module, variables)
+    module, variables = fzoo.optimize_for_inference(network.module, network.variables)
     found = fzoo.evaluate(
-        module, variables, in_order(files, batch_size, workers), preprocess=model, batch_size=batch_size
+        module, variables, in_order(files, batch_size, workers), preprocess=network.model, batch_size=batch_size
     )
-    s = fzoo.spec(model)
+    s = fzoo.spec(network.model)
     rows = [
         ("images", f"{found.images:,} of {len(set(files.labels.tolist()))} classes"),
         ("recipe", str(recipe)),
@@ -442,7 +477,7 @@ def evaluate(
     show(("", ""), rows)
     if out is None or not sys.stdout.isatty():
         show(("class", "images", "top-1"), table)
-    finish(sorted(broken.paths), len(files.paths))
+    finish(len(broken.paths), len(files.paths))
 
 
 @command
@@ -497,41 +532,46 @@ def features(
     layer: Annotated[
         list[str] | None, typer.Option(help="A Keras layer, e.g. block4_pool; may be given again.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The .npz file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The .npz, .h5 or .parquet file to write.")] = None,
     model: Model = "MobileNetV2",
     weights: Weights = "imagenet",
     include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
     classes: Classes = 1000,
     size: Size = None,
-    interpolation: Interpolation = "nearest",
-    batch_size: BatchSize = 32,
+    interpolation: Interpolation = None,
+    crop: Crop = None,
+    batch_size: BatchSize = None,
+    devices: Devices = None,
+    distributed: Distributed = None,
+    workers: Workers = None,
+    shard_size: ShardSize = None,
+    restart: Restart = False,
     option: Option = None,
     cache: Cache = True,
 ) -> None:
-    """Write the outputs of layers for images to an .npz: an array for each layer, and `images`, their paths."""
-    import numpy as np
+    """Write the outputs of layers for images: an array for each layer, and `images`, their paths.
 
-    import fzoo
-    from fzoo.weights.files import replacing
+    The job can be interrupted: the same command goes on where it was.
+    """
+    from fzoo.devices import mesh
+    from fzoo.results import check_out
 
     paths = some(images)
     if not layer or out is None:
         raise ValueError("--layer NAME and --out FILE.npz expected; `fzoo summary MODEL` shows the layers")
-    if out.suffix != ".npz":
-        raise ValueError(f"--out {out}: a name that ends in .npz expected")
+    check_out(out, tapped=True)
+    process = join_processes(distributed)
     prepare_process(cache)
-    module, variables, size = load_model(model, weights, size, classes=classes, option=option, include_top=include_top)
-    read, parts, cut = [], [], min(batch_size, len(paths))
-    with replacing(out) as temporary:
-        for batch, pixels in read_batches(paths, size, interpolation, batch_size, skipped := []):
-            found = fzoo.features(module, variables, pixels, layer, batch_size=cut, preprocess=model)
-            parts.append({name: np.asarray(array) for name, array in found.items()})
-            read += map(str, batch)
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, images=np.array(read), **arrays)
-    show(("layer", "array"), [(name, f"{array.dtype} {array.shape}") for name, array in arrays.items()])
-    finish(skipped, len(paths))
+    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option, include_top=include_top)
+    module, variables = network.module, network.variables
+    options = {"preprocess": network.model, "mesh": mesh(devices), "workers": workers, "shard_size": shard_size}
+    options |= {**network.reading, "batch_size": batch_size}
+    report = batch_job(module, variables, paths, out, layers=layer, restart=restart, process=process, **options)
+    if report.joined:
+        rows = report.images - report.failed
+        arrays = [(name, f"{array.dtype} {(rows, *array.shape)}") for name, array in report.shapes.items()]
+        show(("layer", "array"), arrays, f"{out}: {report}")
+    finish(report.failed, report.images, out)
 
 
 @command
@@ -555,7 +595,8 @@ def explain(
     labels: Labels = None,
     classes: Classes = 1000,
     size: Size = None,
-    interpolation: Interpolation = "nearest",
+    interpolation: Interpolation = None,
+    crop: Crop = None,
     option: Option = None,
     cache: Cache = True,
 ) -> None:
@@ -577,11 +618,14 @@ def explain(
     for path in filter(None, (out, sheet)):
         check_picture(path)
     whole = load_image(image)
-    names: Sequence[tuple[str, str]] = class_names(labels, classes) if out or labels else []
-    chosen = [class_number(each, names) for each in class_ or ()] if out else []
     prepare_process(cache)
-    module, variables, size = load_model(model, weights, size, classes=classes, option=option)
-    pixels = load_image(image, size, interpolation)
+    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option)
+    module, variables, model = network.module, network.variables, network.model
+    names: Sequence[tuple[str, str]] = []
+    if out or labels:
+        names = network.names or class_names(labels, module.classes)
+    chosen = [class_number(each, names) for each in class_ or ()] if out else []
+    pixels = load_image(image, **network.reading)
     layer = map_layer(module, layer).name
     rows = []
     with contextlib.ExitStack() as files:
@@ -591,7 +635,7 @@ def explain(
                 module,
                 variables,
                 pixels[None],
-                top=min(top, classes),
+                top=min(top, module.classes),
                 classes=chosen or None,
                 layer=layer,
                 preprocess=model,
@@ -882,6 +926,59 @@ def parse_options(model: str, options: Sequence[str] | None) -> dict[str, Any]:
     return parsed
 
 
+class Opened(NamedTuple):
+    """A network, and how it wants its images.
+
+    Attributes:
+        module, variables: the network.
+        model: the name for `preprocess_input`.
+        names: (WordNet ID or "-", label) of the classes, where the weights tell.
+        reading: "size", "interpolation" and "crop" for `load_image`.
+    """
+
+    module: Any
+    variables: Any
+    model: str
+    names: Sequence[tuple[str, str]] | None
+    reading: dict[str, Any]
+
+
+def opened(
+    model: str,
+    weights: str,
+    size: int | None,
+    interpolation: str | None,
+    crop: float | None,
+    *,
+    usual: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Opened:
+    """What `load_model` gives, or what a fine-tuning made, with its own classes and recipe.
+
+    Args:
+        usual: how images are read where neither the user nor a fine-tuning says it; as Keras's `load_img` by default.
+        model, weights, size, interpolation, crop, **options: of the command.
+    """
+    from fzoo.runs import is_run, load_run
+
+    names, reading = None, dict(usual or {"interpolation": "nearest", "crop": None})
+    if is_run(weights):
+        run = load_run(weights)
+        module, variables, model = run.module, run.variables, run.model
+        if size is not None and (size, size) != run.recipe.size:
+            raise ValueError(
+                f"--size {size} given, {weights} was trained on {run.recipe.size[0]} x {run.recipe.size[1]}"
+            )
+        names = [("-", name) for name in run.class_names]
+        reading = {"size": run.recipe.size, "interpolation": run.recipe.interpolation, "crop": run.recipe.crop}
+    else:
+        module, variables, side = load_model(model, weights, size, **options)
+        reading["size"] = (side, side)
+    given = {"interpolation": interpolation, "crop": crop}
+    reading |= {name: value or None for name, value in given.items() if value is not None}  # a crop of 0 squeezes
+    return Opened(module, variables, model, names, reading)
+
+
 def load_model(
     model: str,
     weights: str,
@@ -945,39 +1042,86 @@ def shrunk(pixels: Any, side: int) -> Any:
     return np.asarray(image)
 
 
-def read_batches(
-    paths: Sequence[Path], size: int, interpolation: str, batch_size: int, skipped: list[Path]
-) -> Iterator[tuple[list[Path], Any]]:
-    """Images in batches, (their paths, uint8 pixels); those that can't be read are reported and put into `skipped`."""
-    import numpy as np
+def join_processes(distributed: str | None) -> tuple[int, int]:
+    """(number of this process, how many there are)."""
+    from fzoo.devices import start_distributed
 
-    from fzoo.preprocessing import INTERPOLATIONS, load_image
-
-    if interpolation not in INTERPOLATIONS:
-        load_image(paths[0], size, interpolation)  # says so
-    starts = range(0, len(paths), batch_size)
-    hidden = len(starts) == 1 or not sys.stderr.isatty()
-    for start in track(starts, "images", console=Console(stderr=True), disable=hidden):
-        good, pixels = [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                pixels.append(load_image(path, size, interpolation))
-                good.append(path)
-            except (ValueError, OSError) as e:
-                if len(paths) == 1:
-                    raise
-                complain(f"skipped: {e}")
-                skipped.append(path)
-        if good:
-            yield good, np.stack(pixels)
-    if len(skipped) == len(paths):
-        raise ValueError(f"none of the {len(paths)} images could be read")
+    return (0, 1) if distributed is None else start_distributed(distributed)
 
 
-def finish(skipped: Sequence[Path], count: int) -> None:
+def batch_job(module: Any, variables: Any, paths: Sequence[Path], out: Path, **options: Any) -> Any:
+    """`run_job` with a progress bar; the first images that can't be read are named."""
+    from fzoo.jobs import run_job
+
+    with watching() as watch:
+        report = run_job(module, variables, paths, out, watch=watch, **options)
+    if not report.joined:
+        complain(f"this process's share of {out} is done; the last process to be done puts all together")
+    return report
+
+
+def print_classes(
+    module: Any,
+    variables: Any,
+    paths: Sequence[Path],
+    as_json: bool,
+    *,
+    labels: Sequence[tuple[str, str]],
+    **options: Any,
+) -> None:
+    """Print the likeliest classes as they come; on a terminal as a table at the end."""
+    from fzoo.jobs import Report, classify
+    from fzoo.results import as_object
+
+    sys.stdout.reconfigure(errors="surrogateescape")  # pyright: ignore  # names of files may be any bytes
+    table, before, report = [], "[\n", Report()
+    options |= {"labels": labels, "report": report}
+    with watching() as watch:
+        for name, found in classify(module, variables, paths, watch=watch, **options):
+            if as_json:
+                print(before + as_object(name, found), end="", flush=True)
+                before = ",\n"
+            else:
+                rows = [(name, wnid, label, f"{p:.6f}") for wnid, label, p in found]
+                if sys.stdout.isatty():
+                    table += rows
+                else:
+                    show((), rows)
+    if as_json:
+        print("\n]")
+    elif table:
+        show(("image", "id", "label", "probability"), table)
+    if report.images > 1 and sys.stderr.isatty():
+        complain(str(report))
+    finish(report.failed, report.images)
+
+
+#: How many of the images that can't be read are named on standard error.
+NAMED = 10
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Callable]:
+    """The `watch` of a job: a progress bar on a terminal, and the first images that can't be read."""
+    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    with bar:
+        task, failed = bar.add_task("images"), 0
+
+        def watch(report: Any, failures: Sequence[tuple[str, str]]) -> None:
+            nonlocal failed
+            if report.images > 1:
+                for _, error in failures[: max(0, NAMED - failed)]:
+                    complain(f"skipped: {error}")
+                failed += len(failures)
+            bar.update(task, total=report.images, completed=report.before + report.done)
+
+        yield watch
+
+
+def finish(failed: int, count: int, out: Path | None = None) -> None:
     """Exit code 1 where some of the images could not be read."""
-    if skipped:
-        complain(f"{len(skipped)} of {count} images skipped")
+    if failed:
+        complain(f"{failed} of {count} images skipped" + (f": see {out}.errors.jsonl" if out else ""))
         raise typer.Exit(1)
 
 

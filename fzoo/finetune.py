@@ -544,7 +544,8 @@ def how(images: Any, model: str) -> dict[str, Any]:
 def validate(plan: Plan, variables: Any, source: Source | Batches) -> Evaluation:
     """Evaluate the network on validation images, each process on its share."""
     batches = in_order(source, plan.batch_size, plan.workers, plan.part)
-    found = evaluate(plan.module, local(variables), batches, preprocess=plan.model, batch_size=plan.batch_size)
+    options = {"preprocess": plan.model, "batch_size": plan.batch_size, "mesh": devices.mesh()}
+    found = evaluate(plan.module, local(variables), batches, **options)
     if plan.part[1] == 1:
         return found
     from jax.experimental import multihost_utils
@@ -560,6 +561,7 @@ def evaluate(
     *,
     preprocess: str | None = None,
     batch_size: int = 32,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """Count how often a classifier is right.
 
@@ -568,6 +570,7 @@ def evaluate(
         batches: (images (N, H, W, 3), labels (N,)) of any N: preprocessed floats, or pixels of integers.
         preprocess: the model whose `preprocess_input` the pixels need.
         batch_size: how many go through at once.
+        mesh: of the devices that each batch is spread over, from `fzoo.devices.mesh`; one by default.
 
     Raises:
         ValueError: no images, or labels that the classifier has not.
@@ -577,7 +580,7 @@ def evaluate(
     loss, top5 = 0.0, 0
     for images, labels in batches:
         labels = check_labels(labels, module.classes)
-        logits = np.asarray(outputs(module, variables, images, preprocess, batch_size), np.float64)
+        logits = np.asarray(outputs(module, variables, images, preprocess, batch_size, mesh), np.float64)
         largest = logits.max(1)
         sums = largest + np.log(np.exp(logits - largest[:, None]).sum(1))
         right = logits[np.arange(len(labels)), labels]
@@ -589,11 +592,14 @@ def evaluate(
     return Evaluation(confusion, loss, top5)
 
 
-def outputs(module: Classifier, variables: Any, inputs: Any, preprocess: str | None, batch_size: int) -> Array:
+def outputs(
+    module: Classifier, variables: Any, inputs: Any, preprocess: str | None, batch_size: int, mesh: Mesh | None
+) -> Array:
     """Logits for images, or for the outputs of a frozen part."""
     if not isinstance(inputs, Mapping):
         pixels = np.issubdtype(inputs.dtype, np.integer)
-        return predict(module, variables, inputs, batch_size=batch_size, preprocess=preprocess if pixels else None)
+        how = {"batch_size": batch_size, "preprocess": preprocess if pixels else None, "mesh": mesh}
+        return predict(module, variables, inputs, **how)
     count = len(next(iter(inputs.values())))
     full = {name: np.pad(x, ((0, batch_size - count), *((0, 0),) * (x.ndim - 1))) for name, x in inputs.items()}
     return above(module, variables, full)[:count]

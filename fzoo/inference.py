@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Num
 
+from fzoo.devices import BATCH, replicate, shard
 from fzoo.layers import Classifier
 from fzoo.preprocessing import preprocess_input
 
@@ -37,6 +39,7 @@ def predict(
     *,
     batch_size: int | None = None,
     preprocess: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Array:
     """The network's output for a batch of any size.
 
@@ -52,14 +55,19 @@ def predict(
         batch_size: how many images go through at once. By default the power of two that holds them, 32 at most.
         preprocess: the model ("ResNet50") whose `preprocess_input` is to be part of the compiled program. Pixels of
             uint8 are a quarter of the bytes to move.
+        mesh: devices of this process, from `fzoo.devices.mesh()`. The variables are put on each, and each computes its
+            part of a batch, which is filled up to a multiple of them; the default batch is 32 for each at most.
+            Variables that `fzoo.devices.replicate` has put there are not moved at each call. Inside of a caller's own
+            `jax.jit`, the shardings are the caller's, and this is ignored.
 
     Returns:
         What `module.apply(variables, images)` gives: (N, classes) with the top.
 
     Raises:
-        ValueError: images of integers without `preprocess`, of another rank, or none at all; an unknown model.
+        ValueError: images of integers without `preprocess`, of another rank, or none at all; an unknown model; a mesh
+            with devices of another process.
     """
-    return in_batches(run, module, variables, images, batch_size, preprocess)
+    return in_batches(run, module, variables, images, batch_size, preprocess, mesh)
 
 
 def features(
@@ -70,11 +78,12 @@ def features(
     *,
     batch_size: int | None = None,
     preprocess: str | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Float[Array, "n ..."]]:
     """The outputs of Keras layers, by name; what none of them needs is not computed.
 
     Args:
-        module, variables, images, batch_size, preprocess: as for `predict`.
+        module, variables, images, batch_size, preprocess, mesh: as for `predict`.
         layers: names from `fzoo.layer_names(module)`, or one.
 
     Returns:
@@ -86,7 +95,7 @@ def features(
     names = (layers,) if isinstance(layers, str) else tuple(layers)
     if not names:
         raise ValueError("no layers given: at least one name of fzoo.layer_names(module) expected")
-    return in_batches(taps, (module, names), variables, images, batch_size, preprocess)
+    return in_batches(taps, (module, names), variables, images, batch_size, preprocess, mesh)
 
 
 def run(module: nn.Module, variables: Any, images: Array) -> Any:
@@ -114,17 +123,18 @@ def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] 
     fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == jnp.bfloat16 else ""
     options = {"xla_cpu_experimental_ynn_fusion_type": fusions}
     try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(jax.device_put(0.0, jax.devices("cpu")[0]))
+        jax.jit(lambda x: x + 1, compiler_options=options)(jax.device_put(0.0, jax.local_devices(backend="cpu")[0]))
     except jax.errors.JaxRuntimeError:  # no such compile option
         return None
     return options
 
 
 @functools.lru_cache
-def compiled(function: Callable, platform: str, dtype: Any) -> Callable:
+def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = None) -> Callable:
     """`function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
 
-    Called with (what, name of the model to preprocess for or None, variables, images).
+    On a mesh, every device runs that program on its part of the images; they have nothing to tell each other. Called
+    with (what, name of the model to preprocess for or None, variables, images).
     """
 
     def program(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
@@ -138,11 +148,23 @@ def compiled(function: Callable, platform: str, dtype: Any) -> Callable:
         out = lax.map(step, images.reshape(count // micro, micro, *images.shape[1:]))
         return jax.tree.map(lambda y: y.reshape(count, *y.shape[2:]), out)
 
-    return jax.jit(program, static_argnums=(0, 1), compiler_options=compiler_options(platform, dtype))
+    def spread(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
+        part = functools.partial(program, what, preprocess)
+        specs = (PartitionSpec(), PartitionSpec(BATCH))
+        return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)(variables, images)
+
+    whole = spread if mesh is not None and mesh.size > 1 else program
+    return jax.jit(whole, static_argnums=(0, 1), compiler_options=compiler_options(platform, dtype))
 
 
 def in_batches(
-    function: Callable, what: Any, variables: Any, images: Any, batch_size: int | None, preprocess: str | None
+    function: Callable,
+    what: Any,
+    variables: Any,
+    images: Any,
+    batch_size: int | None,
+    preprocess: str | None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
     check_images(images, pixels=preprocess is not None)
@@ -156,15 +178,22 @@ def in_batches(
         parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-    device = next(iter(arrays[0].devices())) if arrays else jax.devices()[0]
+    if mesh is None:
+        device, devices, place = next(iter(arrays[0].devices())) if arrays else jax.devices()[0], 1, lambda x: x
+    elif mesh.is_multi_process:
+        raise ValueError("a mesh with devices of other processes given, this process's expected: fzoo.devices.mesh()")
+    else:
+        device, devices, place = mesh.devices.flat[0], mesh.size, functools.partial(shard, mesh=mesh)
+        variables = replicate(variables, mesh)
     module = what[0] if isinstance(what, tuple) else what
-    call = compiled(function, device.platform, jnp.dtype(getattr(module, "dtype", None) or jnp.float32))
-    size = batch_size or min(BATCH_SIZE, 1 << (count - 1).bit_length())
+    call = compiled(function, device.platform, jnp.dtype(getattr(module, "dtype", None) or jnp.float32), mesh)
+    size = batch_size or min(BATCH_SIZE * devices, 1 << (count - 1).bit_length())
+    size = -(-size // devices) * devices
     if count == size:
-        return call(what, preprocess, variables, images)
+        return call(what, preprocess, variables, place(images))
     # Put together on the host: there, no count of images needs a program of its own.
     whole: Any = None
-    results = in_flight(call(what, preprocess, variables, batch) for batch in padded(images, size))
+    results = in_flight(call(what, preprocess, variables, place(batch)) for batch in padded(images, size))
     for start, part in zip(range(0, count, size), results, strict=True):
         part = jax.tree.map(np.asarray, part)
         if whole is None:

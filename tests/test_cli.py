@@ -46,6 +46,7 @@ def folder(tmp_path_factory):
     (folder / "truncated.h5").write_bytes((folder / "weights.h5").read_bytes()[:5000])
     (folder / "text.h5").write_text("not weights")
     (folder / "labels.txt").write_text("ant\nbee\ncat\ndog\n")
+    (folder / "empty").mkdir()
     return folder
 
 
@@ -165,7 +166,7 @@ def test_convert(folder, tmp_path):
         (["classify", "a.png", *OPTIONS, "-w", "missing.h5"], "no such weights file: missing.h5"),
         (["classify", "a.png", *OPTIONS, "-w", "."], "is a directory"),
         (["classify", "missing.png", *OPTIONS, "-w", "weights.h5"], "no such image: missing.png"),
-        (["classify", ".", *OPTIONS, "-w", "weights.h5"], "is a directory"),
+        (["classify", "empty", *OPTIONS, "-w", "weights.h5"], "empty is a directory of no images"),
         (["classify", "corrupt.jpg", *OPTIONS, "-w", "weights.h5"], "cannot read the image corrupt.jpg"),
         (["classify", "corrupt.jpg", "text.h5", *OPTIONS, "-w", "weights.h5"], "none of the 2 images"),
         (["classify"], "no images given"),

@@ -1,0 +1,561 @@
+"""Batch jobs: what comes out, whatever happens on the way."""
+
+import csv
+import errno
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+
+import h5py
+import jax
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from test_devices import EIGHT
+
+import fzoo
+from fzoo import jobs, results, sources
+
+SMALL = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 5}
+OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "5"]
+TAP = "conv_pw_3_relu"
+
+
+@pytest.fixture(scope="module")
+def network():
+    module, variables = fzoo.load("MobileNet", weights=None, **SMALL)
+    noise = np.random.default_rng(0)
+    return module, jax.tree.map(lambda x: np.asarray(x + noise.normal(0, 0.1, x.shape) ** 2, np.float32), variables)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, network):
+    """`weights.h5`, and `images/` of 30 in two folders, of which 2 can't be read."""
+    folder = tmp_path_factory.mktemp("jobs")
+    fzoo.save_keras_weights(*network, folder / "weights.h5")
+    rng = np.random.default_rng(1)
+    for i in range(30):
+        path = folder / "images" / ("b" if i % 2 else "a") / f"{i:02}.{'png' if i % 3 else 'bmp'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20 + i, 40, 3), np.uint8)).save(path)
+    (folder / "images" / "a" / "10.png").write_bytes(b"not an image")
+    (folder / "images" / "a" / "notes.txt").write_text("not taken")
+    (folder / "images" / "b" / "11.png").write_bytes((folder / "images" / "b" / "13.png").read_bytes()[:60])
+    return folder
+
+
+BAD = ["images/a/10.png", "images/b/11.png"]
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def command(*args):
+    return [sys.executable, "-m", "fzoo.cli", *map(str, args), *OPTIONS, "-w", "weights.h5"]
+
+
+def run(*args, **env):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **env}
+    return subprocess.run(command(*args), capture_output=True, text=True, env=env, timeout=300)
+
+
+def names_of(*given):
+    return [source.name for source in sources.find(given)]
+
+
+def expected(network, paths, layer=TAP):
+    pixels = np.stack([fzoo.load_image(path, 32) for path in paths])
+    return np.asarray(fzoo.features(*network, pixels, layer, preprocess="MobileNet")[layer])
+
+
+def good():
+    return [name for name in names_of("images") if name not in BAD]
+
+
+@pytest.mark.parametrize("batch_size", [4, 64])
+@pytest.mark.parametrize("ending", ["npz", "h5", "parquet"])
+def test_features(network, tmp_path, ending, batch_size):
+    """All rows in the order of the images, whatever the shards and batches; the others in the file of errors."""
+    out = tmp_path / f"x.{ending}"
+    options = {"preprocess": "MobileNet", "shard_size": 7, "batch_size": batch_size}
+    report = fzoo.run_job(*network, ["images"], out, layers=[TAP, "predictions"], **options)
+    assert (report.images, report.done, report.failed, report.joined) == (30, 30, 2, True)
+    if ending == "npz":
+        with np.load(out) as arrays:
+            images, found = arrays["images"].tolist(), dict(arrays)
+    elif ending == "h5":
+        with h5py.File(out) as file:
+            images, found = file["images"].asstr()[:].tolist(), {name: file[name][:] for name in file}
+    else:
+        table = pyarrow.parquet.read_table(out)
+        images = table["image"].to_pylist()
+        shape = json.loads(table.schema.field(TAP).metadata[b"shape"])
+        found = {name: np.array(table[name].to_pylist(), np.float32) for name in (TAP, "predictions")}
+        found[TAP] = found[TAP].reshape(-1, *shape)
+    assert images == good()
+    for layer in (TAP, "predictions"):
+        np.testing.assert_allclose(found[layer], expected(network, good(), layer), rtol=1e-4, atol=1e-6)
+    errors = [json.loads(line) for line in (tmp_path / f"x.{ending}.errors.jsonl").read_text().splitlines()]
+    assert [error["image"] for error in errors] == BAD
+    assert all("cannot read the image images/" in error["error"] for error in errors)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, f"{out.name}.errors.jsonl"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_classes(network, tmp_path, ending):
+    out = tmp_path / f"x.{ending}"
+    fzoo.run_job(*network, ["images"], out, top=2, preprocess="MobileNet", shard_size=8, batch_size=4)
+    if ending == "jsonl":
+        rows = [
+            (row["image"], p["wnid"], p["label"], p["probability"])
+            for row in map(json.loads, out.read_text().splitlines())
+            for p in row["predictions"]
+        ]
+    elif ending == "csv":
+        rows = list(csv.reader(out.open()))[1:]
+    else:
+        rows = [tuple(row.values()) for row in pyarrow.parquet.read_table(out).to_pylist()]
+    probabilities = expected(network, good(), "predictions")
+    best = np.argsort(-probabilities, axis=1)[:, :2]
+    assert [row[0] for row in rows] == [name for name in good() for _ in range(2)]
+    assert [(row[1], row[2]) for row in rows] == [("-", str(i)) for i in best.ravel()]
+    found = np.array([float(row[3]) for row in rows])
+    np.testing.assert_allclose(found, np.take_along_axis(probabilities, best, 1).ravel(), atol=1e-6)
+
+
+def tar(path, names, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for name in names:
+            archive.add(name)
+        archive.addfile(tarfile.TarInfo("label.cls"), io.BytesIO())
+    return path
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_an_archive_is_the_same_as_its_files(network, tmp_path, ending):
+    names = names_of("images")
+    archive = tar(tmp_path / f"images.{ending}", names, "w:gz" if ending == "tar.gz" else "w")
+    report = fzoo.run_job(
+        *network, [archive], tmp_path / "x.npz", layers=TAP, preprocess="MobileNet", shard_size=8, batch_size=4
+    )
+    assert report.failed == 2
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["images"].tolist() == [f"{archive}/{name}" for name in good()]
+        np.testing.assert_allclose(arrays[TAP], expected(network, good()), rtol=1e-4, atol=1e-6)
+    errors = (tmp_path / "x.npz.errors.jsonl").read_text()
+    assert f"cannot read the image {archive}/{BAD[0]}: not an image" in errors
+
+
+def test_what_images_are_found(tmp_path):
+    every = names_of("images")
+    assert len(every) == 30 and every == sorted(every) and not any("notes" in name for name in every)
+    assert names_of("images/a/*.bmp") == sorted(name for name in every if name.startswith("images/a") and "bmp" in name)
+    assert names_of("images/**/*.bmp") == sorted(name for name in every if "bmp" in name)
+    (tmp_path / "list.txt").write_text("images/b\n\nimages/a/00.bmp\r\nmissing.png\n")
+    listed = [*names_of("images/b"), "images/a/00.bmp", "missing.png"]
+    assert names_of(f"@{tmp_path}/list.txt") == listed
+    tar(tmp_path / "x.tar", every[:2])
+    (tmp_path / "y[1].png").write_bytes(b"")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    assert names_of(tmp_path) == [f"{tmp_path}/x.tar/{name}" for name in every[:2]] + [f"{tmp_path}/y[1].png"]
+    assert names_of(tmp_path / "y[1].png") == [f"{tmp_path}/y[1].png"]
+
+
+def test_what_holds_no_images(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.txt").write_text("\n")
+    tar(tmp_path / "none.tar", [])
+    tar(tmp_path / "cut.tar.gz", names_of("images"), "w:gz")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "cut.tar.gz").read_bytes()[:3000])
+    (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
+    for given, message in {
+        "empty": "directory of no images",
+        "@list.txt": "list.txt lists no images",
+        "none.tar": "none.tar holds no images",
+        "*.png": r"\*.png matches no images",
+        "cut.tar.gz": "cut.tar.gz is not a readable tar archive",
+        "bad.tar": "bad.tar is not a readable tar archive",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            sources.Survey([f"@{tmp_path}/{given[1:]}" if given.startswith("@") else f"{tmp_path}/{given}"])
+    for given in ("@missing.txt", "missing.tar"):
+        with pytest.raises(FileNotFoundError):
+            sources.Survey([given])
+
+
+def test_ten_kills(network, tmp_path):
+    """kill -9 at random moments: nothing is lost, nothing is twice, and the result is that of a job in one go."""
+    names = good()
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in (names + BAD) * 40))
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    args = ("features", f"@{tmp_path}/list.txt", "--layer", TAP, "--shard-size", 20, "--batch-size", 4)
+    at_once = subprocess.run(command(*args, "--out", tmp_path / "whole.npz"), env=env, capture_output=True, timeout=120)
+    assert at_once.returncode == 1
+    parts, rng, shards = tmp_path / "x.npz.parts", random.Random(0), []
+    for _ in range(10):
+        process = subprocess.Popen(
+            command(*args, "--out", tmp_path / "x.npz"),
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=slow,
+        )
+        before, moment = len(list(parts.glob("*.npz"))), rng.uniform(0, 0.05)
+        while process.poll() is None and len(list(parts.glob("*.npz"))) < before + rng.randint(1, 4):
+            time.sleep(0.002)
+        time.sleep(moment)
+        assert process.poll() is None, "it ended before it could be killed: more images are needed"
+        process.kill()
+        process.wait()
+        shards.append(len(list(parts.glob("*.npz"))))
+        assert not (tmp_path / "x.npz").exists()
+    assert shards == sorted(shards) and len(set(shards)) == 10 and shards[-1] < 60
+    done = subprocess.run(command(*args, "--out", tmp_path / "x.npz"), env=env, capture_output=True, timeout=120)
+    assert done.returncode == 1 and f"of {30 * 40:,} images" in done.stdout.decode()
+    assert done.stderr.decode().splitlines()[-1].startswith("fzoo: 80 of 1200 images skipped")
+    with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "x.npz") as resumed:
+        assert whole["images"].tolist() == resumed["images"].tolist() == names * 40
+        np.testing.assert_array_equal(whole[TAP], resumed[TAP])
+    errors = [(tmp_path / f"{name}.npz.errors.jsonl").read_bytes() for name in ("whole", "x")]
+    assert errors[0] == errors[1] and errors[0].count(b"\n") == 80
+    assert not parts.exists()
+
+
+def slow():
+    """In the child: the lowest priority, so that the kill comes in time."""
+    os.nice(10)
+
+
+def test_interrupted_and_another_job(tmp_path):
+    """Ctrl-C is one line; the shards are kept for the same job, and from another one."""
+    out, env = tmp_path / "x.jsonl", {**os.environ, "JAX_PLATFORMS": "cpu"}
+    (tmp_path / "list.txt").write_text("images\n" * 100)
+    args = ("classify", f"@{tmp_path}/list.txt", "--out", out, "--shard-size", "10", "--batch-size", "2")
+    process = subprocess.Popen(command(*args), env=env, stderr=subprocess.PIPE, text=True)
+    parts = tmp_path / "x.jsonl.parts"
+    while not list(parts.glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    second = run(*args)
+    assert second.returncode == 2 and f"another process is at work on {out}" in second.stderr
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.splitlines()[-1] == "fzoo: interrupted"
+    kept = len(list(parts.glob("*.npz")))
+    assert kept and not out.exists()
+
+    other = run(*args, "--top", "1")
+    assert other.returncode == 2 and "another job (other: top): --restart" in other.stderr
+    assert len(list(parts.glob("*.npz"))) == kept
+    fewer = run("classify", "images", "--out", out, "--restart")
+    assert fewer.returncode == 1 and len(out.read_text().splitlines()) == 28 and not parts.exists()
+
+
+def test_a_disk_that_fills_up(network, tmp_path):
+    """A small tmpfs: one line, what is whole is kept, and the job goes on when there is room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a tmpfs can't be mounted here")
+    options = {"layers": TAP, "preprocess": "MobileNet", "shard_size": 6, "batch_size": 6}
+    try:
+        ballast = disk / "ballast"
+        for room, ending in ((120_000, "npz"), (400_000, "npz"), (400_000, "h5"), (400_000, "parquet")):
+            out = disk / f"x.{ending}"
+            ballast.write_bytes(bytes((1 << 20) - room))
+            with pytest.raises(OSError, match=rf"x\.{ending} can't be written: No space left on device; .* is kept"):
+                fzoo.run_job(*network, ["images"], out, **options)
+            kept = sorted(path.name for path in (disk / f"x.{ending}.parts").glob("*"))
+            shards = len([name for name in kept if name.endswith(".npz")])
+            assert 0 < shards < 5 if room == 120_000 else shards == 5
+            assert not any("tmp" in name or "joined" in name for name in kept) and not out.exists()
+            ballast.unlink()
+            report = fzoo.run_job(*network, ["images"], out, **options)
+            assert report.before == 6 * shards and report.joined
+            if ending == "npz":
+                with np.load(out) as arrays:
+                    np.testing.assert_allclose(arrays[TAP], expected(network, good()), rtol=1e-4, atol=1e-6)
+            out.unlink()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_eight_devices_equal_one(network, tmp_path):
+    """Also `predict` and `features` themselves, for any count and batch size."""
+    args = ("features", "images", "--layer", TAP, "--layer", "predictions", "--batch-size", "12", "--shard-size", "9")
+    assert run(*args, "--out", tmp_path / "x.npz", **EIGHT).returncode == 1
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["images"].tolist() == good()
+        for layer in (TAP, "predictions"):
+            np.testing.assert_allclose(arrays[layer], expected(network, good(), layer), rtol=1e-4, atol=1e-6)
+    script = f"""
+import numpy as np, jax, fzoo
+from fzoo import devices
+module, variables = fzoo.load("MobileNet", weights="weights.h5", **{SMALL})
+images = np.random.default_rng(2).integers(0, 256, (21, 32, 32, 3), np.uint8)
+expected = fzoo.predict(module, variables, images, preprocess="MobileNet")
+for mesh in (devices.mesh(), devices.mesh(3), devices.mesh(jax.devices()[5:6])):
+    for count, batch_size in ((21, None), (21, 5), (1, None), (16, 16)):
+        options = {{"preprocess": "MobileNet", "batch_size": batch_size, "mesh": mesh}}
+        for v in (variables, devices.replicate(variables, mesh)):
+            found = fzoo.predict(module, v, images[:count], **options)
+            np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-6)
+        taps = fzoo.features(module, variables, images[:count], ["predictions"], **options)["predictions"]
+        np.testing.assert_allclose(taps, expected[:count], rtol=1e-4, atol=1e-6)
+whole = fzoo.predict(module, variables, images[:16], preprocess="MobileNet", batch_size=16, mesh=devices.mesh())
+assert [s.data.shape for s in whole.addressable_shards] == [(2, 5)] * 8
+"""
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **EIGHT}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_share_a_job(network, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out, env = tmp_path / "x.npz", {**os.environ, "JAX_PLATFORMS": "cpu"}
+    args = ("features", "images", "--layer", TAP, "--out", out, "--shard-size", "4", "--batch-size", "4")
+    processes = [
+        subprocess.Popen(
+            command(*args, "--distributed", f"127.0.0.1:{port},{i},2"),
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    said = [process.communicate(timeout=200) for process in processes]
+    assert {process.returncode for process in processes} <= {0, 1}, said
+    assert sorted(TAP in output for output, _ in said) == [False, True], said  # one of them has put it together
+    assert sum("share of" in errors for _, errors in said) == 1
+    with np.load(out) as arrays:
+        assert arrays["images"].tolist() == good()
+        np.testing.assert_allclose(arrays[TAP], expected(network, good()), rtol=1e-4, atol=1e-6)
+    assert not (tmp_path / "x.npz.parts").exists()
+
+
+def test_each_process_has_its_share(network, tmp_path):
+    """Shards are dealt out; who is done last joins them, and a process alone takes what another left."""
+    options = {"layers": TAP, "preprocess": "MobileNet", "shard_size": 8, "batch_size": 8}
+    first = fzoo.run_job(*network, ["images"], tmp_path / "x.npz", process=(1, 2), **options)
+    assert (first.joined, first.done) == (False, 14)
+    second = fzoo.run_job(*network, ["images"], tmp_path / "x.npz", **options)
+    assert (second.joined, second.done, second.before, second.failed) == (True, 16, 14, 2)
+
+
+def test_stdout_streams(tmp_path):
+    """Rows come while the job runs; the JSON array is whole at the end."""
+    (tmp_path / "list.txt").write_text("images\n" * 20)
+    done = run("classify", f"@{tmp_path}/list.txt", "--json", "--batch-size", "8")
+    assert done.returncode == 1
+    assert [row["image"] for row in json.loads(done.stdout)] == good() * 20
+    assert done.stderr.count("skipped: ") == 10 and done.stderr.splitlines()[-1] == "fzoo: 40 of 600 images skipped"
+
+    held = tmp_path / "held.png"  # a pipe: who opens it waits for a writer
+    os.mkfifo(held)
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    args = ("classify", "images/b", *["images/a"] * 4, held, "--batch-size", "4", "--workers", "1", "--top", "1")
+    process = subprocess.Popen(command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout.readline().startswith("images/b/01.png\t")
+    held.write_bytes(b"not an image")
+    rest = process.stdout.read().splitlines()
+    assert process.wait() == 1 and len(rest) == 13 + 4 * 14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "images", "--out", "x.npz"], "ends in .jsonl, .csv, .parquet expected, for classes"),
+        (["features", "images", "--layer", "conv1", "--out", "x.csv"], ".npz, .h5, .parquet expected, for the outputs"),
+        (["classify", "images", "--restart"], "--out FILE expected"),
+        (["classify", "images", "--json", "--out", "x.jsonl"], "--json is for printing"),
+        (["classify", "images", "--out", "x.jsonl", "--devices", "50"], "50 devices asked for, 1 to 1 expected"),
+        (["classify", "images", "--out", "x.jsonl", "--distributed", "here"], "auto or HOST:PORT,PROCESS,COUNT"),
+        (["classify", "images", "--crop", "2"], "crop=2.0 given"),
+        (["classify", *BAD, "--out", "x.jsonl"], "none of the 2 images could be read: see x.jsonl.errors.jsonl"),
+        (["classify", BAD[0], "--out", "x.jsonl"], f"cannot read the image {BAD[0]}"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(monkeypatch, capsys, arguments, message):
+    from fzoo import cli
+
+    monkeypatch.setattr("sys.argv", ["fzoo", *arguments, *OPTIONS, "-w", "weights.h5", "--no-cache"])
+    monkeypatch.setattr(cli, "prepare_process", lambda cache: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    output, errors = capsys.readouterr()
+    assert ended.value.code == 2 and output == ""
+    assert errors.splitlines()[-1].startswith("fzoo: error: ") and message in errors
+    assert not [path for path in os.listdir() if path.startswith("x.") and "errors" not in path]
+
+
+def test_a_crop(network, tmp_path):
+    report = fzoo.run_job(*network, ["images/b"], tmp_path / "x.npz", layers=TAP, crop=0.875, interpolation="bicubic",
+                          preprocess="MobileNet")  # fmt: skip
+    names = [name for name in names_of("images/b") if name not in BAD]
+    pixels = np.stack([fzoo.load_image(name, 32, "bicubic", crop=0.875) for name in names])
+    assert report.failed == 1
+    with np.load(tmp_path / "x.npz") as arrays:
+        np.testing.assert_allclose(
+            arrays[TAP], fzoo.features(*network, pixels, TAP, preprocess="MobileNet")[TAP], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_memory_is_bounded_by_what_is_ahead(network):
+    """Not by the number of images: only so many are opened before results are taken."""
+    seen = []
+
+    def endless():
+        while True:
+            seen.append(sources.Source("images/a/00.bmp", "images/a/00.bmp"))
+            yield seen[-1]
+
+    wanted = jobs.Network(*network, None, 1, "MobileNet", fzoo.devices.mesh())
+    reading = jobs.prepare(wanted, ["images"], batch_size=4, workers=2)
+    found = jobs.stream(wanted, reading, jobs.cut(endless(), 8, 4), jobs.Report())
+    for taken in range(1, 6):
+        assert len(next(found).names) == 4
+        assert len(seen) <= 4 * taken + 8 * 4
+    found.close()
+
+
+def test_the_report_says_which_was_slower(network, monkeypatch):
+    wanted = jobs.Network(*network, None, 1, "MobileNet", fzoo.devices.mesh())
+    reading = jobs.prepare(wanted, ["images"] * 3, batch_size=4, workers=1)
+
+    def report_of(reading, slow):
+        report = jobs.Report(images=90)
+        list(jobs.stream(slow, reading, jobs.cut(reading.images, 90, 4), report))
+        return report
+
+    def slow_network(pixels):
+        time.sleep(0.1)
+        return wanted(pixels)
+
+    slow_network.rows = wanted.rows
+    assert report_of(reading, slow_network).bottleneck == "computing"
+
+    class Slow(jobs.Loader):
+        def __call__(self, source, pixels):
+            time.sleep(0.03)
+            return super().__call__(source, pixels) + 0.03
+
+    report = report_of(reading._replace(load=Slow(*reading.load)), wanted)
+    assert report.bottleneck == "decoding" and report.decoding < report.computing
+    assert "the bottleneck was decoding (decoding " in str(report) and report.done == 90
+
+
+def test_a_fingerprint_is_the_same_in_each_process(network):
+    """That of an optimised network has sets in it."""
+    module, variables = fzoo.optimize_for_inference(*network)
+    script = f"""
+import fzoo
+from fzoo.jobs import fingerprint
+network = fzoo.load("MobileNet", weights="weights.h5", **{SMALL})
+print(fingerprint(*fzoo.optimize_for_inference(*network)))
+"""
+    env = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == jobs.fingerprint(module, variables) != jobs.fingerprint(*network)
+
+
+def test_names_that_are_no_text(network, tmp_path):
+    """File names are bytes; they come out as they are, or escaped where a format has only Unicode."""
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.bmp")
+    shutil.copy("images/a/00.bmp", name)
+    for ending, found in {
+        "csv": lambda path: next(iter(path.read_bytes().splitlines()[1:])).split(b",")[0],
+        "jsonl": lambda path: os.fsencode(json.loads(path.read_text())["image"]),
+        "parquet": lambda path: pyarrow.parquet.read_table(path)["image"][0].as_py().replace("\\xe9", "\udce9"),
+    }.items():
+        fzoo.run_job(*network, [name], tmp_path / f"x.{ending}", top=1, preprocess="MobileNet")
+        assert os.fsencode(found(tmp_path / f"x.{ending}")) == os.fsencode(name)
+    for ending in ("npz", "h5", "parquet"):
+        fzoo.run_job(*network, [name], tmp_path / f"x.{ending}", layers=TAP, preprocess="MobileNet")
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["images"].tolist() == [name]
+
+
+def test_images_that_come_and_go(network, tmp_path):
+    """A job's images are those of its start: others are an error, not a shifted result."""
+    images = tmp_path / "images"
+    shutil.copytree("images/b", images)
+
+    def watch(report, failures):
+        shutil.copy("images/a/00.bmp", images / f"{report.done}.bmp")
+
+    options = {"preprocess": "MobileNet", "batch_size": 1, "shard_size": 4, "workers": 1}
+    with pytest.raises(ValueError, match="added or removed"):
+        fzoo.run_job(*network, [f"{images}/*.png", f"{images}/*.bmp"], tmp_path / "x.csv", watch=watch, **options)
+    assert not (tmp_path / "x.csv").exists()
+    with pytest.raises(ValueError, match=r"another job \(other: images, inputs"):
+        fzoo.run_job(*network, [f"{images}/*.png", f"{images}/*.bmp"], tmp_path / "x.csv", **options)
+
+
+def test_a_folder_that_is_not_a_jobs(network, tmp_path):
+    out = tmp_path / "x.csv"
+    parts = tmp_path / "x.csv.parts"
+    for text in (None, "{", "[]", "{}"):
+        parts.mkdir(exist_ok=True)
+        (parts / "00000000.npz").write_bytes(b"")
+        if text is not None:
+            (parts / "job.json").write_text(text)
+        with pytest.raises(ValueError, match="another job"):
+            fzoo.run_job(*network, ["images"], out, preprocess="MobileNet")
+        assert (parts / "00000000.npz").exists()
+    assert fzoo.run_job(*network, ["images"], out, preprocess="MobileNet", restart=True).done == 30
+    assert not parts.exists()
+
+
+def test_bad_arguments(network, tmp_path):
+    for options, message in (
+        ({"top": 0}, "top=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"workers": 0}, "workers=0"),
+        ({"shard_size": 0}, "shard_size=0"),
+        ({"interpolation": "nearst"}, "did you mean nearest"),
+        ({"labels": [("-", "one")]}, "1 labels given, 5 expected"),
+        ({"layers": "conv1", "out": "x.npz", "size": 31}, "32, 32, 3 expected"),
+        ({"layers": "conf1", "out": "x.npz"}, "did you mean conv1"),
+        ({"restart": True, "process": (0, 2)}, "restart given with several processes"),
+        ({"preprocess": None}, "preprocess=name"),
+    ):
+        options = {"preprocess": "MobileNet", **options}
+        with pytest.raises(ValueError, match=message):
+            fzoo.run_job(*network, ["images"], tmp_path / options.pop("out", "x.csv"), **options)
+        assert not list(tmp_path.iterdir())
+
+
+def test_without_pyarrow(network, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fzoo\[parquet\]'"):
+        fzoo.run_job(*network, ["images"], tmp_path / "x.parquet", preprocess="MobileNet")
+
+
+def test_a_lock_is_let_go(network, tmp_path):
+    """A job that failed in this process can be called again in it."""
+    for _ in range(2):
+        with pytest.raises(OSError, match="can't be written") as error:
+            shards = results.Shards(tmp_path / "x.npz", {}, 1)
+            try:
+                shards.write(0, ["a"], {"x": Broken()}, [])
+            finally:
+                shards.close()
+        assert error.value.__cause__.errno == errno.EIO
+
+
+class Broken:
+    def __array__(self, *args, **kwargs):
+        raise OSError(errno.EIO, "broken")
