@@ -119,7 +119,7 @@ class Broken:
             count = len(self.paths)
         self.say(f"skipped: {error}")
         if count > self.limit:
-            raise ValueError(f"{count} images could not be read, {self.limit} are allowed (max_broken); last: {error}")
+            raise ValueError(f"more than {self.limit} images could not be read (max_broken)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,7 +368,7 @@ def training_batches(
     one = library.MapDataset.source(np.arange(len(labels))).seed(seed).shuffle().random_map(read)
     # The share of a process is taken after the shuffle, so that a batch has the same images however many share it.
     stream = one[part[0] :: part[1]].repeat(None).to_iter_dataset(ahead(batch_size, workers))
-    return iter(stream.batch(batch_size, drop_remainder=True))
+    return Read(iter(stream.batch(batch_size, drop_remainder=True)))
 
 
 def in_order(
@@ -384,7 +384,25 @@ def in_order(
         return None if found is None else (found, labels[index])
 
     one = grain().MapDataset.source(np.arange(part[0], len(labels), part[1])).map(read)
-    return iter(one.to_iter_dataset(ahead(batch_size, workers)).batch(batch_size, drop_remainder=False))
+    return Read(iter(one.to_iter_dataset(ahead(batch_size, workers)).batch(batch_size, drop_remainder=False)))
+
+
+class Read:
+    """Grain's iterator, whose errors are those of the source: Grain adds pages on where they came from."""
+
+    def __init__(self, iterator: Any):
+        self.iterator, self.get_state, self.set_state = iterator, iterator.get_state, iterator.set_state
+
+    def __iter__(self) -> Read:
+        """Itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch."""
+        try:
+            return next(self.iterator)
+        except ValueError as e:
+            raise ValueError(str(e).splitlines()[0]) from e
 
 
 def ahead(batch_size: int, workers: int) -> Any:
