@@ -67,7 +67,7 @@ def command(*args):
 
 def run(*args, **env):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", **env}
-    return subprocess.run(command(*args), capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(command(*args), capture_output=True, text=True, env=env, timeout=600)
 
 
 def names_of(*given):
@@ -200,7 +200,7 @@ def test_ten_kills(network, tmp_path):
     (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in (names + BAD) * 40))
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     args = ("features", f"@{tmp_path}/list.txt", "--layer", TAP, "--shard-size", 20, "--batch-size", 4)
-    at_once = subprocess.run(command(*args, "--out", tmp_path / "whole.npz"), env=env, capture_output=True, timeout=120)
+    at_once = subprocess.run(command(*args, "--out", tmp_path / "whole.npz"), env=env, capture_output=True, timeout=600)
     assert at_once.returncode == 1
     parts, rng, shards = tmp_path / "x.npz.parts", random.Random(0), []
     for _ in range(10):
@@ -221,7 +221,7 @@ def test_ten_kills(network, tmp_path):
         shards.append(len(list(parts.glob("*.npz"))))
         assert not (tmp_path / "x.npz").exists()
     assert shards == sorted(shards) and len(set(shards)) == 10 and shards[-1] < 60
-    done = subprocess.run(command(*args, "--out", tmp_path / "x.npz"), env=env, capture_output=True, timeout=120)
+    done = subprocess.run(command(*args, "--out", tmp_path / "x.npz"), env=env, capture_output=True, timeout=600)
     assert done.returncode == 1 and f"of {30 * 40:,} images" in done.stdout.decode()
     assert done.stderr.decode().splitlines()[-1].startswith("fzoo: 80 of 1200 images skipped")
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "x.npz") as resumed:
@@ -250,7 +250,7 @@ def test_interrupted_and_another_job(tmp_path):
     second = run(*args)
     assert second.returncode == 2 and f"another process is at work on {out}" in second.stderr
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130 and errors.splitlines()[-1] == "fzoo: interrupted"
     kept = len(list(parts.glob("*.npz")))
     assert kept and not out.exists()
@@ -336,7 +336,7 @@ def test_two_processes_share_a_job(network, tmp_path):
         )
         for i in range(2)
     ]
-    said = [process.communicate(timeout=200) for process in processes]
+    said = [process.communicate(timeout=600) for process in processes]
     assert {process.returncode for process in processes} <= {0, 1}, said
     assert sorted(TAP in output for output, _ in said) == [False, True], said  # one of them has put it together
     assert sum("share of" in errors for _, errors in said) == 1
