@@ -17,7 +17,14 @@ from fzoo.weights.files import WRITERS, SavedLayer, WeightsMismatch, open_layers
 from fzoo.weights.formats import load_orbax, load_safetensors, save_orbax, save_safetensors
 from fzoo.weights.mapping import Slot, check_variables, match, slots
 
-__all__ = ["WeightsMismatch", "load_keras_weights", "load_variables", "save_keras_weights", "save_variables"]
+__all__ = [
+    "WeightsMismatch",
+    "check_fit",
+    "load_keras_weights",
+    "load_variables",
+    "save_keras_weights",
+    "save_variables",
+]
 
 
 def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
@@ -97,6 +104,17 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
         left_out = ", ".join(found.left_out) or "nothing"
         warnings.warn(f"{path}: its layer {found.within} was loaded; left out: {left_out}", stacklevel=2)
     return jax.device_put(variables)
+
+
+def check_fit(module: Classifier, path: str | os.PathLike) -> None:
+    """Look whether a Keras file holds a network's arrays, by their number and shapes; none is read.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, ValueError: as `load_keras_weights`.
+    """
+    slots(module)
+    with open_layers(path) as layers:
+        match(module, layers, str(path))
 
 
 def read(array: h5py.Dataset, slot: Slot) -> np.ndarray:
