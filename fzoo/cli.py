@@ -419,7 +419,7 @@ def download(
             print(at_terminal if sys.stdout.isatty() else f"{path}\t{length}\t{state}\t{checked}", flush=True)
     if failed:
         complain(f"{failed} of {len(files)} files could not be had")
-        raise typer.Exit(1)
+        raise typer.Exit(2 if failed == len(files) else 1)
 
 
 @command
