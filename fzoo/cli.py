@@ -670,13 +670,13 @@ def download(
 ) -> None:
     """Fill the cache for a machine without a network: with the published files of models, and ImageNet's class names.
 
-    In a pipe: path, bytes, and whether it was cached or downloaded, separated by tabs. The cache is Keras's:
-    $KERAS_HOME/models, or ~/.keras/models. The environment variable FZOO_WEIGHTS_URL names a mirror.
+    In a pipe: path, bytes, whether it was cached or downloaded, and what was checked, separated by tabs. The cache is
+    Keras's: $KERAS_HOME/models, or ~/.keras/models. The environment variable FZOO_WEIGHTS_URL names a mirror.
     """
     import fzoo
     from fzoo.labels import CLASS_INDEX_HASH, CLASS_INDEX_URL
-    from fzoo.registry import needed, published
-    from fzoo.weights.download import cache_dir, cached, fetch
+    from fzoo.registry import needed, proof_of, published
+    from fzoo.weights.download import UNPROVEN, Proof, cache_dir, cached, fetch
 
     if bool(names) == every:
         raise ValueError("names of models or --all expected; `fzoo list` shows the names")
@@ -684,34 +684,36 @@ def download(
     for name in names or ["*"]:
         found |= dict.fromkeys(fzoo.list_models(name) or [fzoo.spec(name).name])
     shape = None if size is None else (size, size, 3)
-    files: dict[str, tuple[str, str | None]] = {}  # the URL and hash of each name
+    files: dict[str, tuple[str, Proof]] = {}  # the URL of each name, and what it is known by
     megabytes = 0
     for name in found:
         options = needed(name) | parse_options(name, option)
         for top in (True, False) if include_top is None else (include_top,):
-            file = published(name, fzoo.create(name, include_top=top, input_shape=shape, **options))
-            files[file.name] = file.url, file.hash
+            module = fzoo.create(name, include_top=top, input_shape=shape, **options)
+            file = published(name, module)
+            files[file.name] = file.url, proof_of(file, module)
             megabytes += fzoo.spec(name).size_mb
     if include_top is not False:
         files[CLASS_INDEX_URL.rsplit("/", 1)[1]] = CLASS_INDEX_URL, CLASS_INDEX_HASH
     if sys.stderr.isatty():
         complain(f"{len(files)} files, about {megabytes:,} MB, in {cache_dir()}")
     failed = 0
-    for name, (url, digest) in files.items():
+    for name, (url, proof) in files.items():
         try:
-            path = cached(name, digest)
+            path = cached(name, proof)
             state = "cached" if path else "downloaded"
-            path = path or fetch(url, name, digest)
+            path = path or fetch(url, name, proof)
             length = path.stat().st_size
         except OSError as e:
             complain(str(e))
             failed += 1
         else:
-            at_terminal = f"{path}  {length / 1e6:,.1f} MB  {state}"
-            print(at_terminal if sys.stdout.isatty() else f"{path}\t{length}\t{state}", flush=True)
+            checked = "hash is right" if isinstance(proof, str) else UNPROVEN
+            at_terminal = f"{path}  {length / 1e6:,.1f} MB  {state}"  # `fetch` says there what was checked
+            print(at_terminal if sys.stdout.isatty() else f"{path}\t{length}\t{state}\t{checked}", flush=True)
     if failed:
         complain(f"{failed} of {len(files)} files could not be had")
-        raise typer.Exit(1)
+        raise typer.Exit(2 if failed == len(files) else 1)
 
 
 @command

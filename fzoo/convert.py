@@ -14,7 +14,7 @@ import numpy as np
 
 from fzoo.layers import Classifier
 from fzoo.registry import create, family_defaults, list_models, load, spec
-from fzoo.weights import save_variables
+from fzoo.weights import kind, save_variables
 from fzoo.weights.files import FileLayer, open_layers
 from fzoo.weights.mapping import match, pair_up, regrouped, slots
 
@@ -79,6 +79,10 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
         ValueError: not a Keras file, or a damaged one.
     """
     path = Path(path)
+    if kind(path) != "keras":
+        raise ValueError(
+            f"{path} is not Keras's, whose files alone tell their model: name it (--model NAME) to convert it"
+        )
     with open_layers(path) as layers:
         layout = "legacy h5" if layers[0].kind is None else "Keras 3 .weights.h5"
         arrays = tuple(

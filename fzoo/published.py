@@ -1,6 +1,6 @@
 """The files of ImageNet weights that Keras published, as data: where each lies, its hash, what it was trained for.
 
-Keras gives no hash for MobileNet and MobileNetV2: of these, the loader's check of every array is the only one.
+Keras gives no hash for MobileNet and MobileNetV2: of these, the number and shapes of the arrays are the only check.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -30,8 +31,8 @@ from fzoo.models.vgg import VGG
 from fzoo.models.xception import Xception
 from fzoo.preprocessing import Mode
 from fzoo.published import FILES, WeightFile
-from fzoo.weights import load_variables
-from fzoo.weights.download import fetch, file_hash
+from fzoo.weights import check_fit, load_variables
+from fzoo.weights.download import Proof, fetch, file_hash
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -316,8 +317,14 @@ def load(
     module = create(name, **create_options)
     if weights == "imagenet":
         file = published(name, module)
-        weights = fetch(file.url, file.name, file.hash, ", or pass the path of one: weights=PATH, --weights PATH")
+        proof = proof_of(file, module)
+        weights = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
     return module, load_variables(module, weights)
+
+
+def proof_of(file: WeightFile, module: Classifier) -> Proof:
+    """What a published file is known by: its hash, or, where Keras publishes none, that it fits its network."""
+    return file.hash or functools.partial(check_fit, module)
 
 
 def needed(name: str) -> dict[str, Any]:

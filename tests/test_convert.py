@@ -67,7 +67,7 @@ def test_a_checkpoint_that_orbax_itself_wrote(module, variables, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".orbax"])
-def test_what_does_not_fit_is_refused(module, variables, ending, tmp_path):
+def test_what_does_not_fit_is_refused(module, variables, ending, tmp_path, caplog):
     path = tmp_path / f"w{ending}"
     fzoo.save_variables(module, variables, path)
     for name, options, message in (
@@ -86,7 +86,9 @@ def test_what_does_not_fit_is_refused(module, variables, ending, tmp_path):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"w{ending} is not a") as error:
         fzoo.load_variables(module, path)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and not caplog.records
+    with pytest.raises(ValueError, match=f"w{ending} is not Keras's, .*: name it"):
+        convert(path, tmp_path / "w.h5")
     with pytest.raises(FileNotFoundError):
         fzoo.load_variables(module, tmp_path / f"missing{ending}")
     with pytest.raises(FileNotFoundError, match="no such directory"):

@@ -278,6 +278,13 @@ def filtered(file: h5py.File, kernel: str) -> None:
     array.id.write_direct_chunk((0, 0, 0, 0), zlib.compress(bytes(100 << 20), 9))
 
 
+def half(file: h5py.File, kernel: str) -> None:
+    """One of two chunks is there."""
+    del file[kernel]
+    array = file.create_dataset(kernel, (3, 3, 3, 4), "f", chunks=(3, 3, 3, 2))
+    array[..., :2] = 1
+
+
 def circle(file: h5py.File, kernel: str) -> None:
     """A layer that holds all layers."""
     if kernel.startswith("layers"):
@@ -326,6 +333,8 @@ EDITS: dict[str, tuple[Callable[[h5py.File, str], None], str]] = {
         instead(shape=(3, 3, 3, 4), dtype="f", chunks=True, compression=32015, allow_unknown_filter=True),
         "is compressed|filter",
     ),
+    "never written": (instead(shape=(3, 3, 3, 4), dtype="f"), "never written"),
+    "half written": (half, "never written"),
     "too many dimensions of nothing": (instead(shape=(0, 3, 3, 4), dtype="f"), "in the file"),
 }
 

@@ -17,7 +17,14 @@ from fzoo.weights.files import WRITERS, SavedLayer, WeightsMismatch, open_layers
 from fzoo.weights.formats import load_orbax, load_safetensors, save_orbax, save_safetensors
 from fzoo.weights.mapping import Slot, check_variables, match, slots
 
-__all__ = ["WeightsMismatch", "load_keras_weights", "load_variables", "save_keras_weights", "save_variables"]
+__all__ = [
+    "WeightsMismatch",
+    "check_fit",
+    "load_keras_weights",
+    "load_variables",
+    "save_keras_weights",
+    "save_variables",
+]
 
 
 def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
@@ -32,11 +39,14 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
         ModuleNotFoundError: safetensors is not installed.
         ValueError: a damaged file, or one of another network.
     """
+    return {"safetensors": load_safetensors, "orbax": load_orbax, "keras": load_keras_weights}[kind(path)](module, path)
+
+
+def kind(path: str | os.PathLike) -> str:
+    """How what lies at a path is read: "safetensors" and "orbax" by its name or what it holds, otherwise "keras"."""
     if Path(path).suffix == ".safetensors":
-        return load_safetensors(module, path)
-    if Path(path, "_CHECKPOINT_METADATA").exists():
-        return load_orbax(module, path)
-    return load_keras_weights(module, path)
+        return "safetensors"
+    return "orbax" if Path(path, "_CHECKPOINT_METADATA").exists() else "keras"
 
 
 def save_variables(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
@@ -99,6 +109,17 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
     return jax.device_put(variables)
 
 
+def check_fit(module: Classifier, path: str | os.PathLike) -> None:
+    """Look whether a Keras file holds a network's arrays, by their number and shapes; none is read.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, ValueError: as `load_keras_weights`.
+    """
+    slots(module)
+    with open_layers(path) as layers:
+        match(module, layers, str(path))
+
+
 def read(array: h5py.Dataset, slot: Slot) -> np.ndarray:
     """An array of a file as its variable."""
     value = np.asarray(array)
@@ -128,7 +149,9 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
     name = Path(path).name
     write = next((writer for ending, writer in WRITERS.items() if name.endswith(ending)), None)
     if write is None:
-        raise ValueError(f"{path}: a name that ends in {', '.join(WRITERS)} expected (.safetensors: save_variables)")
+        raise ValueError(
+            f"{path}: a name that ends in {', '.join(WRITERS)} expected (save_variables: .safetensors, .orbax)"
+        )
     arrays: dict[str, dict[Slot, np.ndarray]] = {}
     for slot, value in check_variables(module, variables):
         arrays.setdefault(slot.layer, {})[slot] = to_keras(value, slot)

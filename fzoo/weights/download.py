@@ -20,7 +20,9 @@ from typing import BinaryIO
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
-import h5py
+#: What a published file is known by: its hash, "md5:..." or "sha256:..." (without the algorithm, the number of digits
+#: tells it); or, where none is published, what raises ValueError or OSError for a file that can't be it.
+Proof = str | Callable[[Path], object]
 
 #: Seconds for a connection, and without a byte from it.
 CONNECT_TIMEOUT, TIMEOUT = 10.0, 30.0
@@ -30,6 +32,9 @@ WAITS = (1.0, 2.0, 4.0)
 
 #: Statuses of such a failure.
 TEMPORARY = (500, 502, 503, 504)
+
+#: What is said of a file without a published hash.
+UNPROVEN = "no hash is published; its structure was checked"
 
 _CHUNK = 1 << 16
 
@@ -53,23 +58,24 @@ def file_hash(path: str | os.PathLike, algorithm: str) -> str:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
-def cached(name: str, known_hash: str | None) -> Path | None:
+def cached(name: str, proof: Proof) -> Path | None:
     """The path of a published file if the cache has it, as `fetch` would find it; no network.
 
     Args:
         name: in the cache.
-        known_hash: see `fetch`.
+        proof: see `fetch`.
     """
     path = cache_dir() / name
-    return path if path.is_file() and _fault(path, known_hash) is None else None
+    return path if path.is_file() and _fault(path, proof) is None else None
 
 
-def fetch(url: str, name: str, known_hash: str | None, otherwise: str = "") -> Path:
+def fetch(url: str, name: str, proof: Proof, otherwise: str = "") -> Path:
     """The path of a published file, downloaded unless the cache has it.
 
     A file that is there is used without a network, if it is right; one that is not is replaced. A download gets its
     name when it is whole and its hash is right. For some files no hash is published (MobileNet's, MobileNetV2's): they
-    are accepted when HTTP delivered all that it announced (Content-Length, or the last chunk) and HDF5 opens them.
+    are accepted when HTTP delivered all that it announced (Content-Length, or the last chunk) and the arrays are the
+    network's by number and shape; a terminal is told so.
 
     The environment variable FZOO_WEIGHTS_URL names a mirror, "https://HOST/FOLDER" or "file:///FOLDER". Files are then
     asked for as $FZOO_WEIGHTS_URL/NAME, and nowhere else; hashes are checked all the same. The folder of a cache that
@@ -78,8 +84,7 @@ def fetch(url: str, name: str, known_hash: str | None, otherwise: str = "") -> P
     Args:
         url: where it lies.
         name: in the cache.
-        known_hash: "md5:..." or "sha256:...", or None where none is published. Without the algorithm, the number of
-            digits tells it.
+        proof: what tells that it is the file.
         otherwise: what else would do without a network, for the error.
 
     Returns:
@@ -92,23 +97,24 @@ def fetch(url: str, name: str, known_hash: str | None, otherwise: str = "") -> P
     path = cache_dir() / name
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, a file expected: remove it")
-    if cached(name, known_hash):
+    if cached(name, proof):
         return path
     url = source(url, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _turn(path.with_name(f".{name}.lock")) as shared:
-            if not cached(name, known_hash):  # the holder before may have downloaded it
+            if not cached(name, proof):  # the holder before may have downloaded it
                 # Where there are no locks, each process has a partial file of its own.
                 unique = "" if shared else f".{uuid.uuid4().hex}"
-                _obtain(url, path, path.with_name(f".{name}{unique}.part"), known_hash, resume=shared)
+                _obtain(url, path, path.with_name(f".{name}{unique}.part"), proof, resume=shared)
+                if not isinstance(proof, str) and sys.stderr.isatty():
+                    print(f"fzoo: {name}: {UNPROVEN}", file=sys.stderr)
     except OSError as e:
         reason = " ".join(str(e).split())
         if path.exists():
-            fault = "its hash differs" if known_hash else "HDF5 can't open it"
             raise OSError(
-                f"{path} is not the published file ({fault}), and {_shown(url)} could not be downloaded ({reason}): "
-                f"put the file in its place{otherwise}"
+                f"{path} is not the published file ({_fault(path, proof)}), and {_shown(url)} could not be downloaded "
+                f"({reason}): put the file in its place{otherwise}"
             ) from e
         raise OSError(f"could not download {_shown(url)} ({reason}): put the file at {path}{otherwise}") from e
     return path
@@ -142,40 +148,40 @@ def _shown(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _fault(path: Path, known_hash: str | None) -> str | None:
+def _fault(path: Path, proof: Proof) -> str | None:
     """Why a file is not the published one; None if it is, as far as can be known."""
-    if known_hash is None:
-        with path.open("rb") as file:
-            try:
-                h5py.File(file, "r").close()  # which notices a truncated one, as `is_hdf5` does not
-            except OSError:
-                return "HDF5 can't open it"
+    if not isinstance(proof, str):
+        try:
+            proof(path)
+        except (ValueError, OSError) as e:
+            return str(e).replace(str(path), "it")
         return None
-    algorithm, _, digits = known_hash.rpartition(":")
+    algorithm, _, digits = proof.rpartition(":")
     algorithm = algorithm or ("md5" if len(digits) == 32 else "sha256")
     right = file_hash(path, algorithm) == f"{algorithm}:{digits.lower()}"
     return None if right else "its hash is not the published one"
 
 
-def _obtain(url: str, path: Path, part: Path, known_hash: str | None, resume: bool) -> None:
+def _obtain(url: str, path: Path, part: Path, proof: Proof, resume: bool) -> None:
     """Download into `part`, check, and give it its name.
 
     What came is kept for the next attempt only where a hash will tell whether the pieces belong together.
     """
-    resume = resume and known_hash is not None
+    hashed = isinstance(proof, str)
+    resume = resume and hashed
     waits = iter(WAITS)
     try:
         # It may be whole: killed just before it got its name.
-        while not (resume and part.is_file() and _fault(part, known_hash) is None):
+        while not (resume and part.is_file() and _fault(part, proof) is None):
             try:
-                resumed = _transfer(url, part, resume, unknown_length=known_hash is not None)
+                resumed = _transfer(url, part, resume, unknown_length=hashed)
             except _Unavailable as e:
                 wait = next(waits, None) if e.again else None
                 if wait is None:
                     raise
                 time.sleep(wait)
                 continue
-            fault = _fault(part, known_hash)
+            fault = _fault(part, proof)
             if fault is None:
                 break
             part.unlink()

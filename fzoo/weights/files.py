@@ -458,7 +458,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} is a directory, the name of a file expected")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {path.parent}")
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    try:
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from e  # not the temporary's name
     os.close(fd)
     temporary = Path(name)
     try:

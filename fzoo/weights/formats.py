@@ -6,9 +6,12 @@ the same tree with the same shapes.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +91,7 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
         raise FileNotFoundError(f"no such checkpoint: {path} is no directory")
     wanted = trace(module).variables
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with unlogged(), ocp.StandardCheckpointer() as checkpointer:
             metadata: Any = checkpointer.metadata(path).item_metadata
             if metadata is None or not isinstance(metadata.tree, dict):
                 raise ValueError("it holds no tree of arrays")
@@ -96,6 +99,18 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
             return checkpointer.restore(path, wanted)
     except Exception as e:  # Orbax and TensorStore raise many classes
         raise ValueError(f"{path} is not a checkpoint of this {type(module).__name__}: {one_line(e)}") from e
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Without the warnings that Orbax logs of what it also raises, or gives as None."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def save_orbax(variables: Any, path: str | os.PathLike) -> None:

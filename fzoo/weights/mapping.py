@@ -258,6 +258,8 @@ def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> li
                     f"{file.name}/{slot.name} is {array.dtype!s:.60} {array.shape} in the file, "
                     f"{slot.keras_shape} wanted" + (f" by {layer}" if layer != file.name else "")
                 )
+            elif array.id.get_storage_size() < array.nbytes:  # HDF5 would make up zeros
+                problems.append(f"{file.name}/{slot.name} has a shape, but its values were never written")
             matched.append((slot, array))
     if problems:
         raise WeightsMismatch(summary + classes_hint(module, pairs, problems), problems)
