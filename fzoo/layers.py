@@ -563,8 +563,8 @@ class Layers:
     ) -> Float[Array, "n ho wo c"]:
         """MaxPooling2D; padding never wins. `strides` defaults to the window."""
         name = self._name("MaxPooling2D", name)
-        y = nn.max_pool(x, pair(window), pair(strides or window), padding.upper())
-        return self._note("MaxPooling2D", name, [x], y)
+        how = ops.Pool("max", pair(window), pair(strides or window), padding.upper())
+        return self._note("MaxPooling2D", name, [x], ops.pool(how, x))
 
     def avg_pool(
         self,
@@ -577,8 +577,8 @@ class Layers:
     ) -> Float[Array, "n ho wo c"]:
         """AveragePooling2D; padding is not counted. `strides` defaults to the window."""
         name = self._name("AveragePooling2D", name)
-        y = nn.avg_pool(x, pair(window), pair(strides or window), padding.upper(), count_include_pad=False)
-        return self._note("AveragePooling2D", name, [x], y.astype(x.dtype))
+        how = ops.Pool("avg", pair(window), pair(strides or window), padding.upper())
+        return self._note("AveragePooling2D", name, [x], ops.pool(how, x))
 
     def global_avg_pool(
         self, x: Float[Array, "n h w c"], *, keepdims: bool = False, name: str | None = None

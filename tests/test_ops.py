@@ -1,5 +1,6 @@
 """Every form of a convolution against XLA's own: outputs, gradients, other platforms."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +92,30 @@ def test_bfloat16_sums_in_float32():
     found = ops.conv_general_dilated(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), (1, 1), "VALID")
     assert found.dtype == jnp.bfloat16
     assert (np.asarray(found, np.float32) == 4608).all()  # bfloat16 itself stops counting at 256
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 1), (3, 2), (2, 3)])
+def test_pools_and_their_gradients(kind, padding, window, stride):
+    how = ops.Pool(kind, (window, window), (stride, stride), padding)
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(-0.5, 1, size=(2, 9, 12, 5)), 0).astype(np.float32)  # zeros: equal values in a window
+
+    def theirs(x):
+        if kind == "max":
+            return nn.max_pool(x, how.window, how.strides, padding)
+        return nn.avg_pool(x, how.window, how.strides, padding, count_include_pad=False)
+
+    expected = np.asarray(run(theirs, x))
+    assert_close(run(lambda x: ops.pool(how, x), x), expected, "output", 1e-6)
+    assert "reduce_window" not in jax.jit(lambda x: ops.pool(how, x)).lower(x).as_text()
+    assert ops.pool(how, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    weights = rng.normal(size=expected.shape).astype(np.float32)
+    found, wanted = (
+        run(jax.grad(lambda x, f=f: (f(x) * weights).sum()), x) for f in (lambda x: ops.pool(how, x), theirs)
+    )
+    assert_close(found, np.asarray(wanted), "gradient", 1e-6)
 
 
 def test_means_and_their_gradients():
