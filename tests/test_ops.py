@@ -20,7 +20,7 @@ CONVOLUTIONS = {
     "1x1": ((2, 5, 7, 16), (1, 1, 16, 24), 1, "SAME", 1, ops.pointwise),
     "1x1 of stride 2": ((2, 5, 8, 16), (1, 1, 16, 24), 2, "VALID", 1, ops.pointwise),
     "1x1 with padding": ((1, 5, 8, 16), (1, 1, 16, 24), 1, ((1, 0), (0, 2)), 1, ops.pointwise),
-    "small stem": ((2, 17, 18, 3), (3, 3, 3, 8), 2, "SAME", 1, ops.columns),
+    "small stem": ((2, 17, 18, 3), (3, 3, 3, 8), 2, "SAME", 1, ops.row_columns),
     "large stem": ((1, 17, 18, 3), (7, 7, 3, 8), 2, "SAME", 1, None),
     "Winograd": ((1, 17, 18, 64), (3, 3, 64, 72), 1, "SAME", 1, ops.winograd),
     "Winograd without padding": ((1, 20, 19, 64), (3, 3, 64, 64), 1, "VALID", 1, ops.winograd),
@@ -28,7 +28,11 @@ CONVOLUTIONS = {
     "Winograd in small tiles": ((6, 8, 8, 64), (3, 3, 64, 64), 1, "SAME", 1, ops.winograd),
     "3x3 of few pixels": ((1, 7, 7, 64), (3, 3, 64, 64), 1, "SAME", 1, None),
     "3x3 of stride 2": ((1, 20, 20, 64), (3, 3, 64, 64), 2, "SAME", 1, None),
-    "1x7": ((1, 17, 17, 16), (1, 7, 16, 16), 1, "SAME", 1, None),
+    "Winograd, 5x5": ((1, 18, 17, 64), (5, 5, 64, 48), 1, "SAME", 1, ops.winograd),
+    "Winograd, 1x7": ((1, 17, 17, 64), (1, 7, 64, 72), 1, "SAME", 1, ops.winograd),
+    "Winograd, 7x1": ((1, 17, 18, 64), (7, 1, 64, 72), 1, "SAME", 1, ops.winograd),
+    "Winograd, 7x1 in small tiles": ((6, 8, 8, 64), (7, 1, 64, 64), 1, "SAME", 1, ops.winograd),
+    "1x7 of few channels": ((1, 17, 17, 16), (1, 7, 16, 16), 1, "SAME", 1, None),
     "grouped": ((1, 20, 20, 64), (3, 3, 16, 64), 1, "SAME", 4, None),
 }
 
