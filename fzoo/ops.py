@@ -379,14 +379,8 @@ def winograd_transformed(
     th, tw = -(-ho // mh), -(-wo // mw)
     bottom, right = (th - 1) * mh + len(bh) - top - conv.height, (tw - 1) * mw + len(bw) - left - conv.width
     x, n = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0))), x.shape[0]
-
-    def shifted(x: Array, b: np.ndarray, step: int, count: int, axis: int) -> list[Array]:
-        return [lax.slice_in_dim(x, i, i + (count - 1) * step + 1, step, axis) for i in range(len(b))]
-
-    rows = combine(bh, shifted(x, bh, mh, th, 1))
-    tiles = [t for row in rows for t in combine(bw, shifted(row, bw, mw, tw, 2))]
-    # Written out once, as the operand of the products, and not again for each that reads it.
-    stacked = lax.optimization_barrier(jnp.stack([t.reshape(-1, conv.inputs) for t in tiles]))
+    x = filtered(bh, filtered(bw, x, mw, tw, 2), mh, th, 2)  # bh bw n th tw c
+    stacked = x.reshape(kernel.shape[0], -1, conv.inputs)
     y = product(stacked, kernel).reshape(len(bh), len(bw), n, th, tw, conv.outputs)
     rows = combine(ah, list(y))
     y = jnp.stack([jnp.stack(combine(aw, list(row)), axis=3) for row in rows], axis=2)  # n th m tw m o
@@ -396,6 +390,18 @@ def winograd_transformed(
 def winograd_products(kernel: Sequence[int], tile: int) -> int:
     """How many matrices `winograd_kernel` makes of a kernel (kh, kw)."""
     return math.prod(tile + k - 1 for k in kernel if k > 1)
+
+
+def filtered(matrix: np.ndarray, x: Array, step: int, count: int, axis: int) -> Array:
+    """The sums of x moved by 0, 1, ..., as each row of a constant matrix weighs them, at every `step` along an axis.
+
+    As one product: its sums written out would be no faster, and would take many times longer to compile.
+    """
+    if len(matrix) == 1:
+        return x[None]
+    moved = [lax.slice_in_dim(x, i, i + (count - 1) * step + 1, step, axis) for i in range(len(matrix))]
+    terms = lax.optimization_barrier(jnp.stack([each.reshape(-1) for each in moved]))
+    return (jnp.asarray(matrix, x.dtype) @ terms).reshape(len(matrix), *moved[0].shape)
 
 
 def combine(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
