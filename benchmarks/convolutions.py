@@ -51,7 +51,7 @@ SHAPES = (
     (28, 256, 256, (3, 3), 1, 32),
 )
 
-WAYS = ("XLA", "XLA + YNNPACK", "shifted", "product", "columns", "Winograd", "Winograd, prepared")
+WAYS = ("XLA", "XLA + YNNPACK", "shifted", "product", "columns", "columns by rows", "Winograd", "Winograd, prepared")
 
 
 def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
@@ -70,7 +70,9 @@ def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
     if ops.is_pointwise(conv):
         found["product"] = (lambda x, w: ops.pointwise(conv, x, w), False)
         del found["columns"]
-    if conv.kernel == (3, 3) and conv.groups == 1 and conv.strides == (1, 1) and conv.inputs > 3:
+    if ops.is_small_stem(conv):
+        found["columns by rows"] = (lambda x, w: ops.row_columns(conv, x, w), False)
+    if conv.kernel in ops.FILTERED and conv.groups == 1 and conv.strides == (1, 1) and conv.inputs > 3:
         found["Winograd"] = (lambda x, w: ops.winograd(conv, x, w), False)
         found["Winograd, prepared"] = (lambda x, w: ops.winograd_transformed(conv, x, w), False)
     return found
@@ -83,6 +85,7 @@ def chosen(conv: ops.Convolution) -> str:
         ops.depthwise_shifted: "shifted",
         ops.pointwise: "product",
         ops.columns: "columns",
+        ops.row_columns: "columns by rows",
         ops.winograd: "Winograd",
     }
     return names[form] if form else "XLA"

@@ -155,9 +155,10 @@ class SeparableConv(nn.Module):
 
 
 class WinogradConv(nn.Module):
-    """A 3x3 convolution of stride 1 whose kernel is kept transformed."""
+    """A convolution of stride 1 whose kernel is kept transformed."""
 
     features: int
+    kernel_size: tuple[int, int]
     padding: str | tuple[tuple[int, int], tuple[int, int]]
     tile: int
     dtype: Any
@@ -166,10 +167,11 @@ class WinogradConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """Apply it."""
-        kernel = self.param("kernel", glorot_uniform, ((self.tile + 2) ** 2, x.shape[-1], self.features))
+        products = ops.winograd_products(self.kernel_size, self.tile)
+        kernel = self.param("kernel", glorot_uniform, (products, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        conv = ops.Convolution.of(x.shape, (3, 3, x.shape[-1], self.features), (1, 1), self.padding)
+        conv = ops.Convolution.of(x.shape, (*self.kernel_size, x.shape[-1], self.features), (1, 1), self.padding)
         y = ops.winograd_transformed(conv, x, kernel)
         return y if bias is None else y + bias
 
@@ -381,7 +383,7 @@ class Layers:
         kernel, steps, pads = pair(kernel), pair(strides), lax_padding(padding)
         use_bias = use_bias or name in self._prepared.biased
         if name in self._tiles:
-            conv = WinogradConv(features, pads, self._tiles[name], self.dtype, use_bias, name=name)
+            conv = WinogradConv(features, kernel, pads, self._tiles[name], self.dtype, use_bias, name=name)
         else:
             conv = self._conv(
                 features,
@@ -579,8 +581,8 @@ class Layers:
     ) -> Float[Array, "n ho wo c"]:
         """MaxPooling2D; padding never wins. `strides` defaults to the window."""
         name = self._name("MaxPooling2D", name)
-        y = nn.max_pool(x, pair(window), pair(strides or window), padding.upper())
-        return self._note("MaxPooling2D", name, [x], y)
+        how = ops.Pool("max", pair(window), pair(strides or window), padding.upper())
+        return self._note("MaxPooling2D", name, [x], ops.pool(how, x))
 
     def avg_pool(
         self,
@@ -593,8 +595,8 @@ class Layers:
     ) -> Float[Array, "n ho wo c"]:
         """AveragePooling2D; padding is not counted. `strides` defaults to the window."""
         name = self._name("AveragePooling2D", name)
-        y = nn.avg_pool(x, pair(window), pair(strides or window), padding.upper(), count_include_pad=False)
-        return self._note("AveragePooling2D", name, [x], y.astype(x.dtype))
+        how = ops.Pool("avg", pair(window), pair(strides or window), padding.upper())
+        return self._note("AveragePooling2D", name, [x], ops.pool(how, x))
 
     def global_avg_pool(
         self, x: Float[Array, "n h w c"], *, keepdims: bool = False, name: str | None = None
@@ -639,6 +641,20 @@ class Layers:
         """Concatenate, over the channels."""
         name = self._name("Concatenate", name)
         return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=-1))
+
+    def room(self, x: Float[Array, "n h w c"], channels: int) -> Float[Array, "n h w channels"] | None:
+        """x with zeros behind it, for `append` to fill; None in training, where each gradient would be as large."""
+        return None if self._train else jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
+
+    def append(
+        self, x: Float[Array, "n h w c"], y: Float[Array, "n h w d"], room: Array | None, *, name: str | None = None
+    ) -> tuple[Float[Array, "n h w c+d"], Array | None]:
+        """Concatenate, over the channels, in a `room` that begins with x, so that x isn't copied; and that room."""
+        if room is None:
+            return self.concat([x, y], name=name), None
+        room = lax.dynamic_update_slice_in_dim(room, y, x.shape[-1], axis=3)
+        both = lax.slice_in_dim(room, 0, x.shape[-1] + y.shape[-1], axis=3)
+        return self._note("Concatenate", self._name("Concatenate", name), [x, y], both), room
 
     def flatten(self, x: Float[Array, "n ..."], *, name: str | None = None) -> Float[Array, "n c"]:
         """Flatten."""

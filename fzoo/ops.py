@@ -14,13 +14,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from numbers import Integral
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -167,21 +170,42 @@ def columns(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0)
-def winograd(conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c o"]) -> Float[Array, "n h w o"]:
-    """A 3x3 convolution of stride 1 by Winograd's minimal filtering, its kernel transformed on the way."""
+def row_columns(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
+) -> Float[Array, "n ho wo o"]:
+    """`columns`, a row of a window at a time: its pixels lie side by side, which counts where they are small."""
+    (kh, kw), (down, right), (ho, wo) = conv.kernel, conv.strides, conv.size
+    x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0)))
+    x = x.reshape(*x.shape[:2], -1)
+    runs = np.arange(wo)[:, None] * right * conv.inputs + np.arange(kw * conv.inputs)
+    rows = [lax.slice_in_dim(x, i, i + (ho - 1) * down + 1, down, 1)[:, :, runs] for i in range(kh)]
+    x = lax.optimization_barrier(jnp.concatenate(rows, axis=-1))
+    kernel = kernel.reshape(-1, conv.outputs)
+    return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(*x.shape[:3], conv.outputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
+def winograd(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
+) -> Float[Array, "n ho wo o"]:
+    """A convolution of stride 1 by Winograd's minimal filtering, its kernel transformed on the way."""
     return winograd_transformed(conv, x, winograd_kernel(kernel, winograd_tile(conv)))
 
 
-@winograd.defjvp
-def _winograd_jvp(
-    conv: Convolution, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    """The derivative by XLA's convolution: the transposes of Winograd's steps are ten times slower than its own."""
-    (x, kernel), (dx, dkernel) = primals, tangents
+def _plain_jvp(form: Any, conv: Convolution, primals: tuple[Array, Array], tangents: Any) -> tuple[Array, Any]:
+    """The derivative by XLA's convolution: the transposes of a form's steps are ten times slower than its own."""
     plain = functools.partial(
-        lax.conv_general_dilated, window_strides=(1, 1), padding=conv.pads, dimension_numbers=NHWC
+        lax.conv_general_dilated, window_strides=conv.strides, padding=conv.pads, dimension_numbers=NHWC
     )
-    return winograd(conv, x, kernel), plain(dx, kernel) + plain(x, dkernel)
+    (x, kernel), (dx, dkernel) = primals, tangents
+    pairs = [pair for pair in ((dx, kernel), (x, dkernel)) if not any(isinstance(a, SymbolicZero) for a in pair)]
+    y = form(conv, x, kernel)
+    return y, sum((plain(*pair) for pair in pairs[1:]), plain(*pairs[0]))
+
+
+for _form in (row_columns, winograd):
+    _form.defjvp(functools.partial(_plain_jvp, _form), symbolic_zeros=True)
 
 
 def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[int, int], Float[Array, "n ho wo c"]]]:
@@ -201,6 +225,64 @@ def product(x: Float[Array, "... m k"], kernel: Float[Array, "... k n"]) -> Floa
     dimensions = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, kernel, dimensions, preferred_element_type=wide).astype(x.dtype)
+
+
+# -- pooling ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """A pooling of NHWC images.
+
+    Attributes:
+        kind: "max" (padding never wins) or "avg" (padding is not counted).
+        window: height and width.
+        strides: for height and width.
+        padding: "SAME" or "VALID".
+    """
+
+    kind: str
+    window: tuple[int, int]
+    strides: tuple[int, int]
+    padding: str
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def pool(how: Pool, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo c"]:
+    """Pooling: on CPU down the columns, then along the rows, each as one operation on shifted images.
+
+    XLA:CPU's windows go without its vectors, and are 3 to 7 times slower.
+    """
+    return lax.platform_dependent(x, cpu=functools.partial(_pool_shifted, how), default=functools.partial(_pool, how))
+
+
+@pool.defjvp
+def _pool_jvp(how: Pool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """XLA's derivative: of equal values in a window one takes it all, and not each its share."""
+    return pool(how, *primals), jax.jvp(functools.partial(_pool, how), primals, tangents)[1]
+
+
+def _pool(how: Pool, x: Array) -> Array:
+    if how.kind == "max":
+        return nn.max_pool(x, how.window, how.strides, how.padding)
+    return nn.avg_pool(x, how.window, how.strides, how.padding, count_include_pad=False).astype(x.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pool_shifted(how: Pool, x: Array) -> Array:
+    combine, neutral = (jnp.maximum, -jnp.inf) if how.kind == "max" else (jnp.add, 0)
+    pads = lax.padtype_to_pads(x.shape[1:3], how.window, how.strides, how.padding)
+    wide = x.dtype if how.kind == "max" else jnp.promote_types(x.dtype, jnp.float32)
+    y = jnp.pad(x.astype(wide), ((0, 0), *pads, (0, 0)), constant_values=neutral)
+    count = 1.0  # of the pixels in a window
+    for axis, window, stride, (before, after) in zip((1, 2), how.window, how.strides, pads, strict=True):
+        size = (y.shape[axis] - window) // stride + 1
+        shifted = [lax.slice_in_dim(y, i, i + (size - 1) * stride + 1, stride, axis) for i in range(window)]
+        y = lax.optimization_barrier(functools.reduce(combine, shifted))  # not computed anew by all that reads it
+        inside = np.pad(np.ones(x.shape[axis]), (before, after))
+        counts = [inside[i * stride : i * stride + window].sum() for i in range(size)]
+        count = count * np.reshape(counts, (-1, 1, 1) if axis == 1 else (-1, 1))
+    return y if how.kind == "max" else (y / jnp.asarray(count, wide)).astype(x.dtype)
 
 
 # -- sums over images -------------------------------------------------------------------------------------------------
@@ -239,42 +321,36 @@ def _spread(values: Array, like: Array) -> Array:
     return (ones @ values[None]).reshape(like.shape)
 
 
-# -- Winograd's minimal filtering, F(m x m, 3 x 3) ---------------------------------------------------------------------
-# Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015): an output tile of m x m comes from an input
-# tile of (m + 2) x (m + 2), by (m + 2)^2 products where the sum needs 9 m^2. The tiles of all images are gathered, so
-# that the products are (m + 2)^2 matrix products.
+# -- Winograd's minimal filtering --------------------------------------------------------------------------------------
+# Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015): m outputs of a kernel of r elements come
+# from m + r - 1 inputs by as many products, where the sum needs m r; in two dimensions, both are squared. The tiles of
+# all images are gathered, so that the products are matrix products.
 
-#: For each tile m: the matrices B^T (of the input), G (of the kernel) and A^T (of the output).
-WINOGRAD = {
-    2: (
-        np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
-        np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
-        np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
-    ),
-    4: (
-        np.array(
-            [
-                [4, 0, -5, 0, 1, 0],
-                [0, -4, -4, 1, 1, 0],
-                [0, 4, -4, -1, 1, 0],
-                [0, -2, -1, 2, 1, 0],
-                [0, 2, -1, -2, 1, 0],
-                [0, 4, 0, -5, 0, 1],
-            ]
-        ),
-        np.array(
-            [
-                [1 / 4, 0, 0],
-                [-1 / 6, -1 / 6, -1 / 6],
-                [-1 / 6, 1 / 6, -1 / 6],
-                [1 / 24, 1 / 12, 1 / 6],
-                [1 / 24, -1 / 12, 1 / 6],
-                [0, 0, 1],
-            ]
-        ),
-        np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
-    ),
-}
+#: Where the polynomials behind it are evaluated, the first m + r - 2 of them: small numbers and their inverses keep the
+#: error small, 8e-6 of the largest magnitude where all are used.
+POINTS = tuple(map(Fraction, ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "4/3", "-4/3")))
+
+
+@functools.cache
+def minimal_filtering(kernel: int, tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The matrices B^T (of the input), G (of the kernel) and A^T (of the output) for one dimension (Cook and Toom)."""
+    points = POINTS[: tile + kernel - 2]
+
+    def polynomial(roots: Sequence[Fraction]) -> np.ndarray:
+        """Its coefficients, the constant first, among as many as B^T has columns."""
+        found = functools.reduce(lambda p, root: np.convolve(p, [-root, 1]), roots, np.array([Fraction(1)]))
+        return np.concatenate([found, [0] * (len(points) + 1 - len(found))])
+
+    def powers(point: Fraction, count: int) -> np.ndarray:
+        return np.array([point**i for i in range(count)])
+
+    others = [[q for q in points if q != p] for p in points]
+    factors = [math.prod(p - q for q in rest) for p, rest in zip(points, others, strict=True)]
+    last_kernel, last_output = [0] * (kernel - 1) + [1], [0] * (tile - 1) + [1]
+    b = [polynomial(rest) for rest in others] + [polynomial(points)]
+    g = [powers(p, kernel) / factor for p, factor in zip(points, factors, strict=True)] + [last_kernel]
+    a = np.transpose([powers(p, tile) for p in points] + [last_output])
+    return np.array(b, float), np.array(g, float), a.astype(float)
 
 
 def winograd_tile(conv: Convolution) -> int:
@@ -283,34 +359,49 @@ def winograd_tile(conv: Convolution) -> int:
 
 
 def winograd_kernel(kernel: Any, tile: int) -> Any:
-    """G kernel G^T of a kernel (3, 3, c, o), NumPy or JAX: a matrix (c, o) for each of the (tile + 2)^2 products."""
-    g = WINOGRAD[tile][1]
-    both = np.kron(g, g).astype(np.float32)  # (tile + 2)^2 x 9
-    return (both @ kernel.reshape(9, -1)).reshape(len(both), *kernel.shape[2:])
+    """G kernel G^T of a kernel (kh, kw, c, o), NumPy or JAX: a matrix (c, o) for each of the products."""
+    sides = [minimal_filtering(k, tile)[1] if k > 1 else np.ones((1, 1)) for k in kernel.shape[:2]]
+    both = np.kron(*sides).astype(np.float32)
+    return (both @ kernel.reshape(both.shape[1], -1)).reshape(len(both), *kernel.shape[2:])
 
 
 def winograd_transformed(
-    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "tt c o"]
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "products c o"]
 ) -> Float[Array, "n ho wo o"]:
-    """A 3x3 convolution of stride 1 from the kernel that `winograd_kernel` made."""
-    m = math.isqrt(kernel.shape[0]) - 2
-    b, _, a = WINOGRAD[m]
+    """A convolution of stride 1 from the kernel that `winograd_kernel` made."""
+    sides = [k for k in conv.kernel if k > 1]
+    inputs = round(kernel.shape[0] ** (1 / len(sides)))  # of a tile, in each dimension that is filtered
+    tile = inputs - sides[0] + 1
+    once = np.ones((1, 1))
+    (bh, ah), (bw, aw) = (minimal_filtering(k, tile)[::2] if k > 1 else (once, once) for k in conv.kernel)
     (ho, wo), (top, left) = conv.size, (conv.pads[0][0], conv.pads[1][0])
-    th, tw = -(-ho // m), -(-wo // m)
-    bottom, right = th * m + 2 - top - conv.height, tw * m + 2 - left - conv.width
+    mh, mw = len(ah), len(aw)
+    th, tw = -(-ho // mh), -(-wo // mw)
+    bottom, right = (th - 1) * mh + len(bh) - top - conv.height, (tw - 1) * mw + len(bw) - left - conv.width
     x, n = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0))), x.shape[0]
+    x = filtered(bh, filtered(bw, x, mw, tw, 2), mh, th, 2)  # bh bw n th tw c
+    stacked = x.reshape(kernel.shape[0], -1, conv.inputs)
+    y = product(stacked, kernel).reshape(len(bh), len(bw), n, th, tw, conv.outputs)
+    rows = combine(ah, list(y))
+    y = jnp.stack([jnp.stack(combine(aw, list(row)), axis=3) for row in rows], axis=2)  # n th m tw m o
+    return y.reshape(n, th * mh, tw * mw, conv.outputs)[:, :ho, :wo]
 
-    def every_mth(x: Array, start: int, count: int, axis: int) -> Array:
-        return lax.slice_in_dim(x, start, start + (count - 1) * m + 1, m, axis)
 
-    rows = combine(b, [every_mth(x, i, th, 1) for i in range(m + 2)])
-    tiles = [t for row in rows for t in combine(b, [every_mth(row, j, tw, 2) for j in range(m + 2)])]
-    # Written out once, as the operand of the products, and not again for each that reads it.
-    stacked = lax.optimization_barrier(jnp.stack([t.reshape(-1, conv.inputs) for t in tiles]))
-    y = product(stacked, kernel).reshape(m + 2, m + 2, n, th, tw, conv.outputs)
-    rows = combine(a, list(y))
-    y = jnp.stack([jnp.stack(combine(a, list(row)), axis=3) for row in rows], axis=2)  # n th m tw m o
-    return y.reshape(n, th * m, tw * m, conv.outputs)[:, :ho, :wo]
+def winograd_products(kernel: Sequence[int], tile: int) -> int:
+    """How many matrices `winograd_kernel` makes of a kernel (kh, kw)."""
+    return math.prod(tile + k - 1 for k in kernel if k > 1)
+
+
+def filtered(matrix: np.ndarray, x: Array, step: int, count: int, axis: int) -> Array:
+    """The sums of x moved by 0, 1, ..., as each row of a constant matrix weighs them, at every `step` along an axis.
+
+    As one product: its sums written out would be no faster, and would take many times longer to compile.
+    """
+    if len(matrix) == 1:
+        return x[None]
+    moved = [lax.slice_in_dim(x, i, i + (count - 1) * step + 1, step, axis) for i in range(len(matrix))]
+    terms = lax.optimization_barrier(jnp.stack([each.reshape(-1) for each in moved]))
+    return (jnp.asarray(matrix, x.dtype) @ terms).reshape(len(matrix), *moved[0].shape)
 
 
 def combine(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
@@ -359,25 +450,30 @@ def is_narrow(conv: Convolution) -> bool:
     return conv.dtype == jnp.bfloat16 and conv.groups == 1 and 2 * windows <= 1 << 24
 
 
+#: The kernels that minimal filtering was measured for.
+FILTERED = ((3, 3), (5, 5), (1, 7), (7, 1))
+
+
 def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
-    """A 3x3 kernel where the products saved outweigh the transforms.
+    """A kernel of `FILTERED` where the products saved outweigh the transforms.
 
     Those of the image touch each pixel once for each channel, so there must be channels enough; a transformed tile is
-    2.25 times its pixels, so past some size memory is what counts. That of the kernel, unless it is prepared, needs
-    many pixels to pay.
+    2.25 to 6.25 times its pixels, so past some size memory is what counts. That of the kernel, unless it is prepared,
+    needs many pixels to pay where it has two dimensions.
     """
-    if conv.kernel != (3, 3) or conv.groups != 1 or conv.strides != (1, 1) or conv.dtype != jnp.float32:
+    if conv.kernel not in FILTERED or conv.groups != 1 or conv.strides != (1, 1) or conv.dtype != jnp.float32:
         return False
     pixels = conv.images * conv.size[0] * conv.size[1]
     few, many = sorted((conv.inputs, conv.outputs))
-    return few >= 64 and 150 <= pixels <= (1 << 21) // many and (prepared or pixels >= 4 * conv.inputs)
+    cheap = prepared or 1 in conv.kernel or pixels >= 4 * conv.inputs
+    return few >= 48 and 150 <= pixels <= (1 << 21) // many and cheap
 
 
 #: What a CPU runs instead of XLA's convolution: the first that fits.
 CPU_FORMS = (
     Form(is_depthwise, depthwise_shifted),
     Form(is_pointwise, pointwise),
-    Form(is_small_stem, columns),
+    Form(is_small_stem, row_columns),
     Form(is_narrow, columns),
     Form(is_winograd, winograd),
 )

@@ -1,5 +1,6 @@
 """Every form of a convolution against XLA's own: outputs, gradients, other platforms."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ CONVOLUTIONS = {
     "1x1": ((2, 5, 7, 16), (1, 1, 16, 24), 1, "SAME", 1, ops.pointwise),
     "1x1 of stride 2": ((2, 5, 8, 16), (1, 1, 16, 24), 2, "VALID", 1, ops.pointwise),
     "1x1 with padding": ((1, 5, 8, 16), (1, 1, 16, 24), 1, ((1, 0), (0, 2)), 1, ops.pointwise),
-    "small stem": ((2, 17, 18, 3), (3, 3, 3, 8), 2, "SAME", 1, ops.columns),
+    "small stem": ((2, 17, 18, 3), (3, 3, 3, 8), 2, "SAME", 1, ops.row_columns),
     "large stem": ((1, 17, 18, 3), (7, 7, 3, 8), 2, "SAME", 1, None),
     "Winograd": ((1, 17, 18, 64), (3, 3, 64, 72), 1, "SAME", 1, ops.winograd),
     "Winograd without padding": ((1, 20, 19, 64), (3, 3, 64, 64), 1, "VALID", 1, ops.winograd),
@@ -27,7 +28,11 @@ CONVOLUTIONS = {
     "Winograd in small tiles": ((6, 8, 8, 64), (3, 3, 64, 64), 1, "SAME", 1, ops.winograd),
     "3x3 of few pixels": ((1, 7, 7, 64), (3, 3, 64, 64), 1, "SAME", 1, None),
     "3x3 of stride 2": ((1, 20, 20, 64), (3, 3, 64, 64), 2, "SAME", 1, None),
-    "1x7": ((1, 17, 17, 16), (1, 7, 16, 16), 1, "SAME", 1, None),
+    "Winograd, 5x5": ((1, 18, 17, 64), (5, 5, 64, 48), 1, "SAME", 1, ops.winograd),
+    "Winograd, 1x7": ((1, 17, 17, 64), (1, 7, 64, 72), 1, "SAME", 1, ops.winograd),
+    "Winograd, 7x1": ((1, 17, 18, 64), (7, 1, 64, 72), 1, "SAME", 1, ops.winograd),
+    "Winograd, 7x1 in small tiles": ((6, 8, 8, 64), (7, 1, 64, 64), 1, "SAME", 1, ops.winograd),
+    "1x7 of few channels": ((1, 17, 17, 16), (1, 7, 16, 16), 1, "SAME", 1, None),
     "grouped": ((1, 20, 20, 64), (3, 3, 16, 64), 1, "SAME", 4, None),
 }
 
@@ -91,6 +96,30 @@ def test_bfloat16_sums_in_float32():
     found = ops.conv_general_dilated(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), (1, 1), "VALID")
     assert found.dtype == jnp.bfloat16
     assert (np.asarray(found, np.float32) == 4608).all()  # bfloat16 itself stops counting at 256
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(("window", "stride"), [(2, 2), (3, 1), (3, 2), (2, 3)])
+def test_pools_and_their_gradients(kind, padding, window, stride):
+    how = ops.Pool(kind, (window, window), (stride, stride), padding)
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(-0.5, 1, size=(2, 9, 12, 5)), 0).astype(np.float32)  # zeros: equal values in a window
+
+    def theirs(x):
+        if kind == "max":
+            return nn.max_pool(x, how.window, how.strides, padding)
+        return nn.avg_pool(x, how.window, how.strides, padding, count_include_pad=False)
+
+    expected = np.asarray(run(theirs, x))
+    assert_close(run(lambda x: ops.pool(how, x), x), expected, "output", 1e-6)
+    assert "reduce_window" not in jax.jit(lambda x: ops.pool(how, x)).lower(x).as_text()
+    assert ops.pool(how, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    weights = rng.normal(size=expected.shape).astype(np.float32)
+    found, wanted = (
+        run(jax.grad(lambda x, f=f: (f(x) * weights).sum()), x) for f in (lambda x: ops.pool(how, x), theirs)
+    )
+    assert_close(found, np.asarray(wanted), "gradient", 1e-6)
 
 
 def test_means_and_their_gradients():

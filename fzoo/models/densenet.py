@@ -35,21 +35,22 @@ class DenseNet(Classifier):
         x = k.activation(bn(x, name="conv1_bn"), "relu", name="conv1_relu")
         x = k.max_pool(k.zero_pad(x, 1), 3, 2, name="pool1")
         for block, layers in enumerate(self.blocks, 2):
+            room = k.room(x, x.shape[-1] + layers * GROWTH_RATE)
             for i in range(1, layers + 1):
-                x = dense_layer(k, x, f"conv{block}_block{i}")
+                y = dense_layer(k, x, f"conv{block}_block{i}")
+                x, room = k.append(x, y, room, name=f"conv{block}_block{i}_concat")
             if block - 1 < len(self.blocks):
                 x = transition(k, x, f"pool{block}")
         return k.activation(bn(x, name="bn"), "relu", name="relu")
 
 
-def dense_layer(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w c+32"]:
-    """1x1 and 3x3 convolution, each after BN and ReLU, appended to the input."""
+def dense_layer(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w 32"]:
+    """1x1 and 3x3 convolution, each after BN and ReLU."""
     bn = partial(k.batch_norm, epsilon=1.001e-5)
     y = k.activation(bn(x, name=f"{name}_0_bn"), "relu", name=f"{name}_0_relu")
     y = k.conv2d(y, 4 * GROWTH_RATE, 1, use_bias=False, name=f"{name}_1_conv")
     y = k.activation(bn(y, name=f"{name}_1_bn"), "relu", name=f"{name}_1_relu")
-    y = k.conv2d(y, GROWTH_RATE, 3, padding="same", use_bias=False, name=f"{name}_2_conv")
-    return k.concat([x, y], name=f"{name}_concat")
+    return k.conv2d(y, GROWTH_RATE, 3, padding="same", use_bias=False, name=f"{name}_2_conv")
 
 
 def transition(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h//2 w//2 c//2"]:
