@@ -148,7 +148,11 @@ class Run:
             if leaves := jax.tree.leaves(tree):
                 items[name] = ocp.args.StandardSave({str(i): leaf for i, leaf in enumerate(leaves)})
         # Numbered by the steps taken and the phase, whose end is a state of its own.
-        self.checkpoints.save(progress.total * 100 + progress.phase, args=ocp.args.Composite(**items), force=True)
+        number = progress.total * 100 + progress.phase
+        try:
+            self.checkpoints.save(number, args=ocp.args.Composite(**items), force=True)
+        except Exception as e:  # of many classes
+            raise OSError(f"the checkpoint {self.folder}/checkpoints/{number} can't be written: {one_line(e)}") from e
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """metrics.jsonl."""
@@ -287,7 +291,7 @@ def checkpoints(folder: Path) -> Any:
     """Orbax's manager of a folder."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs, it raises, too
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
     return ocp.CheckpointManager(folder, options=options)
 

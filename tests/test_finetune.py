@@ -448,29 +448,78 @@ def test_damaged_checkpoint(arrays, tmp_path):
         fzoo.finetune(arrays[0], "MobileNet", **options, resume=True)
 
 
-def test_full_disk(arrays, tmp_path):
+def test_full_disk(folder, tmp_path):
     """A checkpoint that does not fit is an error of one line; with room again, the run goes on from the one before."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("no right to mount a small file system")
     try:
+        options = {**SMALL, "batch_size": 16, "phases": (Phase(1, trains="head"),) * 2, "out": disk / "run"}
+        fzoo.finetune(folder, "MobileNet", **options)
+        (disk / "run" / "model.h5").unlink()
+        last = max((disk / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+        shutil.rmtree(last)  # as a kill in the second phase leaves it
         ballast = disk / "ballast"
-        phases = (Phase(1, trains="head"), Phase(1, trains="head"))
-        options = {**SMALL, "phases": phases, "batch_size": 16, "validation": arrays[1], "out": disk / "run"}
-
-        def fill(line):
-            if line.startswith("phase 2, epoch"):
-                ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 4096))
-
-        with pytest.raises(OSError, match="No space left"):
-            fzoo.finetune(arrays[0], "MobileNet", **options, report=fill)
+        ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 20000))
+        phase = "trains=head epochs=1"
+        command = ["finetune", folder, "--out", disk / "run", "--model", "MobileNet", "-o", "alpha=0.25", "--resume"]
+        command += ["--size", 32, "--batch-size", 16, "--weights", "none", "--phase", phase, "--phase", phase]
+        done = run_command(*command)
+        assert done.returncode == 2, done.stderr
+        *before, error = done.stderr.splitlines()
+        assert error.startswith("fzoo: error: ") and "No space left" in error and str(disk / "run") in error
+        assert all(line.startswith("fzoo: ") for line in before)
         ballast.unlink()
-        said = []
-        result = fzoo.finetune(arrays[0], "MobileNet", **options, resume=True, report=said.append)
-        assert said[0].startswith("resumed in phase 2, epoch 1") and len(result.history) == 2
+        done = run_command(*command)
+        assert "resumed in phase 2, epoch 1" in done.stderr and done.returncode == 1, done.stderr  # one image is broken
+        assert len((disk / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def run_command(*arguments):
+    command = [sys.executable, "-m", "fzoo.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+
+
+def test_on_the_command_line(folder, tmp_path):
+    """Trained, evaluated and used by the folder of the run alone, with its own names and recipe."""
+    run = tmp_path / "run"
+    options = ["--size", 32, "--batch-size", 16, "-o", "alpha=0.25", "--weights", "none", "--model", "MobileNet"]
+    done = run_command(
+        "finetune", folder, "--out", run, *options, "--phase", "trains=head epochs=2 optimizer=sgd momentum=0.9"
+    )
+    assert done.returncode == 1 and "1 images could not be read" in done.stderr, done.stderr
+    assert "phase 1, epoch 2/2: loss" in done.stderr
+    told = dict(line.split("\t") for line in done.stdout.splitlines())
+    accuracy = told["accuracy on held-out images"]
+
+    done = run_command("evaluate", folder / "val", "--weights", run, "--out", tmp_path / "classes.csv")
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split("\t")[:2] for line in done.stdout.splitlines()[:5])
+    assert float(told["top-1"].rstrip("%")) == pytest.approx(float(accuracy.split("%")[0]), abs=0.06)
+    assert told["recipe"] == "shorter side to 37 by bicubic, centre crop of 32 x 32" and told["top-5"] == "100.00%"
+    assert (tmp_path / "classes.csv").read_text().startswith("class,images,top1\nclass_")
+
+    image = folder / "val" / "class_a" / "00.png"
+    done = run_command("classify", image, "--weights", run, "--top", 3)
+    assert done.returncode == 0, done.stderr
+    said = {label: float(p) for _, _, label, p in (line.split("\t") for line in done.stdout.splitlines())}
+    found = fzoo.load_run(run)
+    expected = np.asarray(
+        fzoo.predict(found.module, found.variables, found.recipe.read(image)[None], preprocess="MobileNet")
+    )
+    assert said == pytest.approx(dict(zip(found.class_names, expected[0], strict=True)), abs=1e-5)
+
+    for arguments, error in (
+        (["finetune", folder, "--out", run, *options], "holds a run already"),
+        (["finetune", folder, "--out", tmp_path / "b", "--phase", "epochs"], "NAME=VALUE pairs expected"),
+        (["evaluate", folder, "--weights", run], "unknown class folder 'train'"),
+        (["classify", image, "--weights", run, "--size", 64], "was trained on 32 x 32"),
+    ):
+        done = run_command(*arguments)
+        assert done.returncode == 2 and error in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
