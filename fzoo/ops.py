@@ -349,7 +349,7 @@ def minimal_filtering(kernel: int, tile: int) -> tuple[np.ndarray, np.ndarray, n
     last_kernel, last_output = [0] * (kernel - 1) + [1], [0] * (tile - 1) + [1]
     b = [polynomial(rest) for rest in others] + [polynomial(points)]
     g = [powers(p, kernel) / factor for p, factor in zip(points, factors, strict=True)] + [last_kernel]
-    a = np.transpose([powers(p, tile) for p in points] + [last_output])
+    a = np.array([powers(p, tile) for p in points] + [last_output]).T
     return np.array(b, float), np.array(g, float), a.astype(float)
 
 

@@ -368,6 +368,7 @@ def test_stdout_streams(tmp_path):
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     args = ("classify", "images/b", *["images/a"] * 4, held, "--batch-size", "4", "--workers", "1", "--top", "1")
     process = subprocess.Popen(command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
     assert process.stdout.readline().startswith("images/b/01.png\t")
     held.write_bytes(b"not an image")
     rest = process.stdout.read().splitlines()
@@ -444,7 +445,7 @@ def test_the_report_says_which_was_slower(network, monkeypatch):
         time.sleep(0.1)
         return wanted(pixels)
 
-    slow_network.rows = wanted.rows
+    slow_network.rows = wanted.rows  # pyright: ignore[reportFunctionMemberAccess]
     assert report_of(reading, slow_network).bottleneck == "computing"
 
     class Slow(jobs.Loader):
@@ -553,7 +554,7 @@ def test_a_lock_is_let_go(network, tmp_path):
                 shards.write(0, ["a"], {"x": Broken()}, [])
             finally:
                 shards.close()
-        assert error.value.__cause__.errno == errno.EIO
+        assert isinstance(error.value.__cause__, OSError) and error.value.__cause__.errno == errno.EIO
 
 
 class Broken:

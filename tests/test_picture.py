@@ -46,7 +46,7 @@ def test_blocks(name, tmp_path):
 
     save_picture(module, tmp_path / "net.svg", name)
     svg = ElementTree.parse(tmp_path / "net.svg").getroot()
-    words = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    words = [element.text or "" for element in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert words[-1] == name and any(units[0] in text for text in words)
 
 
