@@ -102,7 +102,7 @@ def run(command: str, folder: Path) -> str:
 
 def test_newcomers_path(tmp_path):
     """The demo as the README runs it: real digits, trained, saved for Keras, read back by both."""
-    first, second, commands, conversions = blocks("sh")
+    first, second, _, commands, conversions = blocks("sh")
     extras = [re.match(INSTALL, block)[1] for block in (first, second)]
     assert extras == ["demo", "test"]
     assert re.sub(INSTALL, "", second).strip() == "pytest"
@@ -134,6 +134,19 @@ def test_newcomers_path(tmp_path):
     np.testing.assert_allclose(model.predict(images, verbose=0), theirs, atol=1e-6)
     program = jax.export.deserialize(bytearray((tmp_path / "digits" / "digits.stablehlo").read_bytes()))
     np.testing.assert_allclose(program.call(images[:5]), theirs[:5], atol=1e-4)
+
+
+def test_fine_tuning_commands(tmp_path):
+    """On a few images of noise, dark and bright."""
+    rng = np.random.default_rng(0)
+    for name, most in (("dark", 80), ("bright", 256)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, most, (32, 32, 3), np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+    said = run(blocks("sh")[2], tmp_path)
+    assert "accuracy on held-out images" in said and "shorter side to 37 by bicubic" in said
+    rows = (tmp_path / "run" / "classes.csv").read_text().splitlines()
+    assert sum("dark/" in row or "bright/" in row for row in rows) >= 20
 
 
 if __name__ == "__main__":
