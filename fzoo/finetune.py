@@ -45,7 +45,7 @@ from fzoo.inference import compiler_options, features, predict
 from fzoo.layers import Classifier, Head, is_count, trace
 from fzoo.preprocessing import preprocess_input
 from fzoo.registry import spec
-from fzoo.runs import Progress, Run, describe
+from fzoo.runs import Progress, Run, describe, options_of
 from fzoo.training import (
     TWO_PHASES,
     Flow,
@@ -231,6 +231,9 @@ def finetune(
                 f"batch_size={batch_size} given, {len(source.labels)} training images: a smaller one would do"
             )
     head, options = head or Head(), {"input_shape": (size, size, 3), "dtype": dtype, **create_options}
+    rng = jax.random.key(seed)
+    module, variables = transfer(model, classes=len(names), head=head, weights=weights, rng=rng, **options)
+    variables = devices.replicate(variables, mesh)
     config = describe(
         model=model,
         weights=weights,
@@ -245,11 +248,8 @@ def finetune(
         cache_features=cache_features,
         seed=seed,
         data=fingerprint,
-        options=options,
+        options=options_of(module, model),
     )
-    rng = jax.random.key(seed)
-    module, variables = transfer(model, classes=len(names), head=head, weights=weights, rng=rng, **options)
-    variables = devices.replicate(variables, mesh)
     run = None if out is None else Run(Path(out), config, resume)
     progress = run.progress() if run else None
     if run and progress:

@@ -25,7 +25,7 @@ import numpy as np
 
 from fzoo.data import Recipe
 from fzoo.layers import Classifier, Head
-from fzoo.registry import create
+from fzoo.registry import create, family_defaults, spec
 from fzoo.weights import load_keras_weights, save_keras_weights
 from fzoo.weights.files import one_line, replacing
 
@@ -89,11 +89,13 @@ class Run:
 
     Raises:
         FileExistsError: there is a run already, and it is not to be resumed.
+        ModuleNotFoundError: matplotlib is not installed.
         ValueError: it is of another configuration.
         OSError: it can't be written.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resume: bool):
+        figure(1, 1)  # what is missing at the end is missed at the start
         self.folder, self.config = folder.absolute(), dict(config)
         self.writes = jax.process_index() == 0
         path = self.folder / "config.json"
@@ -211,14 +213,27 @@ def load_run(folder: str | os.PathLike) -> LoadedRun:
     if not (folder / "model.h5").exists():
         raise ValueError(f"the run in {folder} has not finished: `fzoo finetune ... --out {folder} --resume` goes on")
     try:
-        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["options"].items()}
-        options["dtype"] = jnp.dtype(options["dtype"])
-        names = tuple(config["classes"])
-        module = create(config["model"], classes=len(names), head=Head(**config["head"]), **options)
+        module, names = network(config), tuple(config["classes"])
         recipe = Recipe(**{**config["recipe"], "size": tuple(config["recipe"]["size"])})
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{folder}/config.json is damaged: {one_line(e)}") from e
     return LoadedRun(module, load_keras_weights(module, folder / "model.h5"), config["model"], names, recipe)
+
+
+def options_of(module: Classifier, model: str) -> dict[str, Any]:
+    """What makes a network differ from the model as it is by default, beyond its classifier; for `describe`."""
+    usual = family_defaults(spec(model))
+    own = {name: getattr(module, name) for name, value in usual.items() if getattr(module, name) != value}
+    return {"input_shape": module.input_shape, "dtype": module.dtype, **own}
+
+
+def network(config: Mapping[str, Any]) -> Classifier:
+    """The network of a configuration, with a softmax at its end."""
+    options: dict[str, Any] = {
+        name: tuple(each) if isinstance(each, list) else each for name, each in config["options"].items()
+    }
+    options["dtype"] = jnp.dtype(options["dtype"])
+    return create(config["model"], classes=len(config["classes"]), head=Head(**config["head"]), **options)
 
 
 def is_run(folder: str | os.PathLike) -> bool:

@@ -21,6 +21,7 @@ from reference import assert_equal, keras_model, save_weights_only
 
 import fzoo
 from fzoo import Head, Phase
+from fzoo.runs import describe, network, options_of
 from fzoo.training import flow, phase_mask, split, trained_layers
 
 SMALL = {"alpha": 0.25, "size": 32, "weights": None}
@@ -233,6 +234,24 @@ def test_a_run_and_what_reads_it(folder, tmp_path):
 
     again = fzoo.finetune(folder, "MobileNet", **options, resume=True)
     assert_equal(again.variables, result.variables)  # a finished run is not trained again
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("EfficientNetB0", {"divide_by_std": True}),  # which published weights bring along
+        ("MobileNetV2", {"alpha": 0.35, "dtype": jnp.bfloat16}),
+        ("MobileNetV3Small", {"minimalistic": True}),
+        ("ResNet50", {}),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_configuration_tells_the_network(model, options):
+    """From the configuration as JSON has it, the same network."""
+    head = Head(hidden=4)
+    module, _ = fzoo.transfer(model, classes=3, head=head, weights=None, input_shape=(64, 64, 3), **options)
+    config = describe(model=model, head=head, classes=["a", "b", "c"], options=options_of(module, model))
+    assert network(json.loads(json.dumps(config))) == module
 
 
 def test_features_that_are_kept_change_nothing(arrays):
