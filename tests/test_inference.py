@@ -1,13 +1,19 @@
 """`predict`, `features` and the networks inside a user's own JAX."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import COMPILER_OPTIONS
 
 import fzoo
 from fzoo.layers import trace
+
+#: Of a user, quick to compile.
+quick = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -44,7 +50,7 @@ def compilations():
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_any_batch_size_gives_the_same(small, images, batch_size, kind):
     module, variables = small
-    expected = module.apply(variables, images)
+    expected = quick(module.apply)(variables, images)
     found = fzoo.predict(module, variables, kind(images), batch_size=batch_size)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     taps = fzoo.features(module, variables, kind(images), ["conv_dw_3_relu", "predictions"], batch_size=batch_size)
@@ -94,25 +100,25 @@ def test_a_tap_costs_what_lies_before_it():
 
 def test_inside_a_users_jit_vmap_grad(small, images):
     module, variables = small
-    expected = module.apply(variables, images)
-    jitted = jax.jit(lambda v, x: fzoo.predict(module, v, x))(variables, images)
+    expected = quick(module.apply)(variables, images)
+    jitted = quick(lambda v, x: fzoo.predict(module, v, x))(variables, images)
     np.testing.assert_allclose(jitted, expected, rtol=1e-4, atol=1e-6)
-    closed_over = jax.jit(lambda: fzoo.predict(module, variables, images, batch_size=4))()
+    closed_over = quick(lambda: fzoo.predict(module, variables, images, batch_size=4))()
     np.testing.assert_allclose(closed_over, expected, rtol=1e-4, atol=1e-6)
-    (looped,) = jax.lax.map(lambda _: fzoo.predict(module, variables, images), jnp.zeros(1))
+    (looped,) = quick(lambda x: jax.lax.map(lambda _: fzoo.predict(module, variables, x), jnp.zeros(1)))(images)
     np.testing.assert_allclose(looped, expected, rtol=1e-4, atol=1e-6)
     assert jax.eval_shape(lambda: fzoo.predict(module, variables, images)).shape == (7, 5)
-    cut = jax.jit(lambda v, x: fzoo.predict(module, v, x, batch_size=2))(variables, images)
+    cut = quick(lambda v, x: fzoo.predict(module, v, x, batch_size=2))(variables, images)
     np.testing.assert_allclose(cut, expected, rtol=1e-4, atol=1e-6)
-    mapped = jax.vmap(lambda x: module.apply(variables, x[None])[0])(images)
+    mapped = quick(jax.vmap(lambda x: module.apply(variables, x[None])[0]))(images)
     np.testing.assert_allclose(mapped, expected, rtol=1e-4, atol=1e-6)
 
     def loss(x):
         return fzoo.predict(module, variables, x)[:, 2].sum()
 
-    slope = jax.grad(loss)(images)
+    slope = quick(jax.grad(loss))(images)
     step = 1e-2 * slope / jnp.linalg.norm(slope)
-    difference = float(loss(images + step) - loss(images - step))
+    difference = float(quick(loss)(images + step) - quick(loss)(images - step))
     assert difference == pytest.approx(2 * float(jnp.vdot(slope, step)), rel=0.05)
 
 
