@@ -335,7 +335,9 @@ def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labe
         for name, dataset in datasets.items():
             start = 0
             for array in each(parts, name):
-                dataset[start : start + len(array)] = array.astype(object) if name == IMAGES else array
+                if name == IMAGES:  # as the bytes that they are: not every name of a file is UTF-8
+                    array = np.array([os.fsencode(each) for each in array.tolist()], object)
+                dataset[start : start + len(array)] = array
                 start += len(array)
 
 

@@ -12,9 +12,11 @@ model.h5         the weights at the end, as Keras reads them: what says that the
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -149,6 +151,9 @@ class Run:
         for name, tree in (("variables", variables), ("optimizer", opt_state)):
             if leaves := jax.tree.leaves(tree):
                 items[name] = ocp.args.StandardSave({str(i): leaf for i, leaf in enumerate(leaves)})
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, opt_state)))
+        if self.writes and shutil.disk_usage(self.folder).free < 1.1 * needed + (1 << 20):
+            raise OSError(errno.ENOSPC, f"No space left for a checkpoint of {needed / 1e6:.0f} MB", str(self.folder))
         # Numbered by the steps taken and the phase, whose end is a state of its own.
         number = progress.total * 100 + progress.phase
         try:

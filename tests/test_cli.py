@@ -297,7 +297,7 @@ def test_download(offline, mirror, monkeypatch, capsys):
     assert main(monkeypatch, capsys, *arguments, "--include-top") == (0, rows[::2], [])
     # Another size is another file, which this mirror has not.
     code, output, errors = main(monkeypatch, capsys, *arguments, "--size", "128", "--no-include-top")
-    assert (code, output) == (1, []) and "mobilenet_2_5_128_tf_no_top.h5 (no such file)" in errors[0]
+    assert (code, output) == (2, []) and "mobilenet_2_5_128_tf_no_top.h5 (no such file)" in errors[0]
 
 
 def test_download_goes_on_after_a_failure(offline, mirror):

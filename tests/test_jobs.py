@@ -123,7 +123,7 @@ def test_classes(network, tmp_path, ending):
             for p in row["predictions"]
         ]
     elif ending == "csv":
-        rows = list(csv.reader(out.open()))[1:]
+        rows = list(csv.reader(out.read_text().splitlines()))[1:]
     else:
         rows = [tuple(row.values()) for row in pyarrow.parquet.read_table(out).to_pylist()]
     probabilities = expected(network, good(), "predictions")
@@ -367,12 +367,13 @@ def test_stdout_streams(tmp_path):
     os.mkfifo(held)
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     args = ("classify", "images/b", *["images/a"] * 4, held, "--batch-size", "4", "--workers", "1", "--top", "1")
-    process = subprocess.Popen(command(*args), env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("images/b/01.png\t")
-    held.write_bytes(b"not an image")
-    rest = process.stdout.read().splitlines()
-    assert process.wait() == 1 and len(rest) == 13 + 4 * 14
+    quiet = {"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command(*args), **quiet) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("images/b/01.png\t")
+        held.write_bytes(b"not an image")
+        rest = process.stdout.read().splitlines()
+    assert process.returncode == 1 and len(rest) == 13 + 4 * 14
 
 
 @pytest.mark.parametrize(
@@ -487,6 +488,8 @@ def test_names_that_are_no_text(network, tmp_path):
         fzoo.run_job(*network, [name], tmp_path / f"x.{ending}", layers=TAP, preprocess="MobileNet")
     with np.load(tmp_path / "x.npz") as arrays:
         assert arrays["images"].tolist() == [name]
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert file["images"][0] == os.fsencode(name)
 
 
 def test_images_that_come_and_go(network, tmp_path):
