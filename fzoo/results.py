@@ -11,6 +11,7 @@ import csv
 import errno
 import json
 import os
+import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -222,7 +223,8 @@ def unfinished(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def whole(path: Path, target: Path | None = None) -> Iterator[Any]:
     """A file to write bytes to, which gets its name when it is on the disk."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    # Several processes describe their job at the same time: each has its own.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with unfinished(temporary):
         with temporary.open("wb") as file:
             yield file
