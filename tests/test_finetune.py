@@ -385,11 +385,10 @@ from fzoo import devices
 if len(sys.argv) > 3:
     devices.start_distributed(sys.argv[3])
 assert jax.device_count() == max(count, jax.process_count())
-sys.path.insert(0, {tests!r})
-from test_finetune import RUN, SMALL, Phase
+from fzoo import Phase
 data = np.load({data!r})
-phases = (Phase(2, trains="top", optimizer="sgd", learning_rate=1e-2, batch_statistics=True),)
-options = dict(**SMALL, phases=phases, batch_size=16, seed=1, cache_features=False)
+phases = (Phase(2, trains="top", optimizer="sgd", learning_rate=1e-3, batch_statistics=True),)
+options = dict(weights={weights!r}, alpha=0.25, size=32, phases=phases, batch_size=16, seed=1, cache_features=False)
 validation = data["vx"], data["vy"]
 result = fzoo.finetune((data["x"], data["y"]), "MobileNet", **options, validation=validation)
 if jax.process_index() == 0:
@@ -399,11 +398,11 @@ if jax.process_index() == 0:
 
 
 @pytest.mark.heavy
-def test_devices_and_processes_train_as_one(arrays, tmp_path):
+def test_devices_and_processes_train_as_one(arrays, backbone, tmp_path):
     """8 devices of a process, and 2 processes: gradients and batch statistics of the whole batch, as on one device."""
     (x, y), (vx, vy) = arrays
     np.savez(tmp_path / "data.npz", x=x, y=y, vx=vx, vy=vy)
-    code = DISTRIBUTED.format(tests=str(Path(__file__).parent), data=str(tmp_path / "data.npz"))
+    code = DISTRIBUTED.format(weights=str(backbone[1]), data=str(tmp_path / "data.npz"))
 
     def run(name, *arguments):
         command = [sys.executable, "-c", code, str(tmp_path / name), *arguments]
