@@ -36,7 +36,10 @@ def keras_grad_cam(model, images, layer):
 
 @pytest.mark.parametrize(
     ("name", "alpha", "last", "inner"),
-    [("MobileNetV2", 0.35, "out_relu", "block_12_add"), ("MobileNet", 0.25, "conv_pw_13_relu", "conv_pw_6_relu")],
+    [
+        pytest.param("MobileNetV2", 0.35, "out_relu", "block_12_add", marks=pytest.mark.heavy),
+        ("MobileNet", 0.25, "conv_pw_13_relu", "conv_pw_6_relu"),
+    ],
 )
 def test_against_keras(name, alpha, last, inner):
     model = keras_model(name, alpha=alpha, classifier_activation=None, **SIZE)
