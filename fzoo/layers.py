@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeParamShapeError
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jaxtyping import Array, Float
@@ -37,7 +38,7 @@ Training = bool | frozenset[str]
 #: Keras's names of activations. `None` and "linear" are the identity.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
-    "relu": nn.relu,
+    "relu": jax.jit(nn.relu),  # Flax's is traced anew at each call
     "relu6": nn.relu6,
     "sigmoid": nn.sigmoid,
     "softmax": nn.softmax,
@@ -129,6 +130,28 @@ class Prepared:
     gone: tuple[tuple[str, str], ...] = ()
 
 
+class Layer(nn.Module):
+    """A Flax layer whose parameters are compared by their shapes; Flax traces each initializer for that, at every call."""
+
+    @nn.nowrap
+    def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:
+        """As in Flax; the first of `init_args` is the shape."""
+        if self.scope is None or not self.scope.has_variable("params", name):
+            return super().param(name, init_fn, *init_args, **options)
+        value = nn.meta.unbox(self.get_variable("params", name))
+        if jnp.shape(value) != tuple(init_args[0]):
+            raise ScopeParamShapeError(name, self.scope.path_text, jnp.shape(value), tuple(init_args[0]))
+        return value
+
+
+class Conv(Layer, nn.Conv):
+    """`flax.linen.Conv`."""
+
+
+class Dense(Layer, nn.Dense):
+    """`flax.linen.Dense`."""
+
+
 class SeparableConv(nn.Module):
     """A depthwise, then a pointwise convolution under one Keras name."""
 
@@ -154,7 +177,7 @@ class SeparableConv(nn.Module):
         return self.conv(self.features, (1, 1), use_bias=self.use_bias, name="pointwise")(x)
 
 
-class WinogradConv(nn.Module):
+class WinogradConv(Layer):
     """A convolution of stride 1 whose kernel is kept transformed."""
 
     features: int
@@ -176,7 +199,13 @@ class WinogradConv(nn.Module):
         return y if bias is None else y + bias
 
 
-class BatchNorm(nn.Module):
+@functools.partial(jax.jit, static_argnums=5)  # a network repeats its shapes: each is traced once
+def normalised(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """Batch normalisation by given statistics."""
+    return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+
+
+class BatchNorm(Layer):
     """`flax.linen.BatchNorm` over the last axis: the same variables and numbers, its sums as `ops` lowers them.
 
     The variance is that of the centred values: E[x^2] - E[x]^2 cancels in float32 where the mean is large.
@@ -197,8 +226,7 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(())
         bias = self.param("bias", nn.initializers.zeros, channels)
         if not self.train:
-            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
-            return jnp.asarray((x - running_mean.value) * factor + bias, self.dtype)
+            return jnp.asarray(normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon), self.dtype)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         mean = ops.channel_mean(wide)
         centred = wide - ops.spread(mean, wide)
@@ -210,7 +238,7 @@ class BatchNorm(nn.Module):
         return jnp.asarray(centred * ops.spread(factor, wide) + ops.spread(bias, wide), self.dtype)
 
 
-class LayerScale(nn.Module):
+class LayerScale(Layer):
     """A factor for each channel that starts small."""
 
     start: float
@@ -248,7 +276,7 @@ class Sequential(nn.Module):
         return self.layers(x)
 
 
-class ScaleShift(nn.Module):
+class ScaleShift(Layer):
     """What is left of a BN in inference: a factor and a term for each channel."""
 
     dtype: Any
@@ -305,17 +333,21 @@ class Layers:
         self._numbers: Counter[str] = Counter()
         self._producer: dict[int, tuple[str, Array]] = {}  # by id; the array is kept so that the id stays its own
         self._conv = functools.partial(
-            nn.Conv,
+            Conv,
             use_bias=False,
             dtype=dtype,
             padding="VALID",
-            kernel_init=glorot_uniform,
+            kernel_init=self._start(glorot_uniform),
             conv_general_dilated=ops.conv_general_dilated,
         )
 
     def trains(self, name: str) -> bool:
         """Whether a layer behaves as in training."""
         return self._train if isinstance(self._train, bool) else name in self._train
+
+    def _start(self, kernel_init: VarianceScaling) -> Callable[..., Array]:
+        """How kernels start; a record has no use for their values."""
+        return nn.initializers.zeros if self._record else kernel_init
 
     # -- bookkeeping ------------------------------------------------------------------------------------------------
 
@@ -392,7 +424,7 @@ class Layers:
                 padding=pads,
                 feature_group_count=groups,
                 use_bias=use_bias,
-                kernel_init=kernel_init,
+                kernel_init=self._start(kernel_init),
                 name=name,
             )
         y = activation_function(activation)(conv(x))
@@ -424,7 +456,7 @@ class Layers:
             padding=lax_padding(padding),
             feature_group_count=channels,
             use_bias=use_bias or name in self._prepared.biased,
-            kernel_init=kernel_init,
+            kernel_init=self._start(kernel_init),
             name=name,
         )(x)
         flops = 2 * int(np.prod([*y.shape[1:], *kernel]))
@@ -459,7 +491,7 @@ class Layers:
     ) -> Float[Array, "n ... f"]:
         """Dense, over the last axis."""
         name = self._name("Dense", name)
-        dense = nn.Dense(features, dtype=self.dtype, kernel_init=kernel_init, name=name)
+        dense = Dense(features, dtype=self.dtype, kernel_init=self._start(kernel_init), name=name)
         y = activation_function(activation)(dense(x))
         flops = 2 * x.shape[-1] * int(np.prod(y.shape[1:]))
         return self._note("Dense", name, [x], y, flops, kernel_init, activation=activation or "linear")
@@ -549,7 +581,7 @@ class Layers:
     def relu(self, x: Array, max_value: float | None = None, *, name: str | None = None) -> Array:
         """ReLU, clipped at `max_value`."""
         name = self._name("ReLU", name)
-        y = nn.relu(x) if max_value is None else jnp.clip(x, 0, max_value)
+        y = ACTIVATIONS["relu"](x) if max_value is None else jnp.clip(x, 0, max_value)
         return self._note("ReLU", name, [x], y)
 
     def zero_pad(

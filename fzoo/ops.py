@@ -97,33 +97,41 @@ def conv_general_dilated(
     **options: Any,
 ) -> Float[Array, "n ho wo o"]:
     """`lax.conv_general_dilated`, in a faster form where `CPU_FORMS` has one and the platform is a CPU."""
+    plain = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
+    if plain and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))):
+        conv = Convolution.of(lhs.shape, rhs.shape, window_strides, padding, feature_group_count, lhs.dtype)
+        if cpu_form(conv) is not None:
+            return _by_platform(conv, tuple(options.items()), lhs, rhs)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        **options,
+    )
 
-    def library(lhs, rhs):
-        return lax.conv_general_dilated(
-            lhs,
-            rhs,
-            window_strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            **options,
-        )
 
-    if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != NHWC or any(
-        d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))
-    ):
-        return library(lhs, rhs)
-    conv = Convolution.of(lhs.shape, rhs.shape, window_strides, padding, feature_group_count, lhs.dtype)
+@functools.partial(jax.jit, static_argnums=(0, 1))  # a network repeats its shapes: each is traced once
+def _by_platform(conv: Convolution, options: tuple[tuple[str, Any], ...], lhs: Array, rhs: Array) -> Array:
     run = cpu_form(conv)
-    if run is None:
-        return library(lhs, rhs)
+    assert run is not None
+    library = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=conv.strides,
+        padding=conv.pads,
+        dimension_numbers=NHWC,
+        feature_group_count=conv.groups,
+        **dict(options),
+    )
     return lax.platform_dependent(lhs, rhs, cpu=functools.partial(run, conv), default=library)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-@functools.partial(jax.jit, static_argnums=0)  # a network repeats its shapes: each is traced once
+@functools.partial(jax.jit, static_argnums=0)
 def depthwise_shifted(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 cm"]
 ) -> Float[Array, "n ho wo cm"]:
@@ -144,8 +152,9 @@ def _shifted(conv: Convolution, x: Array, kernel: Array, spread: Callable[[Array
     if conv.outputs != conv.inputs:  # output c * m + j reads channel c
         x = jnp.repeat(x, conv.outputs // conv.inputs, axis=3)
     total = jnp.zeros((), jnp.float32)
-    for (i, j), window in windows(conv, x):
-        total = total + window * spread(kernel[i, j, 0], window)
+    weights = kernel.reshape(-1, conv.outputs)
+    for i, (_, window) in enumerate(windows(conv, x)):
+        total = total + window * spread(lax.index_in_dim(weights, i, keepdims=False), window)
     return lax.convert_element_type(total, x.dtype)
 
 
@@ -247,19 +256,24 @@ class Pool:
     padding: str
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
 def pool(how: Pool, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo c"]:
     """Pooling: on CPU down the columns, then along the rows, each as one operation on shifted images.
 
     XLA:CPU's windows go without its vectors, and are 3 to 7 times slower.
     """
+    return _pool_by_platform(how, x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _pool_by_platform(how: Pool, x: Array) -> Array:
     return lax.platform_dependent(x, cpu=functools.partial(_pool_shifted, how), default=functools.partial(_pool, how))
 
 
-@pool.defjvp
+@_pool_by_platform.defjvp
 def _pool_jvp(how: Pool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """XLA's derivative: of equal values in a window one takes it all, and not each its share."""
-    return pool(how, *primals), jax.jvp(functools.partial(_pool, how), primals, tangents)[1]
+    return _pool_by_platform(how, *primals), jax.jvp(functools.partial(_pool, how), primals, tangents)[1]
 
 
 def _pool(how: Pool, x: Array) -> Array:
@@ -268,7 +282,6 @@ def _pool(how: Pool, x: Array) -> Array:
     return nn.avg_pool(x, how.window, how.strides, how.padding, count_include_pad=False).astype(x.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _pool_shifted(how: Pool, x: Array) -> Array:
     combine, neutral = (jnp.maximum, -jnp.inf) if how.kind == "max" else (jnp.add, 0)
     pads = lax.padtype_to_pads(x.shape[1:3], how.window, how.strides, how.padding)
@@ -288,6 +301,7 @@ def _pool_shifted(how: Pool, x: Array) -> Array:
 # -- sums over images -------------------------------------------------------------------------------------------------
 
 
+@jax.jit
 def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
     """The mean over all axes but the last.
 

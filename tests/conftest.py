@@ -1,11 +1,26 @@
 """Set up before anything imports Keras or JAX."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 os.environ["KERAS_BACKEND"] = "jax"
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Forget what was compiled for a file or a group that ends here: a worker would grow by gigabytes."""
+    import jax
+
+    if nextitem is None or scope(item) != scope(nextitem):
+        jax.clear_caches()
+        gc.collect()
+
+
+def scope(item) -> tuple[str, ...]:
+    """Of tests that share networks."""
+    return str(item.path), *(mark.args[0] for mark in item.iter_markers("xdist_group"))
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def keras_model(name: str, seed: int = 0, **options: Any) -> Any:
 def build(constructor: Callable[..., Any], weights: str | None = None, fresh: bool = True, **options: Any) -> Any:
     """A network in a fresh session. Its initial values are all zero: drawing them takes Keras most of the time."""
     if fresh:
-        keras.utils.clear_session()
+        keras.utils.clear_session(free_memory=False)
     with pytest.MonkeyPatch.context() as patch:
         for initializer in (random_initializers.VarianceScaling, random_initializers.RandomUniform):
             patch.setattr(initializer, "__call__", lambda self, shape, dtype=None: np.zeros(shape, np.float32))

@@ -149,7 +149,8 @@ def test_lowers_for_every_platform(optimized):
         .count("stablehlo.convolution")
         for platform in ("cpu", "cuda", "tpu")
     }
-    assert convolutions["cpu"] < convolutions["cuda"] == convolutions["tpu"] == 28
+    # Of the 28, those of one shape share a function.
+    assert convolutions["cpu"] < convolutions["cuda"] == convolutions["tpu"] == 20
     together = jax.export.export(call, platforms=["cpu", "cuda", "tpu"])(shapes, images)
     noise = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
     assert_close(together.call(variables, noise), np.asarray(call(variables, noise)), "exported")
