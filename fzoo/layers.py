@@ -226,7 +226,9 @@ class BatchNorm(Layer):
         scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(())
         bias = self.param("bias", nn.initializers.zeros, channels)
         if not self.train:
-            return jnp.asarray(normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon), self.dtype)
+            return jnp.asarray(
+                normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon), self.dtype
+            )
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         mean = ops.channel_mean(wide)
         centred = wide - ops.spread(mean, wide)

@@ -2,11 +2,32 @@
 
 import gc
 import os
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["KERAS_BACKEND"] = "jax"
+
+#: Compile in a hurry: LLVM's work on a program is not ours to test, and is most of the suite's time without this.
+HURRY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def pytest_configure(config):
+    """For all workers and the processes that they start: a cache of their own; and except for `-m heavy`, hurry."""
+    if hasattr(config, "workerinput"):
+        return
+    config.caches = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+    if config.option.markexpr == "not heavy":
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HURRY}".strip()
+
+
+def pytest_unconfigure(config):
+    """Remove the cache."""
+    if hasattr(config, "caches"):
+        shutil.rmtree(config.caches, ignore_errors=True)
 
 
 def pytest_runtest_teardown(item, nextitem):
@@ -21,6 +42,22 @@ def pytest_runtest_teardown(item, nextitem):
 def scope(item) -> tuple[str, ...]:
     """Of tests that share networks."""
     return str(item.path), *(mark.args[0] for mark in item.iter_markers("xdist_group"))
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """The command line in this process: arguments to exit code, output, errors. What it sets for a process is left out."""
+    from fzoo import cli
+
+    monkeypatch.setattr(cli, "prepare_process", lambda cache: None)
+
+    def run(*arguments) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fzoo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -141,14 +141,14 @@ def test_interrupted(tmp_path):
         (["--out", "broken", "-e", "fzoo"], "results.json is not what `fzoo bench --out` writes"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, command_line):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.json").write_text('{"rows": [1]}')
-    done = bench(*arguments)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("fzoo: error: ") and done.stderr.count("\n") == 1
-    assert message in done.stderr
+    code, output, errors = command_line("bench", *arguments)
+    assert code == 2 and output == ""
+    assert errors.startswith("fzoo: error: ") and errors.count("\n") == 1
+    assert message in errors
 
 
 def test_what_is_not_installed_names_the_command(monkeypatch, tmp_path):

@@ -195,14 +195,15 @@ def test_convert(folder, tmp_path):
         (["classify", "a.png"], "could not download"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(folder, offline, arguments, message, monkeypatch):
+def test_bad_input_is_one_line_and_exit_code_2(folder, offline, arguments, message, monkeypatch, command_line):
     monkeypatch.chdir(folder)
-    done = run(*arguments, HTTPS_PROXY="http://127.0.0.1:9")
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    last = done.stderr.splitlines()[-1]
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    code, output, errors = command_line(*arguments)
+    assert code == 2, errors
+    assert output == ""
+    last = errors.splitlines()[-1]
     assert last.startswith("fzoo: error: ") and message in last
-    assert all(line.startswith("fzoo: ") for line in done.stderr.splitlines())
+    assert all(line.startswith("fzoo: ") for line in errors.splitlines())
     assert not list(folder.glob("*x.npz*")) and not list(folder.glob(".x.npz*"))
 
 

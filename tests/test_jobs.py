@@ -194,16 +194,17 @@ def test_what_holds_no_images(tmp_path):
             sources.Survey([given])
 
 
-def test_ten_kills(network, tmp_path):
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.heavy)])
+def test_killed_job_goes_on(network, tmp_path, kills):
     """kill -9 at random moments: nothing is lost, nothing is twice, and the result is that of a job in one go."""
     names = good()
-    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in (names + BAD) * 40))
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in (names + BAD) * 4 * kills))
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     args = ("features", f"@{tmp_path}/list.txt", "--layer", TAP, "--shard-size", 20, "--batch-size", 4)
     at_once = subprocess.run(command(*args, "--out", tmp_path / "whole.npz"), env=env, capture_output=True, timeout=600)
     assert at_once.returncode == 1
     parts, rng, shards = tmp_path / "x.npz.parts", random.Random(0), []
-    for _ in range(10):
+    for _ in range(kills):
         process = subprocess.Popen(
             ["nice", "-n", "10", *command(*args, "--out", tmp_path / "x.npz")],  # so that the kill comes in time
             env=env,
@@ -219,15 +220,15 @@ def test_ten_kills(network, tmp_path):
         process.wait()
         shards.append(len(list(parts.glob("*.npz"))))
         assert not (tmp_path / "x.npz").exists()
-    assert shards == sorted(shards) and len(set(shards)) == 10 and shards[-1] < 60
+    assert shards == sorted(shards) and len(set(shards)) == kills and shards[-1] < 6 * kills
     done = subprocess.run(command(*args, "--out", tmp_path / "x.npz"), env=env, capture_output=True, timeout=600)
-    assert done.returncode == 1 and f"of {30 * 40:,} images" in done.stdout.decode()
-    assert done.stderr.decode().splitlines()[-1].startswith("fzoo: 80 of 1200 images skipped")
+    assert done.returncode == 1 and f"of {120 * kills:,} images" in done.stdout.decode()
+    assert done.stderr.decode().splitlines()[-1].startswith(f"fzoo: {8 * kills} of {120 * kills} images skipped")
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "x.npz") as resumed:
-        assert whole["images"].tolist() == resumed["images"].tolist() == names * 40
+        assert whole["images"].tolist() == resumed["images"].tolist() == names * 4 * kills
         np.testing.assert_array_equal(whole[TAP], resumed[TAP])
     errors = [(tmp_path / f"{name}.npz.errors.jsonl").read_bytes() for name in ("whole", "x")]
-    assert errors[0] == errors[1] and errors[0].count(b"\n") == 80
+    assert errors[0] == errors[1] and errors[0].count(b"\n") == 8 * kills
     assert not parts.exists()
 
 
@@ -302,11 +303,11 @@ expected = fzoo.predict(module, variables, images, preprocess="MobileNet")
 for mesh in (devices.mesh(), devices.mesh(3), devices.mesh(jax.devices()[5:6])):
     for count, batch_size in ((21, None), (21, 5), (1, None), (16, 16)):
         options = {{"preprocess": "MobileNet", "batch_size": batch_size, "mesh": mesh}}
-        for v in (variables, devices.replicate(variables, mesh)):
+        for v in (variables, devices.replicate(variables, mesh)) if count == 21 else (variables,):
             found = fzoo.predict(module, v, images[:count], **options)
             np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-6)
-        taps = fzoo.features(module, variables, images[:count], ["predictions"], **options)["predictions"]
-        np.testing.assert_allclose(taps, expected[:count], rtol=1e-4, atol=1e-6)
+    taps = fzoo.features(module, variables, images, ["predictions"], **options)["predictions"]
+    np.testing.assert_allclose(taps, expected, rtol=1e-4, atol=1e-6)
 whole = fzoo.predict(module, variables, images[:16], preprocess="MobileNet", batch_size=16, mesh=devices.mesh())
 assert [s.data.shape for s in whole.addressable_shards] == [(2, 5)] * 8
 """

@@ -39,6 +39,9 @@ from fzoo.layers import Classifier, trace
 #: numbered layers, and with none of these. The tests of the others are marked as heavy.
 LIGHT = ("ConvNeXtTiny", "EfficientNetB0", "MobileNetV3Small", "ResNet50V2")
 
+#: Those that take a minute or more; only their parameters and layers are looked at without `-m heavy`.
+LARGE = ("InceptionResNetV2", "NASNetMobile")
+
 
 class Pair(NamedTuple):
     """A network in Keras and in fzoo."""
@@ -61,13 +64,13 @@ def at_least_size(name: str) -> Pair:
     return pair(name, keras_model(name, **options), options)
 
 
-@pytest.fixture(scope="module", params=by_model(CASES))
+@pytest.fixture(scope="module", params=by_model(CASES, light=set(FAMILIES) - set(LARGE)))
 def smallest(request) -> Pair:
     """A model with its top at its least size."""
     return at_least_size(request.param)
 
 
-@pytest.fixture(scope="module", params=by_model(FAMILIES))
+@pytest.fixture(scope="module", params=by_model(FAMILIES, light=(*LIGHT, "MobileNet", "Xception")))
 def family(request) -> Pair:
     """The same for one model of each family."""
     return at_least_size(request.param)
@@ -136,9 +139,9 @@ def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(name, tmp_path):
             np.testing.assert_array_equal(np.asarray(after), before, err_msg=after.path)
     images = random_images((3, *module.example_shape))
     (theirs,) = outputs(model, images, [model.layers[-1].name]).values()
-    if smallest.name in FAMILIES:
+    if smallest.name == "MobileNetV3Small":
         ours = fzoo.predict(module, variables, images)
-    else:  # which takes `predict` long to compile
+    else:  # which takes `predict` longer to compile
         ours = jax.jit(module.apply, compiler_options=COMPILER_OPTIONS)(variables, images)
     assert_close(ours, theirs, smallest.name)
 
@@ -221,25 +224,31 @@ def test_without_top_at_an_odd_size(name, tmp_path):
         fzoo.load(name, weights=path)
 
 
+def heavy(*values):
+    return pytest.param(*values, marks=pytest.mark.heavy)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("MobileNet", {"alpha": 0.5, "depth_multiplier": 2, "dropout": 0.5, "input_shape": (40, 33, 3), "classes": 3}),
         ("MobileNet", {"classifier_activation": None, "alpha": 0.25, "input_shape": (32, 32, 1), "classes": 3}),
         ("MobileNetV2", {"alpha": 0.35, "include_top": False, "pooling": "max", "input_shape": (33, 50, 4)}),
-        ("MobileNetV2", {"alpha": 1.4, "classifier_activation": "sigmoid", "input_shape": (64, 64, 3)}),
+        heavy("MobileNetV2", {"alpha": 1.4, "classifier_activation": "sigmoid", "input_shape": (64, 64, 3)}),
         ("MobileNetV2", {"include_top": False}),  # Keras builds it for an unknown size
         ("MobileNetV3Small", {"minimalistic": True, "dropout_rate": 0.0, "input_shape": (33, 50, 3), "classes": 3}),
-        ("MobileNetV3Small", {"alpha": 1.5, "include_preprocessing": False, "classes": 3}),  # of an unknown size, too
-        ("MobileNetV3Large", {"alpha": 0.75, "include_top": False, "pooling": "max", "input_shape": (40, 40, 4)}),
-        ("MobileNetV3Large", {"minimalistic": True, "classifier_activation": None, "input_shape": (33, 33, 3)}),
-        ("EfficientNetB0", {"include_top": False, "pooling": "max"}),
+        heavy(
+            "MobileNetV3Small", {"alpha": 1.5, "include_preprocessing": False, "classes": 3}
+        ),  # of an unknown size, too
+        heavy("MobileNetV3Large", {"alpha": 0.75, "include_top": False, "pooling": "max", "input_shape": (40, 40, 4)}),
+        heavy("MobileNetV3Large", {"minimalistic": True, "classifier_activation": None, "input_shape": (33, 33, 3)}),
+        heavy("EfficientNetB0", {"include_top": False, "pooling": "max"}),
         ("EfficientNetV2B0", {"include_preprocessing": False, "input_shape": (33, 33, 3), "classes": 3}),
-        ("EfficientNetV2B0", {"include_top": False, "input_shape": (32, 40, 4)}),
+        heavy("EfficientNetV2B0", {"include_top": False, "input_shape": (32, 40, 4)}),
         ("ConvNeXtTiny", {"include_preprocessing": False, "input_shape": (33, 70, 3), "classes": 3}),
-        ("ConvNeXtTiny", {"include_top": False, "pooling": "max", "input_shape": (32, 32, 1)}),
-        ("ResNet50", {"include_top": False, "pooling": "max", "input_shape": (32, 32, 3)}),
-        ("Xception", {"include_top": False, "pooling": "max", "input_shape": (71, 71, 3)}),
+        heavy("ConvNeXtTiny", {"include_top": False, "pooling": "max", "input_shape": (32, 32, 1)}),
+        heavy("ResNet50", {"include_top": False, "pooling": "max", "input_shape": (32, 32, 3)}),
+        heavy("Xception", {"include_top": False, "pooling": "max", "input_shape": (71, 71, 3)}),
     ],
 )
 def test_options(name, options):
@@ -253,7 +262,7 @@ def test_nasnet_options():
     """Keras's own arguments of the family."""
     options = {
         "penultimate_filters": 96,
-        "num_blocks": 2,
+        "num_blocks": 1,
         "stem_block_filters": 8,
         "skip_reduction": True,
         "filter_multiplier": 2,
@@ -290,7 +299,8 @@ def test_efficientnets_published_files_are_divided_by_the_deviation(include_top,
         assert len(fzoo.layer_names(module)) == len(theirs.layers)
         images = random_images((2, *module.example_shape))
         (expected,) = outputs(theirs, images, [theirs.layers[-1].name]).values()
-        assert_close(fzoo.predict(module, variables, images), expected, "divided")
+        ours = jax.jit(module.apply, compiler_options=COMPILER_OPTIONS)(variables, images)
+        assert_close(ours, expected, "divided")
         assert not fzoo.load("EfficientNetB0", weights=path, divide_by_std=False, **options)[0].divide_by_std
     finally:
         object.__setattr__(fzoo.spec("EfficientNetB0"), "weight_files", fzoo.published.FILES["EfficientNetB0"])
@@ -319,7 +329,7 @@ NOTHING_DROPPED = {
 }
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES, light=set(FAMILIES) - {"InceptionResNetV2", "NASNetMobile"}))
+@pytest.mark.parametrize("name", by_model(FAMILIES, light=(*LIGHT, "MobileNetV2", "Xception")))
 def test_training_moves_batch_statistics_as_keras(name):
     """One call with train=True: the output, and the moving averages after it."""
     size = 2 * CASES[name].least  # BN over the last feature map's few values would amplify rounding

@@ -91,10 +91,11 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
 
 
 def run(command: str, folder: Path) -> str:
-    """A shell command with this environment's programs first."""
+    """A shell command with this environment's programs first, compiled as for a user."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     done = subprocess.run(
-        ["bash", "-euc", command], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        ["bash", "-euc", command], cwd=folder, env={**env, "PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
