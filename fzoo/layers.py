@@ -131,7 +131,7 @@ class Prepared:
 
 
 class Layer(nn.Module):
-    """A Flax layer whose parameters are compared by their shapes; Flax traces each initializer for that, at every call."""
+    """A Flax layer whose parameters are checked by their shapes alone; Flax traces the initializers for that."""
 
     @nn.nowrap
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:

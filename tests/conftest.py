@@ -46,7 +46,7 @@ def scope(item) -> tuple[str, ...]:
 
 @pytest.fixture
 def command_line(monkeypatch, capsys):
-    """The command line in this process: arguments to exit code, output, errors. What it sets for a process is left out."""
+    """The command line in this process, without its settings of a process: exit code, output, errors."""
     from fzoo import cli
 
     monkeypatch.setattr(cli, "prepare_process", lambda cache: None)
