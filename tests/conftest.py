@@ -11,8 +11,10 @@ import pytest
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-#: Compile in a hurry: LLVM's work on a program is not ours to test, and is most of the suite's time without this.
-HURRY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+#: Compile in a hurry: how well XLA optimises is not ours to test, and would take most of the suite's time.
+HURRY = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
 
 
 def pytest_configure(config):

@@ -80,6 +80,7 @@ def by_model(names: Iterable[str], light: Iterable[str] = FAMILIES) -> list[Any]
 COMPILER_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "",
     "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
     "xla_llvm_disable_expensive_passes": True,
 }
 

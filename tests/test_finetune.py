@@ -391,10 +391,6 @@ def killed_runs(folder, tmp_path, kills):
     assert_equal(*(fzoo.load_run(tmp_path / run).variables for run in ("whole", "killed")))
 
 
-def test_killed_run_goes_on(folder, tmp_path):
-    killed_runs(folder, tmp_path, 1)
-
-
 @pytest.mark.heavy
 def test_ten_kills(folder, tmp_path):
     killed_runs(folder, tmp_path, 10)
@@ -527,6 +523,7 @@ def run_command(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
 
 
+@pytest.mark.heavy  # by default the README's commands are run
 def test_on_the_command_line(folder, tmp_path):
     """Trained, evaluated and used by the folder of the run alone, with its own names and recipe."""
     run = tmp_path / "run"

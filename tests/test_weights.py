@@ -11,7 +11,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from reference import assert_equal, keras_model, save_weights_only, variables_of
+from reference import assert_equal, build, keras_model, save_weights_only, variables_of
 
 import fzoo
 from fzoo.weights import WeightsMismatch
@@ -235,9 +235,7 @@ def test_auto_numbers_from_anywhere(tmp_path):
     """A session's later models have higher numbers; in both layouts their rank is what counts."""
     options = {"input_shape": (75, 75, 3), "include_top": False}
     first = keras_model("InceptionV3", **options)
-    import keras
-
-    second = keras.applications.InceptionV3(weights=None, **options)
+    second = build(keras.applications.InceptionV3, fresh=False, **options)
     second.set_weights(first.get_weights())
     assert second.layers[1].name == "conv2d_94"
     second.save_weights(tmp_path / "keras3.weights.h5")
