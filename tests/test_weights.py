@@ -9,6 +9,7 @@ import textwrap
 import zipfile
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from reference import assert_equal, build, keras_model, save_weights_only, variables_of
