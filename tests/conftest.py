@@ -32,6 +32,11 @@ def pytest_unconfigure(config):
         shutil.rmtree(config.caches, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no worker is left with it."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 def pytest_runtest_teardown(item, nextitem):
     """Forget what was compiled for a file or a group that ends here: a worker would grow by gigabytes."""
     import jax
