@@ -140,21 +140,18 @@ def test_the_top_of_other_families(model):
 
 
 @pytest.mark.parametrize(
-    ("first", "rate", "size"),
+    ("first", "rate"),
     [
-        pytest.param("predictions", 1e-2, 32, id="head"),
-        pytest.param("conv_dw_12", 1e-3, 32, id="top"),
-        # Larger, since statistics of few values amplify rounding from step to step.
-        pytest.param("conv1", 1e-3, 128, id="everything", marks=pytest.mark.heavy),
+        pytest.param("predictions", 1e-2, id="head"),
+        pytest.param("conv_dw_12", 1e-3, id="top"),
     ],
 )
-def test_training_is_keras(backbone, arrays, first, rate, size):
+def test_training_is_keras(backbone, arrays, first, rate):
     """SGD with momentum from the same weights on the same batches: the same losses for 20 steps, and statistics."""
-    _, file = backbone
-    base = keras_model("MobileNet", alpha=0.25, input_shape=(size, size, 3), include_top=False)
+    base, file = backbone
     options = {"optimizer": "sgd", "options": {"momentum": 0.9}, "learning_rate": rate}
     phase = Phase(20, from_layer=first, batch_statistics=True, **options)
-    head, options = Head(hidden=8), {"alpha": 0.25, "input_shape": (size, size, 3)}
+    head, options = Head(hidden=8), {"alpha": 0.25, "input_shape": (32, 32, 3)}
     module, variables = fzoo.transfer("MobileNet", classes=3, head=head, weights=file, **options)
 
     keras.utils.clear_session()  # numbered layers start anew
@@ -173,7 +170,6 @@ def test_training_is_keras(backbone, arrays, first, rate, size):
     model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss)
 
     (images, labels), _ = arrays
-    images = images.repeat(size // 32, axis=1).repeat(size // 32, axis=2)
     batches = []
     for step in range(20):
         chosen = np.random.default_rng(step).choice(48, 16, replace=False)
@@ -182,7 +178,7 @@ def test_training_is_keras(backbone, arrays, first, rate, size):
     for batch in batches:
         model.reset_metrics()
         theirs.append(float(model.train_on_batch(*batch)))
-    common = {"weights": file, "alpha": 0.25, "size": size, "classes": 3, "head": head}
+    common = {"weights": file, "alpha": 0.25, "size": 32, "classes": 3, "head": head}
     ours = fzoo.finetune(iter(batches), "MobileNet", **common, phases=(phase,), steps_per_epoch=1)
     np.testing.assert_allclose([row["loss"] for row in ours.history], theirs, rtol=1e-3)
     assert theirs[-1] < theirs[0]
