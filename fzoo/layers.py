@@ -152,6 +152,10 @@ class Dense(Layer, nn.Dense):
     """`flax.linen.Dense`."""
 
 
+class LayerNorm(Layer, nn.LayerNorm):
+    """`flax.linen.LayerNorm`."""
+
+
 class SeparableConv(nn.Module):
     """A depthwise, then a pointwise convolution under one Keras name."""
 
@@ -226,9 +230,8 @@ class BatchNorm(Layer):
         scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(())
         bias = self.param("bias", nn.initializers.zeros, channels)
         if not self.train:
-            return jnp.asarray(
-                normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon), self.dtype
-            )
+            y = normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
+            return jnp.asarray(y, self.dtype)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         mean = ops.channel_mean(wide)
         centred = wide - ops.spread(mean, wide)
@@ -522,7 +525,7 @@ class Layers:
     ) -> Float[Array, "n ... c"]:
         """LayerNormalization over the last axis, with Keras's epsilon."""
         name = self._name("LayerNormalization", name)
-        y = nn.LayerNorm(epsilon, dtype=self.dtype, use_fast_variance=False, name=name)(x)
+        y = LayerNorm(epsilon, dtype=self.dtype, use_fast_variance=False, name=name)(x)
         return self._note("LayerNormalization", name, [x], y)
 
     def layer_scale(

@@ -100,8 +100,9 @@ def conv_general_dilated(
     plain = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
     if plain and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))):
         conv = Convolution.of(lhs.shape, rhs.shape, window_strides, padding, feature_group_count, lhs.dtype)
-        if cpu_form(conv) is not None:
-            return _by_platform(conv, tuple(options.items()), lhs, rhs)
+        run = cpu_form(conv)
+        if run is not None:
+            return _by_platform(run, conv, tuple(options.items()), lhs, rhs)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -115,10 +116,14 @@ def conv_general_dilated(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # a network repeats its shapes: each is traced once
-def _by_platform(conv: Convolution, options: tuple[tuple[str, Any], ...], lhs: Array, rhs: Array) -> Array:
-    run = cpu_form(conv)
-    assert run is not None
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # a network repeats its shapes: each is traced once
+def _by_platform(
+    run: Callable[[Convolution, Array, Array], Array],
+    conv: Convolution,
+    options: tuple[tuple[str, Any], ...],
+    lhs: Array,
+    rhs: Array,
+) -> Array:
     library = functools.partial(
         lax.conv_general_dilated,
         window_strides=conv.strides,
@@ -131,7 +136,7 @@ def _by_platform(conv: Convolution, options: tuple[tuple[str, Any], ...], lhs: A
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)  # its derivative calls it, too
 def depthwise_shifted(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 cm"]
 ) -> Float[Array, "n ho wo cm"]:
@@ -158,7 +163,6 @@ def _shifted(conv: Convolution, x: Array, kernel: Array, spread: Callable[[Array
     return lax.convert_element_type(total, x.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def pointwise(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "1 1 c o"]
 ) -> Float[Array, "n ho wo o"]:
@@ -167,7 +171,6 @@ def pointwise(
     return product(x.reshape(-1, conv.inputs), kernel[0, 0]).reshape(*x.shape[:3], conv.outputs)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def columns(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
 ) -> Float[Array, "n ho wo o"]:
