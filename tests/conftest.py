@@ -53,16 +53,17 @@ def scope(item) -> tuple[str, ...]:
 
 @pytest.fixture
 def command_line(monkeypatch, capsys):
-    """The command line in this process, without its settings of a process: exit code, output, errors."""
+    """The command line in this process, without its settings of one: exit code, lines of output, lines of errors."""
     from fzoo import cli
 
     monkeypatch.setattr(cli, "prepare_process", lambda cache: None)
 
-    def run(*arguments) -> tuple[object, str, str]:
+    def run(*arguments) -> tuple[object, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", ["fzoo", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        return ended.value.code, *capsys.readouterr()
+        output, errors = capsys.readouterr()
+        return ended.value.code, output.splitlines(), errors.splitlines()
 
     return run
 

@@ -18,7 +18,6 @@ from reference import assert_equal, keras_model, save_weights_only
 from test_download import Server
 
 import fzoo
-from fzoo import cli
 
 OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "4"]
 
@@ -199,11 +198,9 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, offline, arguments, messa
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     code, output, errors = command_line(*arguments)
-    assert code == 2, errors
-    assert output == ""
-    last = errors.splitlines()[-1]
-    assert last.startswith("fzoo: error: ") and message in last
-    assert all(line.startswith("fzoo: ") for line in errors.splitlines())
+    assert (code, output) == (2, []), errors
+    assert errors[-1].startswith("fzoo: error: ") and message in errors[-1]
+    assert all(line.startswith("fzoo: ") for line in errors)
     assert not list(folder.glob("*x.npz*")) and not list(folder.glob(".x.npz*"))
 
 
@@ -271,16 +268,7 @@ def mirror(monkeypatch, tmp_path, mobilenets):
     return folder
 
 
-def main(monkeypatch, capsys, *args):
-    """The command line in this process: exit code, lines of output, lines of errors."""
-    monkeypatch.setattr("sys.argv", ["fzoo", *args])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    output, errors = capsys.readouterr()
-    return ended.value.code, output.splitlines(), errors.splitlines()
-
-
-def test_download(offline, mirror, monkeypatch, capsys):
+def test_download(offline, mirror, monkeypatch, command_line):
     (mirror / "imagenet_class_index.json").write_text("{}")
     monkeypatch.setattr("fzoo.labels.CLASS_INDEX_HASH", "md5:99914b932bd37a50b983c5e7c90ae93b")
     arguments = ("download", "mobilenet", "-o", "alpha=0.25")
@@ -291,13 +279,13 @@ def test_download(offline, mirror, monkeypatch, capsys):
             f"{offline / name}\t{(mirror / name).stat().st_size}\t{state}\t{checked.get(name, 'hash is right')}"
             for name in names
         ]
-        assert main(monkeypatch, capsys, *arguments) == (0, rows, [])
+        assert command_line(*arguments) == (0, rows, [])
     assert sorted(path.name for path in offline.iterdir()) == sorted(names)
     # Without the top no names of classes are asked for.
-    assert main(monkeypatch, capsys, *arguments, "--no-include-top") == (0, rows[1:2], [])
-    assert main(monkeypatch, capsys, *arguments, "--include-top") == (0, rows[::2], [])
+    assert command_line(*arguments, "--no-include-top") == (0, rows[1:2], [])
+    assert command_line(*arguments, "--include-top") == (0, rows[::2], [])
     # Another size is another file, which this mirror has not.
-    code, output, errors = main(monkeypatch, capsys, *arguments, "--size", "128", "--no-include-top")
+    code, output, errors = command_line(*arguments, "--size", "128", "--no-include-top")
     assert (code, output) == (2, []) and "mobilenet_2_5_128_tf_no_top.h5 (no such file)" in errors[0]
 
 
@@ -312,14 +300,14 @@ def test_download_goes_on_after_a_failure(offline, mirror):
     assert last == "fzoo: 2 of 3 files could not be had"
 
 
-def test_download_all(offline, mirror, monkeypatch, capsys):
+def test_download_all(offline, mirror, command_line):
     for path in mirror.iterdir():
         path.unlink()
-    code, output, errors = main(monkeypatch, capsys, "download", "--all")
+    code, output, errors = command_line("download", "--all")
     count = 2 * len(fzoo.list_models()) + 1
     assert (code, output, len(errors)) == (2, [], count + 1)
     assert errors[-1] == f"fzoo: {count} of {count} files could not be had"
-    code, output, errors = main(monkeypatch, capsys, "download", "vgg1?", "VGG16", "--no-include-top")
+    code, output, errors = command_line("download", "vgg1?", "VGG16", "--no-include-top")
     assert [line.split("mirror/")[1].split(" ")[0] for line in errors[:-1]] == [
         f"{name}_weights_tf_dim_ordering_tf_kernels_notop.h5" for name in ("vgg16", "vgg19")
     ]
@@ -338,15 +326,15 @@ def test_download_all(offline, mirror, monkeypatch, capsys):
         (["VGG16", "--size", "x"], "Invalid value for '--size'"),
     ],
 )
-def test_download_of_what_is_not_there(offline, mirror, monkeypatch, capsys, arguments, message):
-    code, output, (error,) = main(monkeypatch, capsys, "download", *arguments)
+def test_download_of_what_is_not_there(offline, mirror, command_line, arguments, message):
+    code, output, (error,) = command_line("download", *arguments)
     assert (code, output) == (2, []) and error.startswith("fzoo: error: ") and message in error
     assert list(offline.iterdir()) == []
 
 
-def test_download_from_a_bad_mirror(offline, monkeypatch, capsys):
+def test_download_from_a_bad_mirror(offline, monkeypatch, command_line):
     monkeypatch.setenv("FZOO_WEIGHTS_URL", "ftp://example.org")
-    code, output, (error,) = main(monkeypatch, capsys, "download", "VGG16")
+    code, output, (error,) = command_line("download", "VGG16")
     assert (code, output) == (2, []) and "FZOO_WEIGHTS_URL='ftp://example.org' given" in error
 
 

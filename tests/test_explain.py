@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from reference import assert_close, keras_model, random_images, save_weights_only, variables_of
-from test_cli import main, run
+from test_cli import run
 
 import fzoo
 from fzoo.explain import HEAT, map_layer
@@ -171,10 +171,9 @@ def test_command(folder, monkeypatch):
         (["a.png", "--sheet", "x.png", "--layer", "reshape_2"], "no map over the image"),
     ],
 )
-def test_bad_input_is_one_line(folder, monkeypatch, capsys, arguments, message):
+def test_bad_input_is_one_line(folder, monkeypatch, command_line, arguments, message):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("fzoo.runtime.reuse_memory", lambda: True)  # of this process
-    code, output, (error,) = main(monkeypatch, capsys, "explain", *arguments, *OPTIONS, "--labels", "labels.txt")
+    code, output, (error,) = command_line("explain", *arguments, *OPTIONS, "--labels", "labels.txt")
     assert (code, output) == (2, []) and error.startswith("fzoo: error: ") and message in error
     assert not list(folder.glob("*x.png*"))
 

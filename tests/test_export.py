@@ -14,7 +14,7 @@ from reference import COMPILER_OPTIONS, FAMILIES, assert_close, by_model
 from test_composition import SMALL, SMALLEST
 
 import fzoo
-from fzoo import cli, ops
+from fzoo import ops
 from fzoo.layers import trace
 
 ALL = ("cpu", "cuda", "tpu")
@@ -199,13 +199,14 @@ assert not {"fzoo", "flax", "keras"} & set(sys.modules)
 """
 
 
-def test_the_command_and_a_process_without_fzoo(small, tmp_path, monkeypatch, capsys):
+def test_the_command_and_a_process_without_fzoo(small, tmp_path, monkeypatch, command_line):
     module, variables = small
     monkeypatch.chdir(tmp_path)
     fzoo.save_keras_weights(module, variables, "weights.weights.h5")
     arguments = ["MobileNet", "net.stablehlo", "-w", "weights.weights.h5", "-o", "alpha=0.25", "--classes", "5"]
-    assert command(*arguments, "--size", "32", "--preprocess") == 0
-    cells = capsys.readouterr().out.strip().split("\t")
+    code, (row,), _ = command_line("export", *arguments, "--size", "32", "--preprocess")
+    cells = row.split("\t")
+    assert code == 0
     assert cells[:4] == ["net.stablehlo", "uint8[batch,32,32,3]", "float32[batch,5]", "cpu, cuda, tpu"]
     pixels = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
     np.save("pixels.npy", pixels)
@@ -217,8 +218,11 @@ def test_the_command_and_a_process_without_fzoo(small, tmp_path, monkeypatch, ca
 
     fzoo.save_keras_weights(*without_top(small), "no_top.weights.h5")
     arguments = ["MobileNet", "top.stablehlo", "-w", "no_top.weights.h5", "-o", "alpha=0.25", "--size", "32"]
-    assert command(*arguments, "--no-top", "--no-optimize", "--platform", "cuda", "--batch", "4") == 0
-    cells = capsys.readouterr().out.strip().split("\t")
+    code, (row,), _ = command_line(
+        "export", *arguments, "--no-top", "--no-optimize", "--platform", "cuda", "--batch", "4"
+    )
+    cells = row.split("\t")
+    assert code == 0
     assert cells[:4] == ["top.stablehlo", "float32[4,32,32,3]", "float32[4,1,1,256]", "cuda"]
 
 
@@ -227,15 +231,6 @@ def without_top(small):
     module = module.clone(include_top=False, classes=1000)
     wanted = trace(module).variables
     return module, {kind: {name: variables[kind][name] for name in tree} for kind, tree in wanted.items()}
-
-
-def command(*arguments):
-    """The exit code of `fzoo export`."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fzoo", "export", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return ended.value.code
 
 
 @pytest.mark.parametrize(
@@ -251,16 +246,15 @@ def command(*arguments):
         (["MobileNet", "folder.stablehlo"], "folder.stablehlo is a directory, the name of a file expected"),
     ],
 )
-def test_bad_arguments_of_the_command(small, arguments, message, tmp_path, monkeypatch, capsys):
+def test_bad_arguments_of_the_command(small, arguments, message, tmp_path, monkeypatch, command_line):
     monkeypatch.chdir(tmp_path)
     Path("folder.stablehlo").mkdir()
     if "folder" in arguments[-1] or "no/" in arguments[-1]:
         fzoo.save_keras_weights(*small, "weights.h5")
         arguments = [*arguments, "-w", "weights.h5", "-o", "alpha=0.25", "--classes", "5", "--size", "32"]
-    assert command(*arguments) == 2
-    out, errors = capsys.readouterr()
-    assert out == ""
-    assert errors.count("\n") == 1 and errors.startswith("fzoo: error: ") and message in errors
+    code, output, (error,) = command_line("export", *arguments)
+    assert (code, output) == (2, [])
+    assert error.startswith("fzoo: error: ") and message in error
     assert not list(tmp_path.glob("*net.stablehlo*"))
 
 

@@ -363,14 +363,15 @@ def start(data, out, cache):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ})
 
 
-def killed_runs(folder, tmp_path, kills):
+@pytest.mark.heavy
+def test_ten_kills(folder, tmp_path):
     """Killed again and again, at random moments; a run that never was, beside it."""
     cache = tmp_path / "cache"
     process = start(folder, tmp_path / "whole", cache)
     process.communicate()
     assert process.returncode == 0
-    rng, count = random.Random(0), 0
-    while count < kills:
+    rng = random.Random(0)
+    for _ in range(10):
         process = start(folder, tmp_path / "killed", cache)
         assert process.stdout is not None
         process.stdout.readline()  # it is under way
@@ -379,7 +380,6 @@ def killed_runs(folder, tmp_path, kills):
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        count += 1
     process = start(folder, tmp_path / "killed", cache)
     process.communicate()
     assert process.returncode == 0
@@ -389,11 +389,6 @@ def killed_runs(folder, tmp_path, kills):
     )
     assert whole == survivor
     assert_equal(*(fzoo.load_run(tmp_path / run).variables for run in ("whole", "killed")))
-
-
-@pytest.mark.heavy
-def test_ten_kills(folder, tmp_path):
-    killed_runs(folder, tmp_path, 10)
 
 
 DISTRIBUTED = """

@@ -139,9 +139,9 @@ def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(name, tmp_path):
             np.testing.assert_array_equal(np.asarray(after), before, err_msg=after.path)
     images = random_images((3, *module.example_shape))
     (theirs,) = outputs(model, images, [model.layers[-1].name]).values()
-    if smallest.name == "MobileNetV3Small":
+    if smallest.name in FAMILIES:
         ours = fzoo.predict(module, variables, images)
-    else:  # which takes `predict` longer to compile
+    else:  # which takes `predict` long to compile
         ours = jax.jit(module.apply, compiler_options=COMPILER_OPTIONS)(variables, images)
     assert_close(ours, theirs, smallest.name)
 
@@ -237,9 +237,8 @@ def heavy(*values):
         heavy("MobileNetV2", {"alpha": 1.4, "classifier_activation": "sigmoid", "input_shape": (64, 64, 3)}),
         ("MobileNetV2", {"include_top": False}),  # Keras builds it for an unknown size
         ("MobileNetV3Small", {"minimalistic": True, "dropout_rate": 0.0, "input_shape": (33, 50, 3), "classes": 3}),
-        heavy(
-            "MobileNetV3Small", {"alpha": 1.5, "include_preprocessing": False, "classes": 3}
-        ),  # of an unknown size, too
+        # Of an unknown size, too.
+        heavy("MobileNetV3Small", {"alpha": 1.5, "include_preprocessing": False, "classes": 3}),
         heavy("MobileNetV3Large", {"alpha": 0.75, "include_top": False, "pooling": "max", "input_shape": (40, 40, 4)}),
         heavy("MobileNetV3Large", {"minimalistic": True, "classifier_activation": None, "input_shape": (33, 33, 3)}),
         heavy("EfficientNetB0", {"include_top": False, "pooling": "max"}),
@@ -258,11 +257,12 @@ def test_options(name, options):
     compare(pair(name, model, options))
 
 
-def test_nasnet_options():
+@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.heavy)])
+def test_nasnet_options(blocks):
     """Keras's own arguments of the family."""
     options = {
         "penultimate_filters": 96,
-        "num_blocks": 1,
+        "num_blocks": blocks,
         "stem_block_filters": 8,
         "skip_reduction": True,
         "filter_multiplier": 2,

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from reference import FAMILIES
-from test_cli import main
 
 import fzoo
 from fzoo.layers import trace
@@ -71,15 +70,15 @@ def test_units_and_repeats():
     assert "normal_concat_3" in cells and max(Counter(cells).values()) < 30
 
 
-def test_command(tmp_path, monkeypatch, capsys):
+def test_command(tmp_path, monkeypatch, command_line):
     monkeypatch.chdir(tmp_path)
-    assert main(monkeypatch, capsys, "summary", "VGG16", "--picture", "net.png") == (0, ["net.png"], [])
+    assert command_line("summary", "VGG16", "--picture", "net.png") == (0, ["net.png"], [])
     pixels = np.asarray(Image.open("net.png"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50 and pixels[0, 0].tolist() == [255, 255, 255]
     for name, message in (
         ("x.jpg", "x.jpg: a name that ends in .png or .svg expected"),
         ("no/x.svg", "no such directory"),
     ):
-        code, output, (error,) = main(monkeypatch, capsys, "summary", "VGG16", "--picture", name)
+        code, output, (error,) = command_line("summary", "VGG16", "--picture", name)
         assert (code, output) == (2, []) and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["net.png"]
