@@ -2,14 +2,16 @@
 
     python benchmarks/process.py ResNet50
 
-Memory is the growth of the process while 1,000 images of uint8 go through `predict`, beside the size of the weights
-plus that of all layers' outputs for one micro-batch. The start is that of the command line with a warm compilation
-cache, beside a process that only imports JAX and Flax; random weights, one image, medians of five.
+Memory is the growth of the process's peak while 1,000 images of uint8 go through `predict`, beside the size of the
+weights plus the buffers that XLA plans for one micro-batch; once while it compiles, once with the program from the
+compilation cache. The start is that of the command line with a warm compilation cache, beside a process that only
+imports JAX and Flax; random weights, one image, medians of five.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -23,26 +25,39 @@ import numpy as np
 from PIL import Image
 
 import fzoo
+from fzoo import inference
 from fzoo.bench import worker
-from fzoo.inference import MICRO_BATCH
-from fzoo.layers import trace
 
 
 def memory(name: str, count: int) -> None:
-    """Print the growth of the peak, and what it is compared with."""
+    """Print the growth of the peak, and what it is compared with, for a process that compiles and one that need not."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, name, "--images", str(count), "--cache", folder]
+        for what in ("compiling", "with the program cached"):
+            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            needed = found["weights"] + found["micro_batch"]
+            print(
+                f"{name}, predict on {count} images, {what}: {found['grown']:.0f} MiB more; weights "
+                f"{found['weights']:.0f} MiB, buffers for a micro-batch {found['micro_batch']:.0f} MiB; (weights + "
+                f"growth) / (weights + buffers) = {(found['weights'] + found['grown']) / needed:.2f}",
+                flush=True,
+            )
+
+
+def grown(name: str, count: int, cache: Path) -> None:
+    """The process that is measured."""
+    fzoo.enable_compilation_cache(cache)
     module, variables = fzoo.load(name, weights=None)
     images = np.zeros((count, *module.example_shape), np.uint8)
     images[:] = 127  # so that its pages are there
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) / 2**20
-    outputs = 4 * MICRO_BATCH * sum(int(np.prod(node.shape)) for node in trace(module).nodes) / 2**20
     before = worker.memory()["peak_mib"]
     fzoo.predict(module, variables, images, preprocess=name)
-    grown = worker.memory()["peak_mib"] - before
-    print(
-        f"{name}, predict on {count} images: {grown:.0f} MiB more; weights {weights:.0f} MiB, all outputs for "
-        f"{MICRO_BATCH} images {outputs:.0f} MiB; (weights + growth) / (weights + outputs) = "
-        f"{(weights + grown) / (weights + outputs):.2f}"
-    )
+    peak = worker.memory()["peak_mib"]
+    call = inference.compiled(inference.run, jax.default_backend(), np.dtype(np.float32))
+    buffers = call.lower(module, name, variables, images[: inference.BATCH_SIZE]).compile().memory_analysis()
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    found = {"grown": peak - before, "weights": weights / 2**20, "micro_batch": buffers.temp_size_in_bytes / 2**20}
+    print(json.dumps(found))
 
 
 def start(name: str) -> None:
@@ -73,7 +88,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["ResNet50"])
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.cache:
+        grown(options.models[0], options.images, options.cache)
+        return
     for name in options.models:
         start(name)
         memory(name, options.images)

@@ -67,6 +67,9 @@ CACHE_LIMIT = 2 << 30
 #: Seconds after which the end of an epoch is worth a checkpoint; the end of a phase always is.
 CHECKPOINT_SECONDS = 30
 
+#: Seconds after which one is written in the middle of an epoch.
+LONG_EPOCH_SECONDS = 300
+
 
 class Evaluation(NamedTuple):
     """How a classifier did.
@@ -188,7 +191,8 @@ def finetune(
         workers: threads that decode.
         seed: of the split, the order, the new layers, dropout and augmentation.
         resume: go on with the run in `out`, where it was; from the start if it has no checkpoint.
-        checkpoint_every: steps; by default at the end of epochs (every 30 seconds at the most) and of phases.
+        checkpoint_every: steps; by default at the end of epochs (every 30 seconds at the most) and of phases, and every
+            five minutes of a longer epoch; with several processes, at the end of every epoch.
         mesh: of the devices, from `fzoo.devices.mesh`; all by default. Each batch is spread over them, with the
             gradients and batch statistics (those of the whole batch) of a single device.
         report: takes a line for each epoch, and for what else a user may want to know.
@@ -331,7 +335,8 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     if progress.position is not None:
         batches.set_state(progress.position)
     key = jax.random.fold_in(jax.random.key(plan.seed), number)
-    saved_at = time.monotonic()
+    # Processes save together, and their clocks differ.
+    saved_at, alone = time.monotonic(), plan.part[1] == 1
 
     def whole() -> Any:
         return {**variables, "params": join(state.trained, frozen), **named("batch_stats", state.batch_stats)}
@@ -350,7 +355,10 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
             rng = jax.random.fold_in(key, progress.epoch * plan.steps + index)
             state, metrics = step(state, frozen, inputs, labels, rng)
             under_way.append(metrics)
-            due = plan.checkpoint_every and (progress.total + len(under_way)) % plan.checkpoint_every == 0
+            if plan.checkpoint_every:
+                due = (progress.total + len(under_way)) % plan.checkpoint_every == 0
+            else:
+                due = alone and time.monotonic() - saved_at > LONG_EPOCH_SECONDS
             # One step is computed while the next is prepared.
             while len(under_way) > (0 if due or index == plan.steps - 1 else 1):
                 progress.took(*(float(value) for value in under_way.popleft()))
@@ -369,7 +377,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
         plan.report(f"phase {number + 1}, epoch {progress.epoch}/{phase.epochs}: {in_words(row)}")
         if plan.run:
             plan.run.write_metrics(progress.history)
-            if progress.epoch < phase.epochs and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+            if progress.epoch < phase.epochs and not (alone and time.monotonic() - saved_at < CHECKPOINT_SECONDS):
                 save()
     progress.end_of_phase()
     if plan.run:

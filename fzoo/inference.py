@@ -25,9 +25,6 @@ from fzoo.preprocessing import preprocess_input
 #: What a batch is cut to when the caller does not say.
 BATCH_SIZE = 32
 
-#: How many of them a CPU computes together: more fall out of its cache.
-MICRO_BATCH = 4
-
 #: Batches under way at once: one is computed, the next is on its way to the device.
 IN_FLIGHT = 2
 
@@ -44,7 +41,7 @@ def predict(
     """The network's output for a batch of any size.
 
     The network is compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a
-    stream of batches of one `batch_size` compiles once. A CPU runs a batch in micro-batches of up to 4 images, inside
+    stream of batches of one `batch_size` compiles once. A CPU runs a batch in micro-batches of a few images, inside
     of the one program. Inside a caller's own `jax.jit` it is traced as part of that.
 
     Args:
@@ -142,7 +139,7 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
         count = images.shape[0]
-        micro = math.gcd(count, MICRO_BATCH) if platform == "cpu" else count
+        micro = math.gcd(count, micro_batch(what)) if platform == "cpu" else count
         if micro == count:
             return step(images)
         out = lax.map(step, images.reshape(count // micro, micro, *images.shape[1:]))
@@ -185,8 +182,8 @@ def in_batches(
     else:
         device, devices, place = mesh.devices.flat[0], mesh.size, functools.partial(shard, mesh=mesh)
         variables = replicate(variables, mesh)
-    module = what[0] if isinstance(what, tuple) else what
-    call = compiled(function, device.platform, jnp.dtype(getattr(module, "dtype", None) or jnp.float32), mesh)
+    dtype = getattr(module_of(what), "dtype", None) or jnp.float32
+    call = compiled(function, device.platform, jnp.dtype(dtype), mesh)
     size = batch_size or min(BATCH_SIZE * devices, 1 << (count - 1).bit_length())
     size = -(-size // devices) * devices
     if count == size:
@@ -201,6 +198,16 @@ def in_batches(
         for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
             whole_leaf[start : start + size] = leaf[: count - start]
     return jax.device_put(whole, device)
+
+
+def module_of(what: Any) -> nn.Module:
+    """The network of `run`'s or `taps`' first argument."""
+    return what[0] if isinstance(what, tuple) else what
+
+
+def micro_batch(what: Any) -> int:
+    """How many images a CPU computes together: more fall out of its cache."""
+    return getattr(module_of(what), "micro_batch", Classifier.micro_batch)
 
 
 def in_flight(started: Iterable[Any]) -> Iterator[Any]:

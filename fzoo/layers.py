@@ -806,6 +806,7 @@ class Classifier(nn.Module):
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
     weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
+    micro_batch = 4  # how many images a CPU computes together at best, by benchmarks/micro_batches.py
 
     def __post_init__(self):
         """Check the options, so that what can't be honoured fails here and not in the middle of a trace."""

@@ -391,6 +391,28 @@ def test_ten_kills(folder, tmp_path):
     assert_equal(*(fzoo.load_run(tmp_path / run).variables for run in ("whole", "killed")))
 
 
+def test_long_epoch(arrays, tmp_path, monkeypatch):
+    """It is saved in the middle, too: what stops there goes on from the last step."""
+    (images, labels), validation = arrays
+    batches = [(images[i : i + 16], labels[i : i + 16]) for i in (0, 16, 32)]
+
+    def stops():
+        yield from batches[:2]
+        raise OSError("the disk with the images is gone")
+
+    phases = (Phase(1, trains="head", learning_rate=1e-2),)
+    options = {**SMALL, "phases": phases, "classes": 3, "steps_per_epoch": 3, "validation": validation}
+    whole = fzoo.finetune(batches, "MobileNet", **options)
+    options["out"] = tmp_path / "run"
+    with pytest.raises(OSError, match="gone"), monkeypatch.context() as patch:
+        patch.setattr(sys.modules["fzoo.finetune"], "LONG_EPOCH_SECONDS", 0)  # fzoo.finetune is the function
+        fzoo.finetune(stops(), "MobileNet", **options)
+    said = []
+    again = fzoo.finetune(batches, "MobileNet", **options, resume=True, report=said.append)
+    assert said[0] == "resumed in phase 1, epoch 1, after 2 steps"
+    assert_equal(whole.variables, again.variables)
+
+
 DISTRIBUTED = """
 import os, sys, numpy as np
 out, count = sys.argv[1], int(sys.argv[2])
@@ -407,7 +429,7 @@ phases = (Phase(1, trains="top", optimizer="sgd", learning_rate=1e-2, batch_stat
 options = dict(weights={weights!r}, alpha=0.25, size=32, phases=phases, batch_size=16, seed=1, cache_features=False)
 options["steps_per_epoch"] = 1  # the gradients alone: what rounding differs by grows from step to step
 validation = data["vx"], data["vy"]
-result = fzoo.finetune((data["x"], data["y"]), "MobileNet", **options, validation=validation)
+result = fzoo.finetune((data["x"], data["y"]), "MobileNet", **options, validation=validation, out=out + ".run")
 if jax.process_index() == 0:
     leaves = jax.tree.leaves(result.variables)
     np.savez(out, *leaves, losses=[r["loss"] for r in result.history], confusion=result.evaluation.confusion)
@@ -431,6 +453,10 @@ def test_devices_and_processes_train_as_one(arrays, backbone, tmp_path):
     both = [run("two.npz", "1", f"127.0.0.1:{port},{i},2") for i in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     one = np.load(tmp_path / "one.npz")
+    for name in ("one.npz", "two.npz"):
+        leaves = jax.tree.leaves(fzoo.load_run(tmp_path / f"{name}.run").variables)
+        for i, leaf in enumerate(leaves):
+            np.testing.assert_array_equal(leaf, np.load(tmp_path / name)[f"arr_{i}"])
     for name in ("eight.npz", "two.npz"):
         other = np.load(tmp_path / name)
         assert other.files == one.files

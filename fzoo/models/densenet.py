@@ -26,6 +26,7 @@ class DenseNet(Classifier):
 
     top_pool = "avg_pool"
     named_pools = True
+    micro_batch = 2
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """A stem, and dense blocks with a transition that halves width and size between them."""

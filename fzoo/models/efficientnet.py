@@ -47,6 +47,7 @@ class Scaled(Classifier):
     drop_connect_rate: float = 0.2
 
     top_pool = "avg_pool"
+    micro_batch = 2
     named_pools = True
     weightless = ("default_size", "dropout_rate", "drop_connect_rate")
 

@@ -29,6 +29,7 @@ class MobileNet(Classifier):
     dropout: float = 1e-3
 
     weightless = ("dropout",)
+    micro_batch = 2
 
     @nn.nowrap
     def check_options(self) -> None:

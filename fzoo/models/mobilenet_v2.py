@@ -25,6 +25,8 @@ class MobileNetV2(Classifier):
 
     alpha: float = 1.0
 
+    micro_batch = 2
+
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """A stem, seventeen inverted residuals, and a last 1x1 convolution, which only grows with alpha."""
         bn = partial(k.batch_norm, momentum=0.999)
