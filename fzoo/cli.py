@@ -348,7 +348,7 @@ def finetune(
         bool | None, typer.Option(help="Keep what the frozen part computes; where possible if left out.")
     ] = None,
     checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps; if left out, at the end of epochs (30 s apart), and each 5 min of one.")
+        int | None, typer.Option(min=1, help="Steps; by default at the end of epochs, and each 5 min of a long one.")
     ] = None,
     max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
