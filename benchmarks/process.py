@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ def grown(name: str, count: int, cache: Path) -> None:
     before = worker.memory()["peak_mib"]
     fzoo.predict(module, variables, images, preprocess=name)
     peak = worker.memory()["peak_mib"]
-    call = inference.compiled(inference.run, jax.default_backend(), np.dtype(np.float32))
+    call: Any = inference.compiled(inference.run, jax.default_backend(), np.dtype(np.float32))
     buffers = call.lower(module, name, variables, images[: inference.BATCH_SIZE]).compile().memory_analysis()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     found = {"grown": peak - before, "weights": weights / 2**20, "micro_batch": buffers.temp_size_in_bytes / 2**20}

@@ -215,8 +215,9 @@ def test_training_of_everything_is_keras(arrays, tmp_path):
     np.testing.assert_allclose([row["loss"] for row in ours.history], theirs, rtol=1e-3)
     assert theirs[-1] < 0.9 * theirs[0]
     kernel = "convnext_tiny_stage_2_block_1_depthwise_conv"
-    trained, _ = base.get_layer(kernel).get_weights()
-    np.testing.assert_allclose(ours.variables["params"][kernel]["kernel"].ravel(), trained.ravel(), rtol=1e-3, atol=1e-5)
+    theirs, _ = base.get_layer(kernel).get_weights()
+    array = ours.variables["params"][kernel]["kernel"]
+    np.testing.assert_allclose(array.ravel(), theirs.ravel(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.heavy
