@@ -12,6 +12,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -21,6 +22,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+
+#: Exit code after Ctrl-C.
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="A functional model zoo for JAX: the image classifiers of keras.applications as pure Flax modules.",
@@ -88,13 +92,35 @@ Images = Annotated[
 def main() -> None:
     """Run the command line; what is wrong with the arguments is one line, too."""
     try:
-        code = app(standalone_mode=False)
+        with interruptible():
+            code = app(standalone_mode=False)
     except Exception as e:
         if not hasattr(e, "format_message"):  # of the option parser's own errors
             raise
         complain(f"error: {e.format_message()} (--help shows the options)")  # pyright: ignore
         code = 2
+    if code == INTERRUPTED:
+        silence()
+        os._exit(INTERRUPTED)  # XLA's threads still compute, and can crash while the interpreter is taken down
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A Ctrl-C that comes while Python runs one of JAX's callbacks, whose exceptions it ignores, comes again."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 def command(function: Callable) -> Callable:
@@ -110,7 +136,7 @@ def command(function: Callable) -> Callable:
             raise typer.Exit(141) from None
         except KeyboardInterrupt:
             complain("interrupted")
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
         except (ValueError, OSError, ModuleNotFoundError) as e:
             complain(f"error: {e}")
             silence()

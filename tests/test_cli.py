@@ -204,6 +204,28 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, offline, arguments, messa
     assert not list(folder.glob("*x.npz*")) and not list(folder.glob(".x.npz*"))
 
 
+def test_interrupted_in_a_callback():
+    """JAX has Python call it at each garbage collection, and what is raised there is ignored."""
+    code = """
+import gc, signal, time
+from fzoo import cli
+
+def callback(phase, info):
+    gc.callbacks.remove(callback)
+    signal.raise_signal(signal.SIGINT)
+
+@cli.command
+def wait():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(2)
+
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "wait"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "fzoo: interrupted\n")
+
+
 def test_interrupted(tmp_path):
     """Ctrl-C in the middle of training: one line, and nothing that looks whole."""
     process = subprocess.Popen(
