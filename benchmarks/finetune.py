@@ -1,7 +1,7 @@
 """What fine-tuning gives: the head alone, the two phases, and random weights, with equal budgets.
 
     python benchmarks/finetune.py photographs --weights mobilenet_v2.h5
-    python benchmarks/finetune.py digits --weights mobilenet_v2.h5
+    python benchmarks/finetune.py digits --batch-size 8 --weights mobilenet_v2.h5
 
 Photographs: those that scikit-learn and scikit-image bundle are the classes; their images are random square parts,
 turned, mirrored and of changed light, for training from the upper half of each photograph, for testing from the lower.
@@ -105,15 +105,19 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=12)
     parser.add_argument("--test", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="*", help="names of the rows; all if left out")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     epochs = arguments.epochs
     head = (Phase(epochs, trains="head", learning_rate=3e-3),)
+    second: dict[str, Any] = {"photographs": {"trains": "top", "learning_rate": 3e-4}}
+    # Further from ImageNet's photographs: more of the network adapts, more slowly.
+    second["digits"] = {"from_layer": "block_6_expand", "learning_rate": 1e-4}
     two = (
         Phase(epochs // 2, trains="head", learning_rate=3e-3),
-        Phase(epochs - epochs // 2, trains="top", learning_rate=3e-4, schedule="cosine"),
+        Phase(epochs - epochs // 2, schedule="cosine", **second[arguments.data]),
     )
     everything = (Phase(epochs, trains="all", learning_rate=1e-3, batch_statistics=True),)
     ways: dict[str, dict[str, Any]] = {
@@ -130,7 +134,7 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 start = time.perf_counter()
                 options = {"weights": arguments.weights, "size": 96, "crop": None, "seed": seed, **ways[name]}
-                found = fzoo.finetune(folder, "MobileNetV2", **options)
+                found = fzoo.finetune(folder, "MobileNetV2", batch_size=arguments.batch_size, **options)
                 assert found.evaluation is not None
                 row = {"way": name, "seed": seed, "top1": found.evaluation.top1}
                 row["seconds"] = round(time.perf_counter() - start, 1)
