@@ -1115,6 +1115,7 @@ def print_classes(
                     table += rows
                 else:
                     show((), rows)
+                    sys.stdout.flush()  # who reads a pipe shall not wait for a full buffer
     if as_json:
         print("\n]")
     elif table:

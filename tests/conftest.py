@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ HURRY = (
 
 def pytest_configure(config):
     """For all workers and the processes that they start: a cache of their own; and except for `-m heavy`, hurry."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs in its background ignore it
     if hasattr(config, "workerinput"):
         return
     config.caches = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
