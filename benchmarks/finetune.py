@@ -112,9 +112,11 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs = arguments.epochs
     head = (Phase(epochs, trains="head", learning_rate=3e-3),)
-    second: dict[str, Any] = {"photographs": {"trains": "top", "learning_rate": 3e-4}}
-    # Further from ImageNet's photographs: more of the network adapts, more slowly.
-    second["digits"] = {"from_layer": "block_6_expand", "learning_rate": 1e-4}
+    second: dict[str, Any] = {
+        "photographs": {"trains": "top", "learning_rate": 3e-4},
+        # Further from ImageNet's: more of the network adapts, more slowly.
+        "digits": {"from_layer": "block_6_expand", "learning_rate": 1e-4},
+    }
     two = (
         Phase(epochs // 2, trains="head", learning_rate=3e-3),
         Phase(epochs - epochs // 2, schedule="cosine", **second[arguments.data]),

@@ -335,8 +335,11 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     if progress.position is not None:
         batches.set_state(progress.position)
     key = jax.random.fold_in(jax.random.key(plan.seed), number)
-    # Processes save together, and their clocks differ.
     saved_at, alone = time.monotonic(), plan.part[1] == 1
+
+    def overdue(seconds: float) -> bool:
+        """Whether a checkpoint is, by the clock; processes save together, and theirs differ."""
+        return plan.run is not None and alone and time.monotonic() - saved_at > seconds
 
     def whole() -> Any:
         return {**variables, "params": join(state.trained, frozen), **named("batch_stats", state.batch_stats)}
@@ -358,7 +361,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
             if plan.checkpoint_every:
                 due = (progress.total + len(under_way)) % plan.checkpoint_every == 0
             else:
-                due = alone and time.monotonic() - saved_at > LONG_EPOCH_SECONDS
+                due = overdue(LONG_EPOCH_SECONDS)
             # One step is computed while the next is prepared.
             while len(under_way) > (0 if due or index == plan.steps - 1 else 1):
                 progress.took(*(float(value) for value in under_way.popleft()))
@@ -377,7 +380,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
         plan.report(f"phase {number + 1}, epoch {progress.epoch}/{phase.epochs}: {in_words(row)}")
         if plan.run:
             plan.run.write_metrics(progress.history)
-            if progress.epoch < phase.epochs and not (alone and time.monotonic() - saved_at < CHECKPOINT_SECONDS):
+            if progress.epoch < phase.epochs and (not alone or overdue(CHECKPOINT_SECONDS)):
                 save()
     progress.end_of_phase()
     if plan.run:

@@ -141,6 +141,17 @@ def test_the_top_of_other_families(model):
 # -- beside Keras ------------------------------------------------------------------------------------------------------
 
 
+def keras_losses(model, rate, batches):
+    """Keras's loss at each step of SGD with momentum, of a model that gives logits."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss)
+    losses = []
+    for batch in batches:
+        model.reset_metrics()
+        losses.append(float(model.train_on_batch(*batch)))
+    return losses
+
+
 @pytest.mark.parametrize(
     ("first", "rate"),
     [
@@ -168,18 +179,13 @@ def test_training_is_keras(backbone, arrays, first, rate):
         model.get_layer(name).set_weights([variables["params"][name][k] for k in ("kernel", "bias")])
     for layer in model.layers[: names.index(first)]:
         layer.trainable = False
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(rate, momentum=0.9), loss)
 
     (images, labels), _ = arrays
     batches = []
     for step in range(20):
         chosen = np.random.default_rng(step).choice(48, 16, replace=False)
         batches.append((fzoo.preprocess_input(images[chosen], "MobileNet"), labels[chosen]))
-    theirs = []
-    for batch in batches:
-        model.reset_metrics()
-        theirs.append(float(model.train_on_batch(*batch)))
+    theirs = keras_losses(model, rate, batches)
     common = {"weights": file, "alpha": 0.25, "size": 32, "classes": 3, "head": head}
     ours = fzoo.finetune(iter(batches), "MobileNet", **common, phases=(phase,), steps_per_epoch=1)
     np.testing.assert_allclose([row["loss"] for row in ours.history], theirs, rtol=1e-3)
@@ -206,18 +212,13 @@ def test_training_of_everything_is_keras(arrays, tmp_path):
     top = keras.layers.Dense(3, name="predictions")
     model = keras.Model(base.input, top(base.output))
     top.set_weights([variables["params"]["predictions"][name] for name in ("kernel", "bias")])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss)
-    theirs = []
-    for batch in batches:
-        model.reset_metrics()
-        theirs.append(float(model.train_on_batch(*batch)))
+    theirs = keras_losses(model, 1e-3, batches)
     np.testing.assert_allclose([row["loss"] for row in ours.history], theirs, rtol=1e-3)
     assert theirs[-1] < 0.9 * theirs[0]
     kernel = "convnext_tiny_stage_2_block_1_depthwise_conv"
-    theirs, _ = base.get_layer(kernel).get_weights()
-    array = ours.variables["params"][kernel]["kernel"]
-    np.testing.assert_allclose(array.ravel(), theirs.ravel(), rtol=1e-3, atol=1e-5)
+    expected, _ = base.get_layer(kernel).get_weights()
+    trained = ours.variables["params"][kernel]["kernel"]
+    np.testing.assert_allclose(trained.ravel(), expected.ravel(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.heavy
