@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -91,3 +91,25 @@ def start_distributed(where: str = "auto") -> tuple[int, int]:
     except RuntimeError as e:
         raise OSError(f"the processes of this run can't be joined: {' '.join(str(e).split())}") from e
     return jax.process_index(), jax.process_count()
+
+
+def first_alone(begin: Callable[[], None]) -> None:
+    """Have process 0 begin what the others then find begun; where it fails, none of them goes on.
+
+    Raises:
+        OSError: it failed, in the other processes; in process 0, what `begin` raised.
+    """
+    error: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            begin()
+        except Exception as e:  # the others wait for its end
+            error = e
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        failed = bool(multihost_utils.broadcast_one_to_all(np.bool_(error is not None)))
+        if failed and error is None:
+            raise OSError("process 0 could not begin, and says why: the others end with it")
+    if error is not None:
+        raise error

@@ -174,6 +174,7 @@ def finetune(
         model: the backbone.
         weights: of it: "imagenet", a file, or None for random ones.
         out: the folder of the run: configuration, metrics, curves, checkpoints, weights. Nothing is written without it.
+            Several processes need one that all see.
         validation: as `data`, for the end of each epoch; by default what `data` has, or a share of it.
         phases: what trains, how long, and how; by default the head alone, then the top of the backbone.
         head: the new classifier's layers.

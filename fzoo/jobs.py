@@ -26,7 +26,7 @@ from fzoo.devices import replicate
 from fzoo.inference import BATCH_SIZE, features, in_flight, predict
 from fzoo.layers import Classifier, unknown
 from fzoo.preprocessing import INTERPOLATIONS, check_size, load_image
-from fzoo.results import Failure, Shards, check_out, named
+from fzoo.results import Failure, Shards, check_out, named, parts_of
 from fzoo.sources import Opener, Source, Survey, opened
 
 #: A shard's images, and bytes; fewer images where they would be more bytes, but a batch at least.
@@ -184,6 +184,8 @@ def run_job(
     }
     report = Report(images=count, shapes=reading.shapes)
     number, processes = process
+    if number >= -(-count // shard_size) and not parts_of(path).exists():
+        return report  # no share for this process; the others may have put theirs together already
     with contextlib.closing(Shards(path, job, shard_size, restart=restart, process=number)) as shards:
         mine = range(number, -(-count // shards.size), processes)
         wanted = {n for n in mine if not shards.path(n).exists()}

@@ -61,6 +61,11 @@ def check_out(out: str | os.PathLike, tapped: bool) -> Path:
     return path
 
 
+def parts_of(out: Path) -> Path:
+    """The folder of the shards of an output."""
+    return out.with_name(f"{out.name}.parts")
+
+
 class Shards:
     """The folder of a job's shards, "OUT.parts", and what the job is.
 
@@ -79,7 +84,7 @@ class Shards:
     """
 
     def __init__(self, out: Path, job: Mapping[str, Any], size: int, *, restart: bool = False, process: int = 0):
-        self.out, self.folder = out, out.with_name(f"{out.name}.parts")
+        self.out, self.folder = out, parts_of(out)
         self.errors = out.with_name(f"{out.name}.errors.jsonl")
         self.folder.mkdir(exist_ok=True)
         self._lock = lock(self.folder / f"lock-{process}")

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fzoo.data import Recipe
+from fzoo.devices import first_alone
 from fzoo.layers import Classifier, Head
 from fzoo.registry import create, family_defaults, spec
 from fzoo.weights import load_keras_weights, save_keras_weights
@@ -93,17 +94,23 @@ class Run:
         FileExistsError: there is a run already, and it is not to be resumed.
         ModuleNotFoundError: matplotlib is not installed.
         ValueError: it is of another configuration.
-        OSError: it can't be written.
+        OSError: it can't be written; of several processes, it is not for all to see, or the first has failed.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resume: bool):
         figure(1, 1)  # what is missing at the end is missed at the start
         self.folder, self.config = folder.absolute(), dict(config)
         self.writes = jax.process_index() == 0
-        path = self.folder / "config.json"
+        first_alone(lambda: self._begin(folder, resume))
+        if not is_run(self.folder):
+            raise OSError(f"{folder} is not the folder that process 0 made: one that all processes see expected")
+        self.checkpoints = checkpoints(self.folder / "checkpoints")
+
+    def _begin(self, folder: Path, resume: bool) -> None:
+        """See that nothing else is there, and write down what this run is."""
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file, a folder for the run expected")
-        if path.exists():
+        if is_run(folder):
             if not resume:
                 raise FileExistsError(f"{folder} holds a run already: resume it (--resume), or name another folder")
             differing = differences(read_config(self.folder), self.config)
@@ -111,10 +118,8 @@ class Run:
                 raise ValueError(f"{folder} is a run of other settings: {'; '.join(differing)}")
         elif folder.exists() and any(folder.iterdir()):
             raise FileExistsError(f"{folder} is not empty, and no run: name another folder")
-        if self.writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(self.config, indent=1) + "\n")
-        self.checkpoints = checkpoints(self.folder / "checkpoints")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.json", json.dumps(self.config, indent=1) + "\n")
 
     def progress(self) -> Progress | None:
         """How far the last checkpoint is; None if there is none."""

@@ -499,6 +499,29 @@ def test_devices_and_processes_train_as_one(arrays, backbone, tmp_path):
             np.testing.assert_allclose(other[key], one[key], rtol=2e-3, atol=2e-4, err_msg=f"{name} {key}")
 
 
+def test_processes_begin_a_run_together(tmp_path):
+    """The one that comes late finds the folder begun, and takes it for no other run; all end where the first can't."""
+    code = """
+import pathlib, sys, time
+from fzoo import devices, runs
+number, _ = devices.start_distributed(sys.argv[2])
+time.sleep(2 * number)
+run = runs.Run(pathlib.Path(sys.argv[1]), {"model": "MobileNet"}, False)
+run.checkpoints.close()
+try:
+    runs.Run(pathlib.Path(sys.argv[1]), {"model": "MobileNet"}, False)
+except OSError as e:
+    print(e)
+"""
+    port = 20000 + os.getpid() % 20000
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    env, pipes = {**os.environ, "JAX_PLATFORMS": "cpu"}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen([*command, f"127.0.0.1:{port},{i},2"], env=env, text=True, **pipes) for i in range(2)]
+    (first, _), (second, _) = said = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "holds a run already" in first and "process 0 could not begin" in second
+
+
 def test_loss_that_is_not_finite(arrays, tmp_path):
     """It stops and says so, and the last good checkpoint is what the run goes on from."""
     phases = (Phase(1, trains="head"), Phase(3, trains="head", optimizer="sgd", learning_rate=1e38))

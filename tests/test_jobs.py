@@ -348,6 +348,9 @@ def test_each_process_has_its_share(network, tmp_path):
     assert (first.joined, first.done) == (False, 14)
     second = fzoo.run_job(*network, ["images"], tmp_path / "x.npz", **options)
     assert (second.joined, second.done, second.before, second.failed) == (True, 16, 14, 2)
+    late = fzoo.run_job(*network, ["images"], tmp_path / "x.npz", process=(4, 5), **options)  # of four shards
+    assert (late.joined, late.done) == (False, 0)
+    assert not (tmp_path / "x.npz.parts").exists()
 
 
 def test_stdout_streams(tmp_path):
