@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Num
 
 from fzoo.devices import BATCH, replicate, shard
@@ -174,16 +174,8 @@ def in_batches(
         size = batch_size or count
         parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
-    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-    if mesh is None:
-        device, devices, place = next(iter(arrays[0].devices())) if arrays else jax.devices()[0], 1, lambda x: x
-    elif mesh.is_multi_process:
-        raise ValueError("a mesh with devices of other processes given, this process's expected: fzoo.devices.mesh()")
-    else:
-        device, devices, place = mesh.devices.flat[0], mesh.size, functools.partial(shard, mesh=mesh)
-        variables = replicate(variables, mesh)
-    dtype = getattr(module_of(what), "dtype", None) or jnp.float32
-    call = compiled(function, device.platform, jnp.dtype(dtype), mesh)
+    call, device, variables = for_devices(function, what, variables, images, mesh)
+    devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
     size = batch_size or min(BATCH_SIZE * devices, 1 << (count - 1).bit_length())
     size = -(-size // devices) * devices
     if count == size:
@@ -198,6 +190,40 @@ def in_batches(
         for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
             whole_leaf[start : start + size] = leaf[: count - start]
     return jax.device_put(whole, device)
+
+
+def for_devices(function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None) -> tuple[Any, Any, Any]:
+    """The jitted function, the (first) device that it is for, and the variables where they are wanted."""
+    if mesh is None:
+        arrays = [leaf for leaf in jax.tree.leaves((variables, images)) if isinstance(leaf, jax.Array)]
+        device = next(iter(arrays[0].devices())) if arrays else jax.devices()[0]
+    elif mesh.is_multi_process:
+        raise ValueError("a mesh with devices of other processes given, this process's expected: fzoo.devices.mesh()")
+    else:
+        device, variables = mesh.devices.flat[0], replicate(variables, mesh)
+    dtype = getattr(module_of(what), "dtype", None) or jnp.float32
+    return compiled(function, device.platform, jnp.dtype(dtype), mesh), device, variables
+
+
+def output_shapes(
+    module: Classifier,
+    variables: Any,
+    images: jax.ShapeDtypeStruct,
+    layers: tuple[str, ...] | None,
+    *,
+    preprocess: str | None = None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Shapes of what `predict`, or with `layers` `features`, gives for a whole batch.
+
+    Nothing is computed or compiled, and the call that comes then does not trace the network again.
+    """
+    function, what = (run, module) if layers is None else (taps, (module, layers))
+    check_images(images, pixels=preprocess is not None)
+    call, _, variables = for_devices(function, what, variables, images, mesh)
+    if mesh is not None:
+        images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
+    return call.eval_shape(what, preprocess, variables, images)
 
 
 def module_of(what: Any) -> nn.Module:

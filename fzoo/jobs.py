@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from fzoo._version import __version__
 from fzoo.devices import mesh as local_mesh
 from fzoo.devices import replicate
-from fzoo.inference import BATCH_SIZE, features, in_flight, predict
+from fzoo.inference import BATCH_SIZE, features, in_flight, output_shapes, predict
 from fzoo.layers import Classifier, unknown
 from fzoo.preprocessing import INTERPOLATIONS, check_size, load_image
 from fzoo.results import Failure, Shards, check_out, named, parts_of
@@ -319,13 +319,10 @@ class Network:
 
     def __call__(self, pixels: Any) -> Outputs:
         """Start with a batch (N, H, W, C) of a fixed size; the results are on their way."""
-        return self._call(self.variables, pixels)
-
-    def _call(self, variables: Any, pixels: Any) -> Outputs:
         options = {**self.options, "batch_size": pixels.shape[0]}
         if self.layers is None:
-            return {"probabilities": predict(self.module, variables, pixels, **options)}
-        return features(self.module, variables, pixels, self.layers, **options)
+            return {"probabilities": predict(self.module, self.variables, pixels, **options)}
+        return features(self.module, self.variables, pixels, self.layers, **options)
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
         """What `rows` gives for an image of a batch of this shape, by name; nothing is computed.
@@ -333,7 +330,9 @@ class Network:
         Raises:
             ValueError: an unknown layer, a size that the network does not take, or one that gives no classes.
         """
-        avals = jax.eval_shape(self._call, self.variables, jax.ShapeDtypeStruct(shape, np.uint8))
+        pixels = jax.ShapeDtypeStruct(shape, np.uint8)
+        avals = output_shapes(self.module, self.variables, pixels, self.layers, **self.options)
+        avals = {"probabilities": avals} if self.layers is None else avals
         found = {name: jax.ShapeDtypeStruct(aval.shape[1:], on_disk(aval.dtype)) for name, aval in avals.items()}
         if self.layers is not None:
             return found
