@@ -44,6 +44,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, sharding)
 
 
+def along_batch(mesh: Mesh) -> NamedSharding:
+    """How the arrays lie that `shard` gives."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
 def shard(batch: Any, mesh: Mesh) -> Any:
     """Arrays split along their first axis, a part for each device.
 
@@ -55,7 +60,7 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     Raises:
         ValueError: N is no multiple of the devices.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+    sharding = along_batch(mesh)
     if mesh.is_multi_process:
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
     return jax.device_put(batch, sharding)

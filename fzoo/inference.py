@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Num
 
-from fzoo.devices import BATCH, replicate, shard
+from fzoo.devices import BATCH, along_batch, replicate, shard
 from fzoo.layers import Classifier
 from fzoo.preprocessing import preprocess_input
 
@@ -222,7 +222,7 @@ def output_shapes(
     check_images(images, pixels=preprocess is not None)
     call, _, variables = for_devices(function, what, variables, images, mesh)
     if mesh is not None:
-        images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=NamedSharding(mesh, PartitionSpec(BATCH)))
+        images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=along_batch(mesh))
     return call.eval_shape(what, preprocess, variables, images)
 
 
