@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from fzoo import ops
-from fzoo.inference import compiler_options
+from fzoo.compiler import compiler_options
 
 #: (height and width, channels in, channels out, kernel, stride, groups), from the networks.
 SHAPES = (

@@ -234,7 +234,7 @@ def feature_sheet(
     tall = tile or height * math.ceil(56 / height)
     x = jnp.asarray(activation, jnp.float32)
     x = jnp.take(x, jnp.argsort(-jnp.std(x, (0, 1)))[:count], -1)
-    low, high = jnp.min(x, (0, 1)), jnp.max(x, (0, 1))
+    low, high = jnp.min(x, (0, 1), keepdims=True), jnp.max(x, (0, 1), keepdims=True)
     x = 255 * (x - low) / jnp.maximum(high - low, 1e-6)
     x = jax.image.resize(x, (tall, max(1, round(width * tall / height)), count), "nearest")
     rows = math.ceil(count / columns)

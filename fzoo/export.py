@@ -52,7 +52,7 @@ def export(
         probabilities = jax.jit(exported.call, compiler_options=options)(images)
 
     Compiler options are no part of such a file. `exported.call(images)` is compiled with JAX's own, which on CPU, in
-    jaxlib 0.10.2, sum wrongly in some fused reductions (see `fzoo.inference.compiler_options`). The networks' forward
+    jaxlib 0.10.2, sum wrongly in some fused reductions (see `fzoo.compiler.compiler_options`). The networks' forward
     passes have none of these in any family that was measured: with both, results are within 1e-5 of `predict`'s. The
     options above keep it so whatever the images are put through in the same `jax.jit`, and are often the faster.
 

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from fzoo import devices
+from fzoo.compiler import compiler_options
 from fzoo.data import (
     Arrays,
     Batches,
@@ -41,7 +42,7 @@ from fzoo.data import (
     train_and_validation,
     training_batches,
 )
-from fzoo.inference import compiler_options, features, predict
+from fzoo.inference import features, predict
 from fzoo.layers import Classifier, Head, is_count, trace
 from fzoo.preprocessing import preprocess_input
 from fzoo.registry import spec

@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Num
 
+from fzoo.compiler import compiler_options
 from fzoo.devices import BATCH, along_batch, replicate, shard
 from fzoo.layers import Classifier
 from fzoo.preprocessing import preprocess_input
@@ -104,26 +105,6 @@ def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, 
     """The forward pass up to some layers."""
     module, layers = module_and_layers
     return module.apply(variables, images, layers, method="endpoints")
-
-
-@functools.lru_cache
-def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] | None:
-    """What to compile with on a platform, for `jax.jit(..., compiler_options=...)`; None for JAX's own.
-
-    JAX takes them at an outermost jit only. On CPU, jaxlib 0.10.2 hands convolutions and products to YNNPACK, which is
-    the slower way for most shapes here, and some of the reductions that it fuses are wrong (jax issue 39103); without
-    it, XLA's own are used. Products of bfloat16 stay with it: XLA's would be computed in float32. A jaxlib that does
-    not know the option does without.
-    """
-    if platform != "cpu":
-        return None
-    fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == jnp.bfloat16 else ""
-    options = {"xla_cpu_experimental_ynn_fusion_type": fusions}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(jax.device_put(0.0, jax.local_devices(backend="cpu")[0]))
-    except jax.errors.JaxRuntimeError:  # no such compile option
-        return None
-    return options
 
 
 @functools.lru_cache

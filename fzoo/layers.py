@@ -200,13 +200,16 @@ class WinogradConv(Layer):
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         conv = ops.Convolution.of(x.shape, (*self.kernel_size, x.shape[-1], self.features), (1, 1), self.padding)
         y = ops.winograd_transformed(conv, x, kernel)
-        return y if bias is None else y + bias
+        return y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim)
 
 
 @functools.partial(jax.jit, static_argnums=5)  # a network repeats its shapes: each is traced once
 def normalised(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     """Batch normalisation by given statistics."""
-    return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    mean, factor, bias = (
+        lax.broadcast_to_rank(v, x.ndim) for v in (mean, lax.rsqrt(var + epsilon) * scale, bias)
+    )
+    return (x - mean) * factor + bias
 
 
 class BatchNorm(Layer):
@@ -254,7 +257,7 @@ class LayerScale(Layer):
         """Apply it."""
         gamma = self.param("gamma", nn.initializers.constant(self.start), x.shape[-1:])
         x, gamma = promote_dtype(x, gamma, dtype=self.dtype)
-        return x * gamma
+        return x * lax.broadcast_to_rank(gamma, x.ndim)
 
 
 class Normalization(nn.Module):
@@ -267,7 +270,8 @@ class Normalization(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
-        return (x - mean.value) / jnp.maximum(jnp.sqrt(var.value), 1e-7)
+        deviation = jnp.maximum(jnp.sqrt(var.value), 1e-7)
+        return (x - lax.broadcast_to_rank(mean.value, x.ndim)) / lax.broadcast_to_rank(deviation, x.ndim)
 
 
 class Sequential(nn.Module):
@@ -292,7 +296,7 @@ class ScaleShift(Layer):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         x, scale, bias = promote_dtype(x, scale, bias, dtype=self.dtype)
-        return x * scale + bias
+        return x * lax.broadcast_to_rank(scale, x.ndim) + lax.broadcast_to_rank(bias, x.ndim)
 
 
 class Layers:
@@ -336,6 +340,7 @@ class Layers:
         self._prepared = prepared or Prepared()
         self._tiles = dict(self._prepared.tiles)
         self._numbers: Counter[str] = Counter()
+        self._growing: tuple[Array | None, Array | None] = None, None  # a concatenation, and the buffer it begins
         self._producer: dict[int, tuple[str, Array]] = {}  # by id; the array is kept so that the id stays its own
         self._conv = functools.partial(
             Conv,
@@ -550,7 +555,8 @@ class Layers:
         if mean is None or variance is None:
             y = Normalization(name=name)(wide)
         else:
-            y = (wide - np.asarray(mean, np.float32)) / np.sqrt(np.asarray(variance, np.float32))
+            mean, deviation = of_channels(mean, x), np.sqrt(of_channels(variance, x))
+            y = (wide - mean) / deviation
         return self._note("Normalization", name, [x], y.astype(x.dtype))
 
     def sequential(self, x: Array, layers: Callable[[Layers, Array], Array], *, name: str | None = None) -> Array:
@@ -672,26 +678,29 @@ class Layers:
         """Rescaling: x * scale + offset, in float32 at least."""
         name = self._name("Rescaling", name)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-        return self._note("Rescaling", name, [x], (wide * np.asarray(scale, np.float32) + offset).astype(x.dtype))
+        return self._note("Rescaling", name, [x], (wide * of_channels(scale, x) + offset).astype(x.dtype))
 
-    def concat(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
-        """Concatenate, over the channels."""
+    def concat(self, xs: Sequence[Array], *, room: int | None = None, name: str | None = None) -> Array:
+        """Concatenate, over the channels.
+
+        Where the first of `xs` grows to `room` channels by one concatenation after the other, it isn't copied by each:
+        it lies in a buffer of that size, which each adds to. In training there is none, since each of its gradients
+        would be as large.
+        """
         name = self._name("Concatenate", name)
-        return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=-1))
-
-    def room(self, x: Float[Array, "n h w c"], channels: int) -> Float[Array, "n h w channels"] | None:
-        """x with zeros behind it, for `append` to fill; None in training, where each gradient would be as large."""
-        return None if self._train else jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, channels - x.shape[-1])))
-
-    def append(
-        self, x: Float[Array, "n h w c"], y: Float[Array, "n h w d"], room: Array | None, *, name: str | None = None
-    ) -> tuple[Float[Array, "n h w c+d"], Array | None]:
-        """Concatenate, over the channels, in a `room` that begins with x, so that x isn't copied; and that room."""
-        if room is None:
-            return self.concat([x, y], name=name), None
-        room = lax.dynamic_update_slice_in_dim(room, y, x.shape[-1], axis=3)
-        both = lax.slice_in_dim(room, 0, x.shape[-1] + y.shape[-1], axis=3)
-        return self._note("Concatenate", self._name("Concatenate", name), [x, y], both), room
+        if room is None or self._train:
+            return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=-1))
+        x, *others = xs
+        begun, buffer = self._growing
+        if begun is not x:  # a first one, or what the caller gave for the last
+            buffer = jnp.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, room - x.shape[-1])))
+        end = x.shape[-1]
+        for other in others:
+            buffer = lax.dynamic_update_slice_in_dim(buffer, other, end, axis=-1)
+            end += other.shape[-1]
+        joined = lax.slice_in_dim(buffer, 0, end, axis=-1)
+        self._growing = joined, buffer
+        return self._note("Concatenate", name, xs, joined)
 
     def flatten(self, x: Float[Array, "n ..."], *, name: str | None = None) -> Float[Array, "n c"]:
         """Flatten."""
@@ -1114,6 +1123,11 @@ def layer_names(module: Classifier) -> list[str]:
     """
     gone = dict(module.prepared.gone) if isinstance(module, Classifier) and module.prepared else {}
     return [node.name for node in trace(module).layers if node.name not in gone]
+
+
+def of_channels(constant: float | Sequence[float], x: Array) -> np.ndarray:
+    """A constant for each channel, or for all, as an array of x's rank."""
+    return np.reshape(np.asarray(constant, np.float32), (1,) * (x.ndim - 1) + (-1,))
 
 
 def pair(n: int | tuple[int, int]) -> tuple[int, int]:

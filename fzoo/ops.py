@@ -141,7 +141,7 @@ def depthwise_shifted(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 cm"]
 ) -> Float[Array, "n ho wo cm"]:
     """A depthwise convolution as one multiply-add of a shifted image for each kernel element."""
-    return _shifted(conv, x, kernel, lambda values, like: values)
+    return _shifted(conv, x, kernel, lambda values, like: lax.broadcast_to_rank(values, like.ndim))
 
 
 @depthwise_shifted.defjvp
@@ -297,7 +297,7 @@ def _pool_shifted(how: Pool, x: Array) -> Array:
         y = lax.optimization_barrier(functools.reduce(combine, shifted))  # not computed anew by all that reads it
         inside = np.pad(np.ones(x.shape[axis]), (before, after))
         counts = [inside[i * stride : i * stride + window].sum() for i in range(size)]
-        count = count * np.reshape(counts, (-1, 1, 1) if axis == 1 else (-1, 1))
+        count = count * np.reshape(counts, [-1 if i == axis else 1 for i in range(x.ndim)])
     return y if how.kind == "max" else (y / jnp.asarray(count, wide)).astype(x.dtype)
 
 

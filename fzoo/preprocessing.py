@@ -153,8 +153,8 @@ def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last"
         x = x.astype(np.float32)
 
     def constant(values):
-        values = np_like.asarray(values, x.dtype)
-        return values if axis == -1 else values[:, None, None]
+        shape = [3 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+        return np_like.asarray(values, x.dtype).reshape(shape)
 
     if mode == "tf":
         x = x / np_like.asarray(127.5, x.dtype) - np_like.asarray(1, x.dtype)

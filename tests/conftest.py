@@ -1,37 +1,54 @@
-"""Set up before anything imports Keras or JAX."""
+"""Set up before anything imports Keras, JAX or fzoo."""
 
 import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-#: Compile in a hurry: how well XLA optimises is not ours to test, and would take most of the suite's time.
-HURRY = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-)
+#: Every annotated shape and type of fzoo's functions is checked at each call.
+jaxtyping.install_import_hook("fzoo", "strict.checked")
+
+#: All workers of a session, and the processes that they start, read what one of them has compiled.
+COMPILED_ONCE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 
 def pytest_configure(config):
-    """For all workers and the processes that they start: a cache of their own; and except for `-m heavy`, hurry."""
+    """For a worker: strictness; for all and the processes that they start: hurry, and a cache of the session's own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs in its background ignore it
-    if hasattr(config, "workerinput"):
-        return
-    config.caches = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
-    if config.option.markexpr == "not heavy":
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {HURRY}".strip()
+    if not hasattr(config, "workerinput"):
+        config.scratch = tempfile.mkdtemp(prefix="fzoo-tests-")
+        os.environ["XDG_CACHE_HOME"] = config.scratch
+        os.environ |= {"JAX_COMPILATION_CACHE_DIR": f"{config.scratch}/xla", **COMPILED_ONCE}
+        hurry = [sys.executable, str(Path(__file__).with_name("hurry.py"))]
+        flags = subprocess.run(hurry, check=True, capture_output=True, text=True).stdout
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_unconfigure(config):
     """Remove the cache."""
-    if hasattr(config, "caches"):
-        shutil.rmtree(config.caches, ignore_errors=True)
+    if hasattr(config, "scratch"):
+        shutil.rmtree(config.scratch, ignore_errors=True)
+
+
+def pytest_report_header():
+    """Say what the sums rest on: see `fzoo.compiler`."""
+    code = "from fzoo.compiler import sum_protection; print(sum_protection())"
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env).stdout
+    return f"protection from the wrong sums of jax issue 39103: {said.strip()}"
 
 
 def pytest_collection_modifyitems(items):
@@ -51,6 +68,15 @@ def pytest_runtest_teardown(item, nextitem):
 def scope(item) -> tuple[str, ...]:
     """Of tests that share networks."""
     return str(item.path), *(mark.args[0] for mark in item.iter_markers("xdist_group"))
+
+
+@pytest.fixture(autouse=True)
+def unchecked(request):
+    """Tests marked as `wrong_types` hand these over on purpose, to see what fzoo itself says."""
+    disabled = request.node.get_closest_marker("wrong_types") is not None
+    jaxtyping.config.update("jaxtyping_disable", disabled)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def by_model(names: Iterable[str], light: Iterable[str] = FAMILIES) -> list[Any]
     """Parameters of a test, those of one model in one process, so that they share its networks; heavy but for some."""
     light = frozenset(light)
     return [
-        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in light else [pytest.mark.heavy])])
+        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in light else [pytest.mark.slow])])
         for name in names
     ]
 

@@ -32,10 +32,10 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "Xception": {},
 }
 
-#: Those, as parameters of a test; the one that no option makes small is left to `-m heavy`.
+#: Those, as parameters of a test; the one that no option makes small is left to `-m slow`.
 SMALL = [
     pytest.param(
-        *each.values, marks=[*each.marks, *([pytest.mark.heavy] if "InceptionResNetV2" in each.values else [])]
+        *each.values, marks=[*each.marks, *([pytest.mark.slow] if "InceptionResNetV2" in each.values else [])]
     )
     for each in by_model(SMALLEST)
 ]
@@ -102,7 +102,7 @@ def test_under_vmap_and_remat(network):
     assert out.shape == (2, *jax.eval_shape(module.apply, variables, images).shape)
 
 
-@pytest.mark.heavy  # half a minute for the largest
+@pytest.mark.slow  # half a minute for the largest
 def test_under_grad_of_remat_in_training(network):
     module, variables, images = network
     variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), variables)

@@ -37,7 +37,7 @@ def keras_grad_cam(model, images, layer):
 @pytest.mark.parametrize(
     ("name", "alpha", "last", "inner"),
     [
-        pytest.param("MobileNetV2", 0.35, "out_relu", "block_12_add", marks=pytest.mark.heavy),
+        pytest.param("MobileNetV2", 0.35, "out_relu", "block_12_add", marks=pytest.mark.slow),
         ("MobileNet", 0.25, "conv_pw_13_relu", "conv_pw_6_relu"),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_file_gives_what_predict_gives(small, images, optimized, tmp_path):
     assert_close(jax.jit(plain.call)(images), expected, "JAX's options")
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("optimized", [False, True])
 @pytest.mark.parametrize(
     "name", by_model(FAMILIES, light=set(FAMILIES) - {"InceptionResNetV2", "NASNetMobile", "DenseNet121"})

@@ -221,7 +221,7 @@ def test_training_of_everything_is_keras(arrays, tmp_path):
     np.testing.assert_allclose(trained.ravel(), expected.ravel(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_gradients_are_keras(backbone):
     """Of every parameter, in training: all that a step of the whole network depends on."""
     base, file = backbone
@@ -398,7 +398,7 @@ def start(data, out, cache):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ})
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_ten_kills(folder, tmp_path):
     """Killed again and again, at random moments; a run that never was, beside it."""
     cache = tmp_path / "cache"
@@ -471,7 +471,7 @@ if jax.process_index() == 0:
 """
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_devices_and_processes_train_as_one(arrays, backbone, tmp_path):
     """8 devices of a process, and 2 processes: gradients and batch statistics of the whole batch, as on one device."""
     (x, y), (vx, vy) = arrays
@@ -602,7 +602,7 @@ def run_command(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
 
 
-@pytest.mark.heavy  # by default the README's commands are run
+@pytest.mark.slow  # by default the README's commands are run
 def test_on_the_command_line(folder, tmp_path):
     """Trained, evaluated and used by the folder of the run alone, with its own names and recipe."""
     run = tmp_path / "run"

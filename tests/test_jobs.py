@@ -194,7 +194,7 @@ def test_what_holds_no_images(tmp_path):
             sources.Survey([given])
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_job_goes_on(network, tmp_path, kills):
     """kill -9 at random moments: nothing is lost, nothing is twice, and the result is that of a job in one go."""
     names = good()

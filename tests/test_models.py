@@ -39,7 +39,7 @@ from fzoo.layers import Classifier, trace
 #: numbered layers, and with none of these. The tests of the others are marked as heavy.
 LIGHT = ("ConvNeXtTiny", "EfficientNetB0", "MobileNetV3Small", "ResNet50V2")
 
-#: Those that take a minute or more; only their parameters and layers are looked at without `-m heavy`.
+#: Those that take a minute or more; only their parameters and layers are looked at without `-m slow`.
 LARGE = ("InceptionResNetV2", "NASNetMobile")
 
 
@@ -225,7 +225,7 @@ def test_without_top_at_an_odd_size(name, tmp_path):
 
 
 def heavy(*values):
-    return pytest.param(*values, marks=pytest.mark.heavy)
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_options(name, options):
     compare(pair(name, model, options))
 
 
-@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_nasnet_options(blocks):
     """Keras's own arguments of the family."""
     options = {
@@ -280,7 +280,7 @@ def test_convnext_options():
     compare(pair("ConvNeXtTiny", randomise(model), {**options, "prefix": "mine"}))
 
 
-@pytest.mark.parametrize("include_top", [pytest.param(True, marks=pytest.mark.heavy), False])
+@pytest.mark.parametrize("include_top", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_efficientnets_published_files_are_divided_by_the_deviation(include_top, tmp_path, monkeypatch):
     """What Keras makes of `weights="imagenet"`: the file is found in its cache, with a hash that is right."""
     options = {"include_top": True} if include_top else {"include_top": False, "input_shape": (32, 32, 3)}

@@ -10,7 +10,7 @@ from reference import assert_close
 
 import fzoo
 from fzoo import ops
-from fzoo.inference import compiler_options
+from fzoo.compiler import compiler_options
 
 #: (images, kernel, stride, padding, groups), and the form that a CPU takes; None for XLA's own.
 CONVOLUTIONS = {

@@ -101,7 +101,7 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("epochs", "least"), [pytest.param("", 0.95, marks=pytest.mark.heavy), (" --epochs 6", 0.8)])
+@pytest.mark.parametrize(("epochs", "least"), [pytest.param("", 0.95, marks=pytest.mark.slow), (" --epochs 6", 0.8)])
 def test_newcomers_path(tmp_path, epochs, least):
     """The demo: real digits, trained, saved for Keras, read back by both; as the README runs it, or shorter."""
     first, second, _, commands, conversions = blocks("sh")

@@ -132,7 +132,7 @@ def training(module: Any, variables: Any) -> Callable[[Any, Any], float]:
     import jax
     import optax
 
-    from fzoo.inference import compiler_options
+    from fzoo.compiler import compiler_options
 
     optimizer = optax.sgd(LEARNING_RATE)
 

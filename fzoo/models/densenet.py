@@ -36,10 +36,10 @@ class DenseNet(Classifier):
         x = k.activation(bn(x, name="conv1_bn"), "relu", name="conv1_relu")
         x = k.max_pool(k.zero_pad(x, 1), 3, 2, name="pool1")
         for block, layers in enumerate(self.blocks, 2):
-            room = k.room(x, x.shape[-1] + layers * GROWTH_RATE)
+            room = x.shape[-1] + layers * GROWTH_RATE
             for i in range(1, layers + 1):
                 y = dense_layer(k, x, f"conv{block}_block{i}")
-                x, room = k.append(x, y, room, name=f"conv{block}_block{i}_concat")
+                x = k.concat([x, y], room=room, name=f"conv{block}_block{i}_concat")
             if block - 1 < len(self.blocks):
                 x = transition(k, x, f"pool{block}")
         return k.activation(bn(x, name="bn"), "relu", name="relu")

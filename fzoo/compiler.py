@@ -1,0 +1,94 @@
+"""What fzoo's programs are compiled with: XLA's options, by what this jaxlib knows of them.
+
+Options come and go with jaxlib, which aborts a process for an unknown flag in XLA_FLAGS and fails to compile with an
+unknown option. So every option is asked for here first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+#: Which operations XLA:CPU hands to YNNPACK.
+YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
+
+
+def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of XLA's options that this jaxlib knows, for `jax.jit(..., compiler_options=...)`."""
+    return {name: value for name, value in options.items() if is_known(name, value)}
+
+
+@functools.lru_cache(maxsize=None)
+def is_known(name: str, value: Any) -> bool:
+    """Tell whether this jaxlib compiles with an option, by compiling next to nothing for the CPU."""
+    try:
+        jax.jit(lambda x: x + 1, compiler_options={name: value})(on_cpu(np.float32(0)))
+    except jax.errors.JaxRuntimeError as e:
+        if "No such compile option" not in str(e):
+            raise
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=None)
+def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] | None:
+    """Return what to compile with on a platform, for `jax.jit(..., compiler_options=...)`; None for JAX's own.
+
+    JAX takes them at an outermost jit only. On CPU, jaxlib from 0.10.2 on hands convolutions and products to YNNPACK,
+    which is the slower way for most shapes here, and some of the reductions that 0.10.2 fuses are wrong (jax issue
+    39103); without it, XLA's own are used. Products of bfloat16 stay with it: XLA's would be computed in float32.
+
+    Raises:
+        RuntimeError: this jaxlib sums wrongly, and does not know the option that would prevent it.
+    """
+    if platform != "cpu":
+        return None
+    fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == jnp.bfloat16 else ""
+    options = known_options({YNN_FUSIONS: fusions})
+    if not options:
+        sum_protection()
+    return options or None
+
+
+@functools.lru_cache(maxsize=None)
+def sum_protection() -> str:
+    """Say what keeps this jaxlib from the wrong sums of jax issue 39103 on a CPU.
+
+    Returns:
+        "not needed" where JAX's own options sum rightly, "in force" where `compiler_options` are what makes them.
+
+    Raises:
+        RuntimeError: it sums wrongly either way.
+    """
+    if sums_rightly(None):
+        return "not needed"
+    if sums_rightly(known_options({YNN_FUSIONS: ""})):
+        return "in force"
+    raise RuntimeError(
+        f"jaxlib {jaxlib.__version__} sums wrongly on a CPU (jax issue 39103), and without the option that prevented "
+        "it: another version expected"
+    )
+
+
+def sums_rightly(options: Mapping[str, Any] | None) -> bool:
+    """Compute the sum of jax issue 39103, exact in float32, and tell whether it is right."""
+    side = 1 << 12  # whose square is exact
+    rows = np.zeros((32769, 3), np.float32)
+    rows[:, 0] = np.arange(len(rows)) % side
+
+    def squares(rows: jax.Array) -> jax.Array:
+        return jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(rows)
+
+    found = jax.jit(squares, compiler_options=dict(options or {}))(on_cpu(rows))
+    return np.array_equal(found, rows[:, 0] ** 2)
+
+
+def on_cpu(x: np.ndarray | np.generic) -> jax.Array:
+    """Put an array on this process's CPU, which every JAX has."""
+    return jax.device_put(x, jax.local_devices(backend="cpu")[0])

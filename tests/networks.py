@@ -1,0 +1,138 @@
+"""Networks of the tests' own, alive: every array random, and outputs that differ between images and between classes.
+
+Keras's initial weights give a small network's every image the same output, on which wrong code passes.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from hurry import COMPILER_OPTIONS
+
+import fzoo
+from fzoo.layers import Classifier, trace
+
+#: How much outputs must differ, between two images and between two classes: a share of the largest magnitude.
+LEAST_DIFFERENCE = 0.02
+
+
+def random_images(shape: tuple[int, ...], seed: int = 1, pixels: bool = False) -> np.ndarray:
+    """Images (N, H, W, C) that differ in colour and in the large, with noise over it, around 0 or as pixels up to 255.
+
+    Noise alone is the same to a network that averages over the image.
+    """
+    rng, (n, h, w, c) = np.random.default_rng(seed), shape
+    rows, columns = np.arange(h) * 4 // h, np.arange(w) * 4 // w
+    images = rng.normal(size=(n, 1, 1, c)) + rng.normal(size=(n, 4, 4, c))[:, rows][:, :, columns]
+    images = 0.6 * (images + rng.normal(size=shape))
+    return (np.clip(128 + 60 * images, 0, 255) if pixels else images).astype(np.float32)
+
+
+def images_for(module: Classifier, count: int = 4, seed: int = 1) -> np.ndarray:
+    """Images such as the network takes, its own preprocessing seen to."""
+    own = any(node.kind in ("Rescaling", "Normalization") for node in trace(module).nodes)
+    return random_images((count, *module.example_shape), seed, pixels=own)
+
+
+def random_variables(
+    module: Classifier, seed: int = 0, statistics: dict[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Every array random, each by its own name, and BNs centred on what comes in, so that activations stay alive.
+
+    `statistics` are what `measured_statistics` gives; they are measured where they are left out.
+    """
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        keys = [step.key for step in path]
+        rng = np.random.default_rng([seed, zlib.crc32("/".join(keys).encode())])
+        return random_array(rng, keys[-1], leaf.shape)
+
+    variables = jax.tree_util.tree_map_with_path(draw, trace(module).variables)
+    if statistics is None:
+        statistics = measured_statistics(module, variables)
+    for layer, numbers in statistics.items():
+        if layer not in variables.get("batch_stats", {}):
+            variables["params"][layer]["kernel"] *= np.float32(2.0**numbers)
+            continue
+        mean, var = numbers[0], np.exp2(numbers[1].astype(np.float32) / 8)
+        variables["batch_stats"][layer] = {"mean": mean.astype(np.float32) / 16 * np.sqrt(var), "var": var}
+    return variables
+
+
+def random_array(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A variable of Flax's by its last name."""
+    if name == "count":
+        return np.array(rng.integers(1000), np.int32)
+    if name in ("scale", "var", "gamma"):
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if name in ("bias", "mean"):
+        return rng.normal(0, 0.1, shape).astype(np.float32)
+    assert name == "kernel", name
+    fan_in = np.prod(shape[:-1])
+    kernel = rng.normal(0, np.sqrt(2 / fan_in), shape)
+    if fan_in > 49:  # what all inputs have in common, which grows with each ReLU, would hide what differs
+        kernel -= kernel.mean(tuple(range(len(shape) - 1)), keepdims=True)
+    return kernel.astype(np.float32)
+
+
+def measured_statistics(module: Classifier, variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What keeps a network alive, measured on some images, and so rounded that every machine has the same.
+
+    For each BN int8 (2, channels): the mean in 16ths of the deviation, and 8 times the binary logarithm of the variance.
+    For a classifier int8 (): the binary logarithm of the factor that makes its logits a few.
+    """
+    module = module.clone(classifier_activation=None)
+    layers = trace(module).layers
+    inputs = {node.name: node.inputs[0] for node in layers if node.kind == "BatchNormalization"}
+    last = layers[-1].name
+    # Each BN normalises by the batch on the way. Without a jit: what repeats in a network is compiled once.
+    taps, _ = module.apply(
+        variables,
+        images_for(module, 16, seed=2),
+        tuple({*inputs.values(), last}),
+        train=frozenset(inputs),
+        mutable=["batch_stats"],
+        method="endpoints",
+    )
+    statistics = {}
+    if layers[-1].kind == "Dense":
+        statistics[last] = np.int8(np.round(np.log2(2 / np.std(taps[last]))))
+    for layer, name in inputs.items():
+        x = np.asarray(taps[name], np.float64).reshape(-1, taps[name].shape[-1])
+        var = np.maximum(x.var(0), 0.25 * np.median(x.var(0)) + 1e-4)  # more where a channel is the same everywhere
+        exponent = np.round(8 * np.log2(var))
+        mean = np.round(16 * x.mean(0) / np.exp2(exponent / 16))
+        statistics[layer] = np.clip([mean, exponent], -127, 127).astype(np.int8)
+    return statistics
+
+
+@functools.lru_cache(maxsize=8)
+def network(name: str, seed: int = 0, **options: Any) -> tuple[Classifier, dict[str, Any]]:
+    """A model of the zoo with random variables, shown to be alive."""
+    module = fzoo.create(name, **options)
+    variables = random_variables(module, seed)
+    assert_alive(jax.jit(module.apply, compiler_options=COMPILER_OPTIONS)(variables, images_for(module)))
+    return module, variables
+
+
+def differences(outputs: Any) -> tuple[float, float]:
+    """The least difference between the outputs for two images, and between two classes, over the largest magnitude.
+
+    Of two images: in that class where they differ most. Of the classes: between the first and last of each image.
+    """
+    rows = np.asarray(outputs, np.float64).reshape(len(outputs), -1)
+    largest = np.abs(rows).max()
+    images = [np.abs(a - b).max() for i, a in enumerate(rows) for b in rows[:i]]
+    return float(min(images, default=largest) / largest), float(np.ptp(rows, axis=1).min() / largest)
+
+
+def assert_alive(outputs: Any) -> None:
+    """Fail where wrong code could pass: outputs that are no numbers, or the same for two images or for all classes."""
+    assert np.isfinite(outputs).all(), "outputs that are not finite"
+    images, classes = differences(outputs)
+    assert images > LEAST_DIFFERENCE, f"outputs of two images differ by {images:.1e} of the largest: a dead network"
+    assert classes > LEAST_DIFFERENCE, f"outputs of all classes differ by {classes:.1e} of the largest: a dead network"
