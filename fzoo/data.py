@@ -380,8 +380,8 @@ def in_order(
         return itertools.islice(source, source.steps)
     labels = source.labels
 
-    def read(index: int) -> Any:
-        found = source.read(index)
+    def read(index: np.integer) -> Any:
+        found = source.read(int(index))
         return None if found is None else (found, labels[index])
 
     one = grain().MapDataset.source(np.arange(part[0], len(labels), part[1])).map(read)

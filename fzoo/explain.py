@@ -68,7 +68,7 @@ def explain(
     return in_batches(explained, (module, layer, wanted), variables, images, batch_size, preprocess)
 
 
-def explained(what: tuple[Classifier, str, int | tuple[int, ...]], variables: Any, images: Array) -> Explanation:
+def explained(what: tuple[Classifier, str, int | tuple[int, ...]], variables: Any, images: Array | np.ndarray) -> Explanation:
     """`explain` for one batch."""
     module, layer, wanted = what
     activation, scores = split(module, variables, images, layer)
@@ -86,11 +86,11 @@ def explained(what: tuple[Classifier, str, int | tuple[int, ...]], variables: An
 def grad_cam(
     module: Classifier,
     variables: Any,
-    images: Float[Array, "n h w c"],
+    images: Float[Array | np.ndarray, "n h w c"],
     classes: Sequence[int] | Int[Array, " k"] | Int[Array, "n k"],
     *,
     layer: str | None = None,
-) -> Float[Array, "n k h w"]:
+) -> Float[Array, "n k hm wm"]:
     """Heat maps of classes over a layer's feature map: where it speaks for the class.
 
     The feature maps, weighted by the class score's gradient (the logit's, before any softmax), averaged over the map;
@@ -105,7 +105,7 @@ def grad_cam(
         layer: a layer with a feature map; by default the last one before the top.
 
     Returns:
-        (N, K, h, w), from 0, in the units of the score; (h, w) are those of the layer's output.
+        (N, K, hm, wm), from 0, in the units of the score; (hm, wm) are those of the layer's output.
 
     Raises:
         ValueError: the network has no classes, is one that `optimize_for_inference` made, or has no such layer; the
@@ -120,7 +120,7 @@ def grad_cam(
     return heat_maps(activation, pull, logits, jnp.broadcast_to(classes, (len(images), classes.shape[-1])))
 
 
-def split(module: Classifier, variables: Any, images: Array, layer: str) -> tuple[Array, Any]:
+def split(module: Classifier, variables: Any, images: Array | np.ndarray, layer: str) -> tuple[Array, Any]:
     """A layer's output for images, and the function from it to the logits."""
     network = module.clone(classifier_activation=None)
     tapped: Any = network.apply(variables, images, (layer,), method="endpoints")

@@ -878,8 +878,8 @@ class Classifier(nn.Module):
         height, width, channels = self.input_shape or (None, None, 3)
         return height or self.default_size, width or self.default_size, channels
 
-    def check_images(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError unless images of this shape can be taken."""
+    def check_images(self, shape: tuple[Any, ...]) -> None:
+        """Raise ValueError unless images of this shape, in which `jax.export` may leave sides open, can be taken."""
         wanted = self.example_shape if self.fixed_size and self.own_top else self.input_shape
         wanted = wanted or (None, None, 3)
         if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
@@ -894,7 +894,7 @@ class Classifier(nn.Module):
     @nn.compact
     def run(
         self,
-        x: Float[Array, "n h w c"],
+        x: Float[Array | np.ndarray, "n h w c"],
         train: Training = False,
         taps: Sequence[str] = (),
         given: Mapping[str, Array] | None = None,
@@ -927,12 +927,12 @@ class Classifier(nn.Module):
             raise ValueError(unknown("layer", name, layer_names(self)))
         return y, k
 
-    def __call__(self, x: Float[Array, "n h w c"], train: Training = False) -> Array:
+    def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: Training = False) -> Array:
         """Class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
         return self.run(x, train)[0]
 
     def endpoints(
-        self, x: Float[Array, "n h w c"], layers: Sequence[str], train: Training = False
+        self, x: Float[Array | np.ndarray, "n h w c"], layers: Sequence[str], train: Training = False
     ) -> dict[str, Float[Array, "n ..."]]:
         """The outputs of Keras layers by name; XLA drops what none of them needs.
 

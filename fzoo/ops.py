@@ -55,7 +55,7 @@ class Convolution:
     @classmethod
     def of(
         cls,
-        images: Sequence[int],
+        images: Sequence[Any],
         kernel: Sequence[int],
         strides: Sequence[int],
         padding: str | Sequence[tuple[int, int]],
@@ -318,13 +318,13 @@ def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
 
 
 @jax.custom_jvp
-def spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
+def spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Float[Array, "... c"]:
     """Values of the channels at every pixel: a broadcast, whose gradient on CPU is a product with ones, too."""
     return _broadcast(values, like)
 
 
 @spread.defjvp
-def _spread_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _spread_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
     (values, like), (dvalues, _) = primals, tangents
     return spread(values, like), lax.platform_dependent(dvalues, like, cpu=_spread, default=_broadcast)
 

@@ -207,7 +207,7 @@ def opened(source: Source | BinaryIO) -> str | BinaryIO:
         return read(file, source)
 
 
-def read(file: BinaryIO | gzip.GzipFile, source: Source) -> BinaryIO:
+def read(file: BinaryIO | gzip.GzipFile, source: Source) -> io.BytesIO:
     """A member of an archive, in memory, under its name."""
     if source.size > MAX_MEMBER:
         raise ValueError(f"cannot read the image {source.name}: it has more than {MAX_MEMBER:,} bytes")

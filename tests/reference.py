@@ -2,92 +2,140 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import jax
 import keras
 import numpy as np
 import pytest
+from hurry import COMPILER_OPTIONS
+from keras.src.applications import convnext, densenet, efficientnet, efficientnet_v2, inception_resnet_v2, nasnet
+from keras.src.applications import resnet as resnet_module
 from keras.src.initializers import random_initializers
 from keras.src.legacy.saving import legacy_h5_format
+from networks import SMALL, random_array, random_images, random_variables, small_options
+
+import fzoo
+
+__all__ = ["COMPILER_OPTIONS", "random_images"]  # for those that compare with Keras
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """The inputs that a model is tested on: its least size, and one whose sides are odd and differ.
-
-    A small input keeps the suite short; parameter counts are checked at the default size. `gain` is the variance of
-    random kernels, times their fan: what keeps activations alive through ReLUs grows without end through the residuals
-    of the deepest networks, until sigmoids amplify rounding.
-    """
+class Case(NamedTuple):
+    """The inputs that a model is tested on at full depth: its least size, and one whose sides are odd and differ."""
 
     least: int
     odd: tuple[int, int]
-    gain: float = 1.5
 
 
-SMALL = Case(32, (65, 47))
-LARGE = Case(75, (97, 83))
+LEAST_32 = Case(32, (65, 47))
+LEAST_75 = Case(75, (97, 83))
 
 #: Every model of the registry; a test fails for one that is missing here.
 CASES = {
-    **dict.fromkeys(["ConvNeXtBase", "ConvNeXtLarge", "ConvNeXtSmall", "ConvNeXtTiny", "ConvNeXtXLarge"], SMALL),
-    **dict.fromkeys(["DenseNet121", "DenseNet169", "DenseNet201"], SMALL),
-    **dict.fromkeys([f"EfficientNetB{i}" for i in range(8)], SMALL),
-    **dict.fromkeys([f"EfficientNetV2{size}" for size in ("B0", "B1", "B2", "B3")], SMALL),
-    **dict.fromkeys([f"EfficientNetV2{size}" for size in ("S", "M", "L")], Case(32, (65, 47), gain=0.5)),
-    **dict.fromkeys(["InceptionResNetV2", "InceptionV3"], LARGE),
-    **dict.fromkeys(["MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small"], SMALL),
-    **dict.fromkeys(["NASNetLarge", "NASNetMobile"], SMALL),
-    **dict.fromkeys(["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"], SMALL),
-    **dict.fromkeys(["VGG16", "VGG19"], SMALL),
+    **dict.fromkeys(["ConvNeXtBase", "ConvNeXtLarge", "ConvNeXtSmall", "ConvNeXtTiny", "ConvNeXtXLarge"], LEAST_32),
+    **dict.fromkeys(["DenseNet121", "DenseNet169", "DenseNet201"], LEAST_32),
+    **dict.fromkeys([f"EfficientNetB{i}" for i in range(8)], LEAST_32),
+    **dict.fromkeys([f"EfficientNetV2{size}" for size in ("B0", "B1", "B2", "B3", "S", "M", "L")], LEAST_32),
+    **dict.fromkeys(["InceptionResNetV2", "InceptionV3"], LEAST_75),
+    **dict.fromkeys(["MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small"], LEAST_32),
+    **dict.fromkeys(["NASNetLarge", "NASNetMobile"], LEAST_32),
+    **dict.fromkeys(["ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"], LEAST_32),
+    **dict.fromkeys(["VGG16", "VGG19"], LEAST_32),
     "Xception": Case(71, (97, 83)),
 }
 
-#: One model of each family; the tests of the others are marked as heavy.
-FAMILIES = (
-    "ConvNeXtTiny",
-    "DenseNet121",
-    "EfficientNetB0",
-    "EfficientNetV2B0",
-    "InceptionResNetV2",
-    "InceptionV3",
-    "MobileNet",
-    "MobileNetV2",
-    "MobileNetV3Small",
-    "NASNetMobile",
-    "ResNet50",
-    "ResNet50V2",
-    "VGG16",
-    "Xception",
-)
+#: One model of each family; the tests of the others are slow.
+FAMILIES = tuple(SMALL)
 
 
-def by_model(names: Iterable[str], light: Iterable[str] = FAMILIES) -> list[Any]:
-    """Parameters of a test, those of one model in one process, so that they share its networks; heavy but for some."""
-    light = frozenset(light)
+def by_model(names: Iterable[str], quick: Iterable[str] = FAMILIES) -> list[Any]:
+    """Parameters of a test, those of one model in one process, so that they share its networks; slow but for some."""
+    quick = frozenset(quick)
     return [
-        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in light else [pytest.mark.slow])])
+        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in quick else [pytest.mark.slow])])
         for name in names
     ]
 
 
-#: Quick to compile, and without XLA:CPU's default fusions, some of which sum wrongly in jaxlib 0.10 (jax issue 39103).
-COMPILER_OPTIONS = {
-    "xla_cpu_experimental_ynn_fusion_type": "",
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_llvm_disable_expensive_passes": True,
-}
+def allow_rank_promotion(owner: Any, name: str) -> None:
+    """Exempt a function of Keras from what the tests ask of fzoo."""
+    strict = getattr(owner, name)
+
+    @functools.wraps(strict)
+    def call(*args: Any, **options: Any) -> Any:
+        with jax.numpy_rank_promotion("allow"):
+            return strict(*args, **options)
+
+    setattr(owner, name, call)
+
+
+for _name in ("__call__", "stateless_call", "predict", "train_on_batch"):
+    allow_rank_promotion(keras.Layer if _name == "__call__" else keras.Model, _name)
 
 
 def keras_model(name: str, seed: int = 0, **options: Any) -> Any:
-    """Keras's network, its layers named as in a fresh session, every array random."""
-    return randomise(build(getattr(keras.applications, name), **options), seed, CASES[name].gain)
+    """Keras's network, its layers named as in a fresh session, with `random_variables`."""
+    model = build(getattr(keras.applications, name), **options)
+    return set_variables(model, random_variables(fzoo.create(name, **options), seed))
+
+
+def small_keras_model(name: str) -> Any:
+    """The family's small version as Keras builds it, of `small_options`; its arrays are not set."""
+    _, sizes = SMALL[name]
+    common = {key: value for key, value in small_options(name).items() if key not in sizes}
+    with pytest.MonkeyPatch.context() as patch:
+        if name == "InceptionResNetV2":  # Keras has no option for the number of its blocks
+            patch.setattr(inception_resnet_v2, "inception_resnet_block", fewer_blocks(sizes["blocks"]))
+        return build(KERAS_CONSTRUCTORS.get(name) or getattr(keras.applications, name), **common, **KERAS_SIZES[name])
+
+
+def fewer_blocks(counts: tuple[int, ...]) -> Callable[..., Any]:
+    """Keras's function for a block of InceptionResNetV2, where a block beyond these counts is its input."""
+    block, most = inception_resnet_v2.inception_resnet_block, dict(zip(("block35", "block17", "block8"), counts))
+
+    def some(x: Any, scale: float, block_type: str, block_idx: int, activation: str | None = "relu") -> Any:
+        last = activation is None  # which stands apart in the network, and is the last of its kind
+        if not last and block_idx > most[block_type] - (block_type == "block8"):
+            return x
+        return block(x, scale, block_type, most[block_type] if last else block_idx, activation)
+
+    return some
+
+
+def resnet(version: int) -> Callable[..., Any]:
+    """Keras's constructor of ResNets, by the number of blocks in each stage."""
+    stack = resnet_module.stack_residual_blocks_v1 if version == 1 else resnet_module.stack_residual_blocks_v2
+
+    def construct(blocks: tuple[int, ...], **options: Any) -> Any:
+        def stages(x: Any) -> Any:
+            for stage, count in enumerate(blocks):
+                # Strides are in the first block of a stage in the first version, in the last block in the second.
+                first = {"stride1": 1} if stage == (0 if version == 1 else 3) else {}
+                x = stack(x, 64 << stage, count, **first, name=f"conv{stage + 2}")
+            return x
+
+        return resnet_module.ResNet(stages, preact=version == 2, use_bias=True, **options)
+
+    return construct
+
+
+#: Keras's own constructors of families, where they make small versions.
+KERAS_CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    "ConvNeXtTiny": functools.partial(convnext.ConvNeXt, name="convnext_tiny"),
+    "DenseNet121": densenet.DenseNet,
+    "EfficientNetB0": functools.partial(efficientnet.EfficientNet, default_size=224),
+    "EfficientNetV2B0": functools.partial(efficientnet_v2.EfficientNetV2, default_size=224, name="efficientnetv2-b0"),
+    "NASNetMobile": functools.partial(nasnet.NASNet, skip_reduction=False, default_size=224),
+    "ResNet50": resnet(1),
+    "ResNet50V2": resnet(2),
+}
+
+#: Their arguments: those of fzoo, where Keras has them.
+KERAS_SIZES = {name: {} if name == "InceptionResNetV2" else sizes for name, (_, sizes) in SMALL.items()}
 
 
 def build(constructor: Callable[..., Any], weights: str | None = None, fresh: bool = True, **options: Any) -> Any:
@@ -100,33 +148,14 @@ def build(constructor: Callable[..., Any], weights: str | None = None, fresh: bo
         return constructor(weights=weights, **options)
 
 
-def randomise(model: Any, seed: int = 0, gain: float = 1.5) -> Any:
-    """Make every array random, BN statistics too."""
+def randomise(model: Any, seed: int = 0) -> Any:
+    """Make every array random, for what is said of arrays alone: outputs may be the same for all images."""
     rng = np.random.default_rng(seed)
     for layer in model.layers:
-        layer.set_weights(
-            [random_array(rng, layer, weight.path.rsplit("/", 1)[1], weight.shape, gain) for weight in layer.weights]
-        )
+        layer.set_weights([random_array(rng, place(layer, weight)[-1], weight.shape) for weight in layer.weights])
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
     return model
-
-
-def random_array(rng: np.random.Generator, layer: Any, name: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
-    """Random values, in a range that keeps activations alive through a deep network."""
-    if name == "count":
-        return np.array(rng.integers(1000), np.int32)
-    if name in ("gamma", "moving_variance", "variance") or name.startswith("variable"):  # a LayerScale's
-        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    if name in ("bias", "beta", "moving_mean", "mean"):
-        return rng.normal(0, 0.1, shape).astype(np.float32)
-    depthwise = name == "depthwise_kernel" or "Depthwise" in type(layer).__name__
-    variance = 1 / np.prod(shape[:2]) if depthwise else gain / np.prod(shape[:-1])
-    return rng.normal(0, np.sqrt(variance), shape).astype(np.float32)
-
-
-def random_images(shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def outputs(model: Any, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -149,33 +178,54 @@ def save_weights_only(model: Any, path: Path) -> Path:
     return path
 
 
+def place(layer: Any, weight: Any) -> tuple[str, ...]:
+    """Where fzoo keeps an array of a Keras layer: the keys of its variables; no file and no fzoo.weights is asked."""
+    *_, owner, name = weight.path.split("/")
+    name = "variable" if name.startswith("variable_") else name  # those of LayerScales are numbered
+    collection, *below = {
+        "gamma": ("params", "scale"),
+        "beta": ("params", "bias"),
+        "moving_mean": ("batch_stats", "mean"),
+        "moving_variance": ("batch_stats", "var"),
+        "mean": ("batch_stats", "mean"),
+        "variance": ("batch_stats", "var"),
+        "count": ("batch_stats", "count"),
+        "variable": ("params", "gamma"),
+        "depthwise_kernel": ("params", "depthwise", "kernel"),
+        "pointwise_kernel": ("params", "pointwise", "kernel"),
+    }.get(name, ("params", name))
+    return (collection, layer.name, *([] if owner == layer.name else [owner]), *below)
+
+
 def variables_of(model: Any) -> dict[str, Any]:
-    """A Keras model's arrays as fzoo's variables, straight from its layers: no file, no fzoo.weights."""
+    """A Keras model's arrays as fzoo's variables, straight from its layers."""
     variables: dict[str, Any] = {}
     for layer in model.layers:
         for weight in layer.weights:
-            *_, owner, name = weight.path.split("/")
-            name = "variable" if name.startswith("variable_") else name  # those of LayerScales are numbered
             array = np.asarray(weight)
-            if name == "depthwise_kernel" or ("Depthwise" in type(layer).__name__ and name == "kernel"):
+            if weight.path.endswith("depthwise_kernel") or ("Depthwise" in type(layer).__name__ and array.ndim == 4):
                 array = array.reshape(*array.shape[:2], 1, -1)
-            collection, *below = {
-                "gamma": ("params", "scale"),
-                "beta": ("params", "bias"),
-                "moving_mean": ("batch_stats", "mean"),
-                "moving_variance": ("batch_stats", "var"),
-                "mean": ("batch_stats", "mean"),
-                "variance": ("batch_stats", "var"),
-                "count": ("batch_stats", "count"),
-                "variable": ("params", "gamma"),
-                "depthwise_kernel": ("params", "depthwise", "kernel"),
-                "pointwise_kernel": ("params", "pointwise", "kernel"),
-            }.get(name, ("params", name))
+            *path, last = place(layer, weight)
             at = variables
-            for key in (collection, layer.name, *([] if owner == layer.name else [owner]), *below[:-1]):
+            for key in path:
                 at = at.setdefault(key, {})
-            at[below[-1]] = array
+            at[last] = array
     return variables
+
+
+def set_variables(model: Any, variables: dict[str, Any]) -> Any:
+    """Give a Keras model fzoo's variables, the other way round."""
+    for layer in model.layers:
+        arrays = []
+        for weight in layer.weights:
+            array: Any = variables
+            for key in place(layer, weight):
+                array = array[key]
+            arrays.append(np.reshape(array, weight.shape))
+        layer.set_weights(arrays)
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
+    return model
 
 
 def assert_close(ours: Any, theirs: np.ndarray, what: str, tolerance: float = 1e-4) -> None:

@@ -1,6 +1,8 @@
 """The check of every annotated shape and type at each call, while tests run."""
 
 import typing
+from collections.abc import Callable
+from typing import Any
 
 from beartype import BeartypeConf, beartype
 from flax.linen import linear
@@ -9,4 +11,9 @@ from flax.linen import linear
 typing.runtime_checkable(linear.PromoteDtypeFn)
 
 #: An int is a float, as for type checkers.
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+CONFIGURATION = BeartypeConf(is_pep484_tower=True)
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check a function's arguments and its result; the command line's are annotated for Typer, which checks them."""
+    return function if function.__module__ == "fzoo.cli" else beartype(conf=CONFIGURATION)(function)

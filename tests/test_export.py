@@ -66,7 +66,7 @@ def lowered(module, variables, images, **options):
     return out.shape[1:]
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES, light=("ConvNeXtTiny", "MobileNetV2", "ResNet50", "VGG16")))
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=("ConvNeXtTiny", "MobileNetV2", "ResNet50", "VGG16")))
 def test_every_family_for_all_platforms_and_any_batch(name):
     """At its default size."""
     module = fzoo.create(name)
@@ -126,7 +126,7 @@ def test_a_file_gives_what_predict_gives(small, images, optimized, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("optimized", [False, True])
 @pytest.mark.parametrize(
-    "name", by_model(FAMILIES, light=set(FAMILIES) - {"InceptionResNetV2", "NASNetMobile", "DenseNet121"})
+    "name", by_model(FAMILIES, quick=set(FAMILIES) - {"InceptionResNetV2", "NASNetMobile", "DenseNet121"})
 )
 def test_every_file_gives_what_predict_gives(name, optimized, tmp_path):
     size = fzoo.spec(name).min_size

@@ -64,13 +64,13 @@ def at_least_size(name: str) -> Pair:
     return pair(name, keras_model(name, **options), options)
 
 
-@pytest.fixture(scope="module", params=by_model(CASES, light=set(FAMILIES) - set(LARGE)))
+@pytest.fixture(scope="module", params=by_model(CASES, quick=set(FAMILIES) - set(LARGE)))
 def smallest(request) -> Pair:
     """A model with its top at its least size."""
     return at_least_size(request.param)
 
 
-@pytest.fixture(scope="module", params=by_model(FAMILIES, light=(*LIGHT, "MobileNet", "Xception")))
+@pytest.fixture(scope="module", params=by_model(FAMILIES, quick=(*LIGHT, "MobileNet", "Xception")))
 def family(request) -> Pair:
     """The same for one model of each family."""
     return at_least_size(request.param)
@@ -123,7 +123,7 @@ def test_every_layer(smallest):
             module.apply(variables, images, [layer], method="endpoints")
 
 
-@pytest.mark.parametrize("name", by_model(CASES, light=("ConvNeXtTiny", "MobileNetV3Small")))
+@pytest.mark.parametrize("name", by_model(CASES, quick=("ConvNeXtTiny", "MobileNetV3Small")))
 def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(name, tmp_path):
     _, _, model, module, variables = smallest = at_least_size(name)
     saved = [np.asarray(w) for w in model.weights]
@@ -178,7 +178,7 @@ def test_file_with_top_fits_model_without(family, tmp_path):
             fzoo.load(family.name, weights=path, classes=5, input_shape=family.options["input_shape"])
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES, light=LIGHT))
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=LIGHT))
 def test_transfer_learning_file(name, tmp_path):
     """The backbone is a layer of another model and half frozen; its numbered layers don't start from the first."""
     size = CASES[name].least
@@ -213,7 +213,7 @@ def in_layers_order(variables: dict[str, Any], model: Any, module: Classifier) -
     return {kind: {names[layer]: arrays for layer, arrays in tree.items()} for kind, tree in variables.items()}
 
 
-@pytest.mark.parametrize("name", by_model(CASES, light=("ConvNeXtTiny", "MobileNetV2", "MobileNetV3Small")))
+@pytest.mark.parametrize("name", by_model(CASES, quick=("ConvNeXtTiny", "MobileNetV2", "MobileNetV3Small")))
 def test_without_top_at_an_odd_size(name, tmp_path):
     options = {"input_shape": (*CASES[name].odd, 3), "include_top": False, "pooling": "avg"}
     found = pair(name, keras_model(name, **options), options)
@@ -329,7 +329,7 @@ NOTHING_DROPPED = {
 }
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES, light=("MobileNetV2", "MobileNetV3Small", "Xception")))
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=("MobileNetV2", "MobileNetV3Small", "Xception")))
 def test_training_moves_batch_statistics_as_keras(name):
     """One call with train=True: the output, and the moving averages after it."""
     size = 2 * CASES[name].least  # BN over the last feature map's few values would amplify rounding

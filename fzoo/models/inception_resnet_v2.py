@@ -22,14 +22,21 @@ BRANCHES = {
 
 
 class InceptionResNetV2(Classifier):
-    """InceptionResNetV2."""
+    """InceptionResNetV2.
+
+    Attributes:
+        blocks: number of residual blocks of each of the three kinds.
+    """
+
+    blocks: tuple[int, ...] = (10, 20, 10)
 
     default_size = 299
     min_size = 75
     top_pool = "avg_pool"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 1536"]:
-        """A stem, and ten, twenty and ten residual blocks with reductions between them."""
+        """A stem, and residual blocks of three kinds with reductions between them."""
+        *counts, last = self.blocks
         x = chain(k, x, (32, 3, 2, "valid"), (32, 3, 1, "valid"), (64, 3))
         x = chain(k, k.max_pool(x, 3, 2), (80, 1, 1, "valid"), (192, 3, 1, "valid"))
         x = k.max_pool(x, 3, 2)
@@ -42,7 +49,7 @@ class InceptionResNetV2(Classifier):
             ],
             name="mixed_5b",
         )
-        x = residuals(k, x, "block35", [0.17] * 10)
+        x = residuals(k, x, "block35", [0.17] * counts[0])
         x = k.concat(
             [
                 chain(k, x, (384, 3, 2, "valid")),
@@ -51,7 +58,7 @@ class InceptionResNetV2(Classifier):
             ],
             name="mixed_6a",
         )
-        x = residuals(k, x, "block17", [0.1] * 20)
+        x = residuals(k, x, "block17", [0.1] * counts[1])
         x = k.concat(
             [
                 chain(k, x, (256, 1), (384, 3, 2, "valid")),
@@ -61,8 +68,8 @@ class InceptionResNetV2(Classifier):
             ],
             name="mixed_7a",
         )
-        x = residuals(k, x, "block8", [0.2] * 9)
-        x = residual(k, x, "block8", 10, 1.0, activate=False)
+        x = residuals(k, x, "block8", [0.2] * (last - 1))
+        x = residual(k, x, "block8", last, 1.0, activate=False)
         return conv_bn(k, x, 1536, 1, name="conv_7b")
 
 

@@ -53,7 +53,7 @@ class ResNet(Classifier):
 
 def bottleneck(
     k: Layers, x: Float[Array, "n h w c"], filters: int, stride: int, project: bool, name: str
-) -> Float[Array, "n ho wo 4*filters"]:
+) -> Float[Array, "n ho wo {4*filters}"]:
     """1x1, 3x3, 1x1, added to the input, which a stage's first block projects to its width."""
     bn = partial(k.batch_norm, epsilon=1.001e-5)
     shortcut = x

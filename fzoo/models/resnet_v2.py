@@ -38,7 +38,7 @@ class ResNetV2(Classifier):
 
 def bottleneck(
     k: Layers, x: Float[Array, "n h w c"], filters: int, stride: int, project: bool, name: str
-) -> Float[Array, "n ho wo 4*filters"]:
+) -> Float[Array, "n ho wo {4*filters}"]:
     """1x1, 3x3, 1x1, added to the input: projected in a stage's first block, thinned out in one that strides."""
 
     def normed(x: Array, part: str) -> Array:

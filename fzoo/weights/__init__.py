@@ -120,7 +120,7 @@ def check_fit(module: Classifier, path: str | os.PathLike) -> None:
         match(module, layers, str(path))
 
 
-def read(array: h5py.Dataset, slot: Slot) -> np.ndarray:
+def read(array: h5py.Dataset, slot: Slot) -> np.ndarray | np.generic:
     """An array of a file as its variable."""
     value = np.asarray(array)
     if value.dtype == "V2":  # what HDF5 makes of Keras's bfloat16
