@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 
 import jax
+import jaxlib
 import numpy as np
 from jax import lax
 
 from fzoo import ops
 from fzoo.compiler import compiler_options
+from fzoo.runtime import instruction_sets
 
 #: (height and width, channels in, channels out, kernel, stride, groups), from the networks.
 SHAPES = (
@@ -114,7 +116,8 @@ def measure(conv: ops.Convolution, seconds: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a Markdown table."""
+    """Print a Markdown table, under a line that names the kind of processor."""
+    print(f"Processor: {', '.join(instruction_sets())}; jaxlib {jaxlib.__version__}\n")
     print("| images | input | kernel | stride | groups | " + " | ".join(WAYS) + " |")
     print("|" + "-|" * (5 + len(WAYS)))
     for height, inputs, outputs, kernel, stride, groups in SHAPES:

@@ -137,7 +137,7 @@ def command(function: Callable) -> Callable:
         except KeyboardInterrupt:
             complain("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except (ValueError, OSError, ModuleNotFoundError) as e:
+        except (ValueError, OSError, ImportError) as e:
             complain(f"error: {e}")
             silence()
             raise typer.Exit(2) from None

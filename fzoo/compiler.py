@@ -24,7 +24,7 @@ def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if is_known(name, value)}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def is_known(name: str, value: Any) -> bool:
     """Tell whether this jaxlib compiles with an option, by compiling next to nothing for the CPU."""
     try:
@@ -36,7 +36,7 @@ def is_known(name: str, value: Any) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] | None:
     """Return what to compile with on a platform, for `jax.jit(..., compiler_options=...)`; None for JAX's own.
 
@@ -45,7 +45,7 @@ def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] 
     39103); without it, XLA's own are used. Products of bfloat16 stay with it: XLA's would be computed in float32.
 
     Raises:
-        RuntimeError: this jaxlib sums wrongly, and does not know the option that would prevent it.
+        ImportError: this jaxlib sums wrongly, and does not know the option that would prevent it.
     """
     if platform != "cpu":
         return None
@@ -56,7 +56,7 @@ def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] 
     return options or None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def sum_protection() -> str:
     """Say what keeps this jaxlib from the wrong sums of jax issue 39103 on a CPU.
 
@@ -64,13 +64,13 @@ def sum_protection() -> str:
         "not needed" where JAX's own options sum rightly, "in force" where `compiler_options` are what makes them.
 
     Raises:
-        RuntimeError: it sums wrongly either way.
+        ImportError: it sums wrongly either way.
     """
     if sums_rightly(None):
         return "not needed"
     if sums_rightly(known_options({YNN_FUSIONS: ""})):
         return "in force"
-    raise RuntimeError(
+    raise ImportError(
         f"jaxlib {jaxlib.__version__} sums wrongly on a CPU (jax issue 39103), and without the option that prevented "
         "it: another version expected"
     )

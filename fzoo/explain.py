@@ -68,7 +68,9 @@ def explain(
     return in_batches(explained, (module, layer, wanted), variables, images, batch_size, preprocess)
 
 
-def explained(what: tuple[Classifier, str, int | tuple[int, ...]], variables: Any, images: Array | np.ndarray) -> Explanation:
+def explained(
+    what: tuple[Classifier, str, int | tuple[int, ...]], variables: Any, images: Array | np.ndarray
+) -> Explanation:
     """`explain` for one batch."""
     module, layer, wanted = what
     activation, scores = split(module, variables, images, layer)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Num
 
 from fzoo.weights.download import cache_dir, fetch
 
@@ -20,7 +20,7 @@ CLASS_INDEX_HASH = "md5:c2c37ea517e94d9795004a39431a14cb"
 
 
 def decode_predictions(
-    probabilities: Float[np.ndarray | jax.Array, "n 1000"], top: int = 5
+    probabilities: Num[np.ndarray | jax.Array, "n 1000"], top: int = 5
 ) -> list[list[tuple[str, str, float]]]:
     """Name the likeliest ImageNet classes.
 

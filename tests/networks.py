@@ -18,6 +18,9 @@ from fzoo.layers import Classifier, trace
 
 #: How much outputs must differ, between two images and between two classes: a share of the largest magnitude.
 LEAST_DIFFERENCE = 0.05
+#: What is added to the biases of BNs: where most of a ReLU's inputs are above zero, differences do not grow from layer to
+#: layer until rounding is all there is.
+ABOVE_ZERO = np.float32(1)
 
 #: Each family with as few layers and channels as its options allow, but with whatever repeats in it, and the side of
 #: its images.
@@ -77,15 +80,21 @@ def random_variables(
         return random_array(rng, keys[-1], leaf.shape)
 
     variables = jax.tree_util.tree_map_with_path(draw, trace(module).variables)
-    if statistics is None:
-        statistics = measured_statistics(module, variables)
-    for layer, numbers in statistics.items():
-        if layer not in variables.get("batch_stats", {}):
-            variables["params"][layer]["kernel"] *= np.float32(2.0**numbers)
-            continue
-        mean, var = numbers[0], np.exp2(numbers[1].astype(np.float32) / 8)
-        variables["batch_stats"][layer] = {"mean": mean.astype(np.float32) / 16 * np.sqrt(var), "var": var}
+    for layer in variables.get("batch_stats", {}):
+        if "bias" in variables["params"].get(layer, {}):
+            variables["params"][layer]["bias"] += ABOVE_ZERO
+    set_statistics(variables, measured_statistics(module, variables) if statistics is None else statistics)
     return variables
+
+
+def set_statistics(variables: dict[str, Any], statistics: dict[str, np.ndarray]) -> None:
+    """Change the variables to what was measured."""
+    for layer, numbers in statistics.items():
+        if layer in variables.get("batch_stats", {}):
+            mean, var = numbers[0], np.exp2(numbers[1].astype(np.float32) / 8)
+            variables["batch_stats"][layer] = {"mean": mean.astype(np.float32) / 16 * np.sqrt(var), "var": var}
+        else:
+            variables["params"][layer]["kernel"] *= np.float32(2.0**numbers)
 
 
 def random_array(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -107,31 +116,33 @@ def random_array(rng: np.random.Generator, name: str, shape: tuple[int, ...]) ->
 def measured_statistics(module: Classifier, variables: dict[str, Any]) -> dict[str, np.ndarray]:
     """What keeps a network alive, measured on some images, and so rounded that every machine has the same.
 
-    For each BN int8 (2, channels): the mean in 16ths of the deviation, and 8 times the binary logarithm of the variance.
-    For a classifier int8 (): the binary logarithm of the factor that makes its logits a few.
+    For each BN int8 (2, channels): the mean in 16ths of the deviation, and 8 times the binary logarithm of the
+    variance. For a classifier int8 (): the binary logarithm of the factor that makes its logits a few.
     """
     module = module.clone(classifier_activation=None)
     layers = trace(module).layers
     inputs = {node.name: node.inputs[0] for node in layers if node.kind == "BatchNormalization"}
-    last = layers[-1].name
+    images, statistics = images_for(module, 16, seed=2), {}
     # Each BN normalises by the batch on the way. Without a jit: what repeats in a network is compiled once.
     taps, _ = module.apply(
         variables,
-        images_for(module, 16, seed=2),
-        tuple({*inputs.values(), last}),
+        images,
+        tuple(set(inputs.values())),
         train=frozenset(inputs),
         mutable=["batch_stats"],
         method="endpoints",
     )
-    statistics = {}
-    if layers[-1].kind == "Dense":
-        statistics[last] = np.int8(np.round(np.log2(2 / np.std(taps[last]))))
     for layer, name in inputs.items():
         x = np.asarray(taps[name], np.float64).reshape(-1, taps[name].shape[-1])
         var = np.maximum(x.var(0), 0.25 * np.median(x.var(0)) + 1e-4)  # more where a channel is the same everywhere
         exponent = np.round(8 * np.log2(var))
         mean = np.round(16 * x.mean(0) / np.exp2(exponent / 16))
         statistics[layer] = np.clip([mean, exponent], -127, 127).astype(np.int8)
+    if layers[-1].kind == "Dense":
+        variables = {kind: dict(tree) for kind, tree in variables.items()}
+        set_statistics(variables, statistics)
+        logits = module.apply(variables, images)
+        statistics[layers[-1].name] = np.int8(np.round(np.log2(2 / np.std(logits))))
     return statistics
 
 

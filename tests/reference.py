@@ -95,7 +95,8 @@ def small_keras_model(name: str) -> Any:
 
 def fewer_blocks(counts: tuple[int, ...]) -> Callable[..., Any]:
     """Keras's function for a block of InceptionResNetV2, where a block beyond these counts is its input."""
-    block, most = inception_resnet_v2.inception_resnet_block, dict(zip(("block35", "block17", "block8"), counts))
+    block = inception_resnet_v2.inception_resnet_block
+    most = dict(zip(("block35", "block17", "block8"), counts, strict=True))
 
     def some(x: Any, scale: float, block_type: str, block_idx: int, activation: str | None = "relu") -> Any:
         last = activation is None  # which stands apart in the network, and is the last of its kind

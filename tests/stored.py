@@ -1,7 +1,8 @@
 """What Keras says of its networks, stored, so that most tests need not build these: `tests/stored/`.
 
-`KERAS_BACKEND=jax python tests/stored.py` writes it anew, in a quarter of an hour; the slow tests compare it with the Keras that
-is installed. `layers.json.gz`: each layer of each model. `values.npz`: what each layer of each family's small version gives.
+`KERAS_BACKEND=jax python tests/stored.py` writes it anew, in three minutes; the slow tests compare it with the Keras
+that is installed. `layers.json.gz`: each layer of each model. `values.npz`: what each layer of each family's small
+version gives.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def summarise(layer: str, output: Any) -> np.ndarray:
     return np.hstack([np.linalg.norm(rows, axis=1, keepdims=True), rows @ (2 * signs.astype(np.float32) - 1)])
 
 
-def assert_summaries_close(ours: np.ndarray, theirs: np.ndarray, what: str, tolerance: float = 1e-4) -> None:
+def assert_summaries_close(ours: np.ndarray, theirs: np.ndarray, what: str, tolerance: float = 2e-4) -> None:
     """Differences over the norm: that of a projection is the norm of what differs, give or take."""
     assert (theirs[:, 0] > 0).all(), f"{what}: the reference is zero, which tests nothing"
     error = float((np.abs(ours - theirs) / theirs[:, :1]).max())
@@ -95,12 +96,15 @@ def describe_layers(model: Any) -> list[list[Any]]:
     ]
 
 
-def measure_small(name: str) -> dict[str, np.ndarray]:
-    """What Keras computes for the small version of a family."""
+def measure_small(name: str, packed: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """What Keras computes for the small version of a family, with the statistics that are stored or with new ones."""
     from reference import outputs, set_variables, small_keras_model
 
     module = fzoo.create(name, **small_options(name))
-    statistics = measured_statistics(module, random_variables(module, statistics={}))
+    if packed is None:
+        statistics = measured_statistics(module, random_variables(module, statistics={}))
+    else:
+        statistics = unpack_statistics(module, packed)
     model = set_variables(small_keras_model(name), random_variables(module, statistics=statistics))
     found = outputs(model, images_for(module, 2), [layer.name for layer in model.layers])
     return {
@@ -110,19 +114,24 @@ def measure_small(name: str) -> dict[str, np.ndarray]:
     }
 
 
-def write() -> None:
-    """Ask the Keras that is installed."""
-    import keras
-    from reference import build
-
-    FOLDER.mkdir(exist_ok=True)
+def write_values() -> None:
+    """Ask the Keras that is installed what small versions give."""
     arrays: dict[str, np.ndarray] = {}
     for name in SMALL:
         arrays |= measure_small(name)
     np.savez_compressed(VALUES, **arrays)
+
+
+def write_layers() -> None:
+    """Ask it for the layers of its models."""
+    import keras
+    from reference import build
+
     layers = {name: describe_layers(build(getattr(keras.applications, name))) for name in fzoo.list_models()}
     LAYERS.write_bytes(gzip.compress(json.dumps(layers).encode(), mtime=0))
 
 
 if __name__ == "__main__":
-    write()
+    FOLDER.mkdir(exist_ok=True)
+    write_values()
+    write_layers()

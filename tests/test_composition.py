@@ -9,36 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from reference import COMPILER_OPTIONS, assert_close, by_model
+from hurry import COMPILER_OPTIONS
+from networks import SMALL, assert_alive, images_for
+from networks import network as alive
+from reference import FAMILIES, assert_close, by_model
+from stored import small_network
 
 import fzoo
-from fzoo.layers import Classifier, trace
-
-#: Each family with as few layers and channels as its options allow.
-SMALLEST: dict[str, dict[str, Any]] = {
-    "ConvNeXtTiny": {"depths": (1, 1, 1, 1), "projection_dims": (8, 16, 24, 32)},
-    "DenseNet121": {"blocks": (2, 2, 2, 2)},
-    "EfficientNetB0": {"width_coefficient": 0.3, "depth_coefficient": 0.3},
-    "EfficientNetV2B0": {"width_coefficient": 0.3, "depth_coefficient": 0.3},
-    "InceptionResNetV2": {},
-    "InceptionV3": {},
-    "MobileNet": {"alpha": 0.25},
-    "MobileNetV2": {"alpha": 0.35},
-    "MobileNetV3Small": {"alpha": 0.5},
-    "NASNetMobile": {"penultimate_filters": 96, "num_blocks": 1, "stem_block_filters": 8},
-    "ResNet50": {"blocks": (1, 1, 1, 1)},
-    "ResNet50V2": {"blocks": (1, 1, 1, 1)},
-    "VGG16": {"convs": (1, 1, 1, 1, 1)},
-    "Xception": {},
-}
-
-#: Those, as parameters of a test; the one that no option makes small is left to `-m slow`.
-SMALL = [
-    pytest.param(
-        *each.values, marks=[*each.marks, *([pytest.mark.slow] if "InceptionResNetV2" in each.values else [])]
-    )
-    for each in by_model(SMALLEST)
-]
+from fzoo.layers import OPERATION, Classifier, trace
 
 
 class Parent(nn.Module):
@@ -58,13 +36,12 @@ class Parent(nn.Module):
         return self.backbone.endpoints(x, layers, train)
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=by_model(FAMILIES))
 def network(request) -> tuple[Classifier, dict[str, Any], Any]:
     """A network, and the shapes of its variables and of two images."""
-    size = fzoo.spec(request.param).min_size
-    options = {"include_top": False, "pooling": "avg", "input_shape": (size, size, 3)}
-    module = fzoo.create(request.param, **options, **SMALLEST[request.param])
-    return module, trace(module).variables, jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    side, options = SMALL[request.param]
+    module = fzoo.create(request.param, include_top=False, pooling="avg", input_shape=(side, side, 3), **options)
+    return module, trace(module).variables, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
 
 
 def shapes(tree: Any) -> Any:
@@ -137,15 +114,54 @@ def test_as_an_nnx_module(network):
     assert shapes(stats) == shapes(variables.get("batch_stats", {}))
 
 
+# -- what is given in place of a layer's output ------------------------------------------------------------------------
+
+
+def cuts(module: Classifier) -> list[str]:
+    """The layers that all of the network's output goes through, from the input on, without those two."""
+    nodes = trace(module).nodes
+    place = {node.name: i for i, node in enumerate(nodes)}
+    readers = {node.name: max((place[n.name] for n in nodes if node.name in n.inputs), default=0) for node in nodes}
+    furthest = [max((readers[node.name] for node in nodes[:i]), default=0) for i in range(len(nodes))]
+    return [node.name for i, node in enumerate(nodes[1:-1], 1) if furthest[i] <= i and node.kind != OPERATION]
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        *(
+            pytest.param(*p.values, 100 if p.values[0] == "DenseNet121" else 3, marks=p.marks)
+            for p in by_model(FAMILIES)
+        ),
+        *(pytest.param(*p.values, None, marks=p.marks) for p in by_model(FAMILIES, quick=())),
+    ],
+)
+def test_what_is_given_for_a_layer_is_all_that_counts(name, most):
+    """The rest of a network, from the output of a layer that cuts it, gives what the network gives, for any image."""
+    module, variables = small_network(name)
+    images, layers = images_for(module, 2), cuts(module)
+    if most is not None:
+        layers = layers[:: -(-len(layers) // most)]
+    last = fzoo.layer_names(module)[-1]
+    # Without a jit, as each layer makes another program of the rest.
+    found = module.apply(variables, images, (*layers, last), method="endpoints")
+    expected, nothing = np.asarray(found[last]), np.zeros_like(images)
+    assert_alive(expected)
+    assert np.abs(module.apply(variables, nothing) - expected).max() > 0.01
+    for layer in layers:
+        given = {layer: found[layer]}
+        rest, _ = module.apply(variables, nothing, given=given, method="run")
+        assert_close(rest, expected, f"{name} from {layer} on", 1e-5)
+
+
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def small():
     """A small DenseNet: the module, its variables, images, and the output for them."""
-    options = {"blocks": (1, 1, 1, 1), "classes": 5, "input_shape": (32, 32, 3)}
-    module, variables = fzoo.load("DenseNet121", weights=None, **options)
-    images = np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    module, variables = alive("DenseNet121", blocks=(1, 1, 1, 1), classes=5, input_shape=(32, 32, 3))
+    images = images_for(module, 3)
     return module, variables, images, np.asarray(run(module.apply, variables, images))
 
 

@@ -82,7 +82,7 @@ def test_outputs_and_gradients(name):
 @pytest.mark.parametrize("dilation", ["lhs_dilation", "rhs_dilation"])
 def test_dilated_is_left_to_xla(dilation):
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(1, 20, 20, 64)).astype("f"), rng.normal(size=(3, 3, 64, 64)).astype("f")
+    x, w = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 20, 20, 64), (3, 3, 64, 64)))
     options = {"padding": "SAME" if dilation[0] == "r" else ((1, 1), (1, 1)), dilation: (2, 2)}
     found = ops.conv_general_dilated(x, w, (1, 1), **options)
     wanted = lax.conv_general_dilated(x, w, (1, 1), dimension_numbers=ops.NHWC, **options)
@@ -90,7 +90,7 @@ def test_dilated_is_left_to_xla(dilation):
 
 
 def test_bfloat16_sums_in_float32():
-    x, w = np.full((1, 6, 6, 512), 1.0), np.full((3, 3, 512, 8), 1.0)
+    x, w = jnp.full((1, 6, 6, 512), 1.0), jnp.full((3, 3, 512, 8), 1.0)
     conv = ops.Convolution.of(x.shape, w.shape, (1, 1), "VALID", dtype=jnp.bfloat16)
     assert ops.cpu_form(conv) is ops.columns
     found = ops.conv_general_dilated(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), (1, 1), "VALID")
@@ -123,7 +123,7 @@ def test_pools_and_their_gradients(kind, padding, window, stride):
 
 
 def test_means_and_their_gradients():
-    x = np.random.default_rng(0).normal(3, 1, (3, 5, 4, 7)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 1, (3, 5, 4, 7)), jnp.float32)
     np.testing.assert_allclose(ops.channel_mean(x), x.mean((0, 1, 2)), rtol=1e-6)
 
     def variance(mean, spread):

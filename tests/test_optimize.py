@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import assert_alive, network, random_images
 from reference import assert_close
 
 import fzoo
@@ -11,28 +12,17 @@ import fzoo
 
 @pytest.fixture(scope="module")
 def small():
-    return randomised(*fzoo.load("MobileNet", weights=None, alpha=0.25, classes=5, input_shape=(32, 32, 3)))
-
-
-def randomised(module, variables):
-    """With BNs that do something."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if path[-1].key in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, leaf.shape).astype("f")
-        return rng.normal(size=leaf.shape).astype("f") * 0.1 if path[-1].key in ("bias", "mean") else leaf
-
-    return module, jax.tree_util.tree_map_with_path(draw, variables)
+    return network("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
 
 
 def test_kernels_prepared_for_winograd_give_the_same():
     """At the size that the network was optimised for, and at another, where some tiles are larger than the image."""
-    module, variables = randomised(*fzoo.load("ResNet50", weights=None, include_top=False, pooling="avg"))
+    module, variables = network("ResNet50", include_top=False, pooling="avg", input_shape=(64, 64, 3))
+    module = module.clone(input_shape=None)
     fast, prepared = fzoo.optimize_for_inference(module, variables)
     assert fast.prepared and len(fast.prepared.tiles) == 13
     for size in ((3, 112, 96, 3), (1, 37, 61, 3)):
-        images = np.random.default_rng(1).normal(size=size).astype(np.float32)
+        images = random_images(size)
         expected = np.asarray(fzoo.predict(module, variables, images))
         assert_close(fzoo.predict(fast, prepared, images), expected, f"{size}")
 
@@ -42,8 +32,9 @@ def test_is_a_module_like_any(small):
     fast, prepared = fzoo.optimize_for_inference(module, variables)
     again, _ = fzoo.optimize_for_inference(module, variables)
     assert fast == again and hash(fast) == hash(again)  # so it compiles once
-    images = np.random.default_rng(1).normal(size=(5, 32, 32, 3)).astype(np.float32)
+    images = random_images((5, 32, 32, 3))
     inside = jax.jit(lambda v, x: fzoo.predict(fast, v, x, batch_size=2))(prepared, images)
+    assert_alive(inside)
     assert_close(inside, np.asarray(module.apply(variables, images)), "inside a jit")
     left = fzoo.layer_names(fast)
     assert "conv_dw_1" not in left and "conv_dw_1_bn" in left
@@ -58,7 +49,7 @@ def test_kernels_and_computation_in_bfloat16(small):
     fast, prepared = fzoo.optimize_for_inference(module, variables, dtype=jnp.bfloat16)
     kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(prepared) if path[-1].key == "kernel"]
     assert {k.dtype for k in kernels} == {jnp.dtype(jnp.bfloat16)}
-    images = np.random.default_rng(1).normal(size=(5, 32, 32, 3)).astype(np.float32)
+    images = random_images((5, 32, 32, 3))
     assert fzoo.features(fast, prepared, images, "conv_pw_3_relu")["conv_pw_3_relu"].dtype == jnp.bfloat16
     found = fzoo.predict(fast, prepared, images)
     assert found.dtype == jnp.float32
@@ -84,6 +75,7 @@ def test_real_photographs(real, name, dtype, error):
     assert np.abs(found - expected).max() < error
 
 
+@pytest.mark.wrong_types
 def test_what_it_does_not_do_is_said(small):
     module, variables = small
     fast, prepared = fzoo.optimize_for_inference(module, variables)

@@ -89,6 +89,7 @@ def test_load_image_is_keras(tmp_path, mode, interpolation):
     np.testing.assert_array_equal(fzoo.load_image(path, 64, interpolation), ours)
 
 
+@pytest.mark.wrong_types
 def test_bad_image_files(tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "whole.jpg")
@@ -130,6 +131,7 @@ def test_decode_predictions(class_index, monkeypatch):
 @pytest.mark.parametrize(
     ("shape", "top", "message"), [((1000,), 5, "shape"), ((2, 10), 5, "1000"), ((1, 1000), 0, "top=0")]
 )
+@pytest.mark.wrong_types
 def test_bad_predictions(class_index, shape, top, message):
     with pytest.raises(ValueError, match=message):
         fzoo.decode_predictions(np.zeros(shape), top=top)

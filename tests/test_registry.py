@@ -122,6 +122,7 @@ def test_the_file_is_the_one_keras_asks_for(name, options, monkeypatch):
         ("NASNetLarge", {"penultimate_filters": 100}, "multiple of 96"),
     ],
 )
+@pytest.mark.wrong_types
 def test_bad_options(name, options, message):
     with pytest.raises(ValueError, match=message) as error:
         fzoo.create(name, **options)
@@ -142,11 +143,13 @@ def test_bad_options(name, options, message):
         ("VGG16", {"weights": None, "rng": 0}, "rng=0"),
     ],
 )
+@pytest.mark.wrong_types
 def test_no_published_weights_for_these(name, options, message):
     with pytest.raises(ValueError, match=message):
         fzoo.load(name, **options)
 
 
+@pytest.mark.wrong_types  # lists will do for tuples
 def test_modules_are_values():
     assert fzoo.create("ResNet50") == fzoo.create("ResNet50")
     assert hash(fzoo.create("ResNet50")) == hash(fzoo.create("ResNet50"))
@@ -183,6 +186,7 @@ def test_trainable_mask_from_a_layer(from_layer):
     assert fzoo.trainable_mask(variables["params"], from_layer=from_layer) == mask["params"]
 
 
+@pytest.mark.wrong_types
 def test_trainable_mask_by_pattern():
     params = {"conv1": {"kernel": np.ones(2)}, "conv2": {"kernel": np.ones(2)}, "fc": {"kernel": np.ones(2)}}
     assert fzoo.trainable_mask(params, pattern="conv*")["fc"] == {"kernel": False}

@@ -267,6 +267,7 @@ def test_links_are_not_followed(module, file, tmp_path):
         fzoo.load_keras_weights(module, file)
 
 
+@pytest.mark.wrong_types
 def test_saving_refuses(module, model, tmp_path):
     variables = variables_of(model)
     for name in ("weights.h6", "weights.safetensors", "weights"):

@@ -26,6 +26,7 @@ import fzoo
 from fzoo.bench import worker
 from fzoo.bench.worker import CEILING, ENGINES, Engine, Job
 from fzoo.layers import unknown
+from fzoo.runtime import instruction_sets
 
 #: Seconds of a turn, of the pause before it (in which the threads of the last one fall asleep), and for an answer.
 TURN, PAUSE, PATIENCE = 0.5, 0.25, 1200.0
@@ -358,7 +359,7 @@ def distributions() -> Mapping[str, list[str]]:
 
 
 def machine(rows: Sequence[Row]) -> dict[str, Any]:
-    """What it ran on, and how."""
+    """What it ran on, and how. The instruction sets decide which way of computing is the fastest."""
     cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
@@ -367,6 +368,7 @@ def machine(rows: Sequence[Row]) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["fzoo", *sys.argv[1:]]),
         "processor": processor or platform.processor(),
+        "instruction_sets": list(instruction_sets()),
         "cores": os.cpu_count(),
         "memory_gib": round(int(meminfo.read_text().split()[1]) / 2**20) if meminfo.exists() else None,
         "system": platform.platform(),
