@@ -18,10 +18,12 @@ import numpy as np
 import optax
 import pytest
 from keras.src.applications.convnext import ConvNeXt
+from keras.src.applications.efficientnet_v2 import EfficientNetV2
 from networks import SMALL, assert_alive, random_images
 from networks import network as alive_network
 from PIL import Image
 from reference import COMPILER_OPTIONS, assert_close, assert_equal, build, save_weights_only, set_variables
+from stored import small_network
 
 import fzoo
 from fzoo import Head, Phase
@@ -59,20 +61,21 @@ def folder(tmp_path_factory, arrays):
 
 
 @pytest.fixture(scope="module")
-def backbone(arrays, tmp_path_factory):
-    """A Keras MobileNet without its top, alive, and its file."""
-    options = {"alpha": 0.25, "input_shape": (32, 32, 3), "include_top": False}
-    module, variables = alive_network("MobileNet", **options)
-    images = fzoo.preprocess_input(arrays[0][0][:6], "MobileNet")
-    assert_alive(fzoo.predict(module, variables, images))  # these, too, and not only those that it was made on
-    model = set_variables(build(keras.applications.MobileNet, **options), variables)
-    return model, save_weights_only(model, tmp_path_factory.mktemp("backbone") / "notop.h5")
+def mobilenet(tmp_path_factory):
+    """Options of a fine-tuning of a small MobileNet that is alive."""
+    path = tmp_path_factory.mktemp("mobilenet") / "weights.h5"
+    fzoo.save_keras_weights(*small_network("MobileNet"), path)
+    return {"alpha": 0.25, "size": 32, "weights": path}
 
 
 @pytest.fixture(scope="module")
-def mobilenet(backbone):
-    """Options of a fine-tuning of it."""
-    return {"alpha": 0.25, "size": 32, "weights": backbone[1]}
+def backbone(arrays, tmp_path_factory):
+    """A Keras MobileNet with these weights, without its top, and its file."""
+    _, variables = small_network("MobileNet")
+    model = build(keras.applications.MobileNet, alpha=0.25, input_shape=(32, 32, 3), include_top=False)
+    images = fzoo.preprocess_input(arrays[0][0][:6].astype(np.float32), "MobileNet")
+    assert_alive(set_variables(model, variables).predict(images, verbose=0))
+    return model, save_weights_only(model, tmp_path_factory.mktemp("backbone") / "notop.h5")
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +91,14 @@ def tiny(arrays, tmp_path_factory):
 # -- what trains -------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_is_frozen(arrays, mobilenet):
+def test_frozen_is_frozen(arrays, tiny):
     """Parameters, batch statistics, the optimizer's state and the arithmetic of what does not train."""
-    options = {"weights": mobilenet["weights"], "alpha": 0.25, "input_shape": (32, 32, 3)}
-    module, variables = fzoo.transfer("MobileNet", classes=3, **options)
-    start = fzoo.layer_names(module).index("conv_dw_12")
+    options = {**TINY, "weights": tiny["weights"], "input_shape": (32, 32, 3)}
+    module, variables = fzoo.transfer("EfficientNetV2B0", classes=3, **options)
+    start = fzoo.layer_names(module).index("block3a_dwconv2")
     phase = Phase(1, from_layer=start, optimizer="adam", batch_statistics=True)
-    result = fzoo.finetune(arrays[0], "MobileNet", **mobilenet, phases=(phase,), validation=arrays[1], batch_size=16)
+    options = {**tiny, "phases": (phase,), "validation": arrays[1], "batch_size": 16}
+    result = fzoo.finetune(arrays[0], "EfficientNetV2B0", **options)
     upper = set(fzoo.layer_names(module)[start:])
     for kind in ("params", "batch_stats"):
         for layer, before in variables[kind].items():
@@ -178,31 +182,50 @@ def keras_losses(model, rate, batches):
     return losses
 
 
+@pytest.fixture(scope="module")
+def tiny_backbone(tiny):
+    """The Keras network of which `tiny` has the weights."""
+    common = {"input_shape": (32, 32, 3), "include_top": False}
+    _, variables = alive_network("EfficientNetV2B0", **TINY, **common)
+    rows, before = [], 32
+    for stage in TINY["stages"]:
+        rows.append({"kernel_size": 3, "num_repeat": stage.repeats, "input_filters": before, "strides": stage.stride})
+        rows[-1] |= {"output_filters": stage.filters, "expand_ratio": stage.expansion}
+        rows[-1] |= {"se_ratio": 0 if stage.fused else 0.25, "conv_type": int(stage.fused)}
+        before = stage.filters
+    options = {"width_coefficient": TINY["width_coefficient"], "depth_coefficient": 1.0, "default_size": 224}
+    model = build(EfficientNetV2, **options, blocks_args=rows, name="efficientnetv2-b0", **common)
+    return set_variables(model, variables)
+
+
 @pytest.mark.parametrize(
-    ("first", "rate"),
+    ("name", "first", "rate"),
     [
-        pytest.param("predictions", 1e-2, id="head", marks=pytest.mark.slow),
-        pytest.param("conv_dw_12", 1e-3, id="top"),
+        pytest.param("EfficientNetV2B0", "block3a_dwconv2", 1e-3, id="tiny-top"),
+        pytest.param("MobileNet", "predictions", 1e-2, id="head", marks=pytest.mark.slow),
+        pytest.param("MobileNet", "conv_dw_12", 1e-3, id="top", marks=pytest.mark.slow),
     ],
 )
-def test_training_is_keras(backbone, arrays, first, rate):
+def test_training_is_keras(request, arrays, name, first, rate):
     """SGD with momentum from the same weights on the same batches: the same losses for 20 steps, and statistics."""
-    base, file = backbone
+    small = request.getfixturevalue("mobilenet" if name == "MobileNet" else "tiny")
+    base = request.getfixturevalue("backbone")[0] if name == "MobileNet" else request.getfixturevalue("tiny_backbone")
     options = {"optimizer": "sgd", "options": {"momentum": 0.9}, "learning_rate": rate}
     phase = Phase(20, from_layer=first, batch_statistics=True, **options)
-    head, options = Head(hidden=8), {"alpha": 0.25, "input_shape": (32, 32, 3)}
-    module, variables = fzoo.transfer("MobileNet", classes=3, head=head, weights=file, **options)
+    common = {**small, "classes": 3, "head": Head(hidden=8)}
+    module, variables = fzoo.transfer(name, **{k: v for k, v in common.items() if k != "size"}, input_shape=(32, 32, 3))
 
     keras.utils.clear_session()  # numbered layers start anew
     copy = keras.models.clone_model(base)
     copy.set_weights(base.get_weights())
-    x = keras.layers.GlobalAveragePooling2D()(copy.output)
+    pool = None if name == "MobileNet" else "avg_pool"
+    x = keras.layers.GlobalAveragePooling2D(name=pool)(copy.output)
     x = keras.layers.Dense(8, activation="relu", name="dense")(x)
     model = keras.Model(copy.input, keras.layers.Dense(3, name="predictions")(x))
     names = [layer.name for layer in model.layers]
     assert names[1:] == fzoo.layer_names(module)[1:]
-    for name in ("dense", "predictions"):
-        model.get_layer(name).set_weights([variables["params"][name][k] for k in ("kernel", "bias")])
+    for layer in ("dense", "predictions"):
+        model.get_layer(layer).set_weights([variables["params"][layer][k] for k in ("kernel", "bias")])
     for layer in model.layers[: names.index(first)]:
         layer.trainable = False
 
@@ -210,16 +233,17 @@ def test_training_is_keras(backbone, arrays, first, rate):
     batches = []
     for step in range(20):
         chosen = np.random.default_rng(step).choice(48, 16, replace=False)
-        batches.append((fzoo.preprocess_input(images[chosen], "MobileNet"), labels[chosen]))
+        batches.append((fzoo.preprocess_input(images[chosen], name), labels[chosen]))
     theirs = keras_losses(model, rate, batches)
-    common = {"weights": file, "alpha": 0.25, "size": 32, "classes": 3, "head": head}
-    ours = fzoo.finetune(iter(batches), "MobileNet", **common, phases=(phase,), steps_per_epoch=1)
+    ours = fzoo.finetune(iter(batches), name, **common, phases=(phase,), steps_per_epoch=1)
     np.testing.assert_allclose([row["loss"] for row in ours.history], theirs, rtol=1e-3)
     assert theirs[-1] < theirs[0]
-    bn = model.get_layer("conv_pw_13_bn").get_weights()
-    np.testing.assert_allclose(ours.variables["batch_stats"]["conv_pw_13_bn"]["mean"], bn[2], rtol=2e-3, atol=1e-4)
+    last = "conv_pw_13_bn" if name == "MobileNet" else "top_bn"
+    bn = model.get_layer(last).get_weights()
+    np.testing.assert_allclose(ours.variables["batch_stats"][last]["mean"], bn[2], rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow  # by default, a step of it is done by hand: `test_options_of_training`
 def test_training_of_everything_is_keras(arrays, tmp_path):
     """All layers of a smooth network. With BN and ReLU, Keras beside itself, a bit apart, differs after five steps."""
     small: dict[str, Any] = {"depths": (1, 1, 2, 1), "projection_dims": (8, 16, 32, 64), "layer_scale_init_value": 0.5}
@@ -313,6 +337,7 @@ def test_a_run_and_what_reads_it(folder, mobilenet, tmp_path):
     model.load_weights(tmp_path / "run" / "model.h5")
     theirs = model.predict(fzoo.preprocess_input(images, "MobileNet"), verbose=0)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert np.std(theirs, axis=0).max() > 0.05  # it is alive
     labels = np.repeat(np.arange(3), 8)
     assert np.mean(theirs.argmax(1) == labels) == pytest.approx(result.evaluation.top1)
     assert -np.log(theirs[np.arange(24), labels]).mean() == pytest.approx(result.evaluation.mean_loss, rel=1e-4)
@@ -328,6 +353,7 @@ def test_a_run_and_what_reads_it(folder, mobilenet, tmp_path):
         ("MobileNetV2", {"alpha": 0.35, "dtype": jnp.bfloat16}),
         ("MobileNetV3Small", {"minimalistic": True}),
         ("ResNet50", {}),
+        ("EfficientNetV2B0", TINY),  # rows of a table
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -359,8 +385,9 @@ def test_each_image_has_its_label(arrays, tiny, cache):
     common = {"weights": tiny["weights"], **TINY, "input_shape": (32, 32, 3)}
     module, variables = fzoo.transfer("EfficientNetV2B0", classes=3, rng=jax.random.key(3), **common)
     (row,) = result.history
-    for prefix, (images, labels) in zip(("", "val_"), arrays, strict=True):
-        p = np.asarray(module.apply(variables, images.astype(np.float32)))
+    images = np.concatenate([images for images, _ in arrays]).astype(np.float32)
+    probabilities = np.asarray(jax.jit(module.apply, compiler_options=COMPILER_OPTIONS)(variables, images))
+    for prefix, (_, labels), p in zip(("", "val_"), arrays, np.split(probabilities, [48]), strict=True):
         losses = -np.log(p)
         wanted = losses[np.arange(len(labels)), labels].mean()
         assert row[f"{prefix}loss"] == pytest.approx(wanted, rel=1e-4)
@@ -385,11 +412,21 @@ def test_real_photographs(real, tmp_path):
     assert result.evaluation is not None and result.evaluation.top1 >= 0.9
 
 
-@pytest.mark.parametrize("options", [{"accumulate": 2}, {"label_smoothing": 0.1}, {"dtype": jnp.bfloat16}], ids=str)
-def test_options_of_training(arrays, tiny, options):
+@pytest.mark.parametrize(
+    ("trains", "options"),
+    [
+        ("head", {"accumulate": 2}),
+        ("head", {"label_smoothing": 0.1}),
+        ("head", {"dtype": jnp.bfloat16}),
+        ("all", {}),
+    ],
+    ids=str,
+)
+def test_options_of_training(arrays, tiny, trains, options):
     """Against the same done by hand, for one step."""
     (images, labels), _ = arrays
-    phase = Phase(1, trains="head", optimizer="sgd", learning_rate=0.5)
+    rate = 0.5 if trains == "head" else 1e-3
+    phase = Phase(1, trains=trains, optimizer="sgd", learning_rate=rate)
     common = {**tiny, "phases": (phase,), "validation_split": 0.0, "classes": 3}
     x = images[:32].astype(np.float32)
     halves = [(x[:16], labels[:16]), (x[16:], labels[16:32])]
@@ -399,17 +436,21 @@ def test_options_of_training(arrays, tiny, options):
     create = {**TINY, "input_shape": (32, 32, 3), "dtype": dtype, "classifier_activation": None}
     module, variables = fzoo.transfer("EfficientNetV2B0", classes=3, weights=tiny["weights"], **create)
 
-    def loss(head):
-        logits = module.apply({**variables, "params": {**variables["params"], "predictions": head}}, x)
+    trained = {"predictions": variables["params"]["predictions"]} if trains == "head" else variables["params"]
+
+    def loss(trained):
+        logits = module.apply({**variables, "params": {**variables["params"], **trained}}, x)
         wanted = optax.smooth_labels(jax.nn.one_hot(labels[:32], 3), options.get("label_smoothing", 0.0))
         return optax.softmax_cross_entropy(logits, wanted).mean()
 
-    before = variables["params"]["predictions"]
-    after = jax.tree.map(lambda p, g: p - 0.5 * g, before, jax.jit(jax.grad(loss))(before))
+    gradients = jax.jit(jax.grad(loss), compiler_options=COMPILER_OPTIONS)(trained)
     tolerance = 2e-2 if dtype == jnp.bfloat16 else 1e-4
-    for name, array in result.variables["params"]["predictions"].items():
-        assert array.dtype == jnp.float32
-        np.testing.assert_allclose(array, after[name], atol=tolerance * float(np.abs(after[name]).max()))
+    for layer, arrays_of in gradients.items():
+        for name, gradient in arrays_of.items():
+            before, after = variables["params"][layer][name], result.variables["params"][layer][name]
+            assert after.dtype == jnp.float32 and np.abs(gradient).max() > 0
+            wanted = before - rate * gradient
+            np.testing.assert_allclose(after, wanted, atol=tolerance * float(np.abs(wanted).max()))
 
 
 def test_augmented_images():
