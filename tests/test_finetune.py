@@ -19,7 +19,7 @@ import optax
 import pytest
 from keras.src.applications.convnext import ConvNeXt
 from keras.src.applications.efficientnet_v2 import EfficientNetV2
-from networks import SMALL, assert_alive, random_images
+from networks import SMALL, assert_alive, images_for, random_images
 from networks import network as alive_network
 from PIL import Image
 from reference import COMPILER_OPTIONS, assert_close, assert_equal, build, save_weights_only, set_variables
@@ -29,7 +29,7 @@ import fzoo
 from fzoo import Head, Phase
 from fzoo.models.efficientnet_v2 import Stage
 from fzoo.runs import describe, network, options_of
-from fzoo.training import flow, phase_mask, split, trained_layers
+from fzoo.training import flow, logits_of, phase_mask, split, trained_layers
 
 TINY = {
     "stages": (Stage(True, 1, 32, 1, 2), Stage(True, 2, 32, 1, 2), Stage(False, 2, 64, 1, 2)),
@@ -394,6 +394,21 @@ def test_each_image_has_its_label(arrays, tiny, cache):
         assert row[f"{prefix}accuracy"] == pytest.approx(np.mean(p.argmax(1) == labels))
         for others in (np.roll(labels, 1), labels[::-1]):
             assert abs(losses[np.arange(len(labels)), others].mean() - wanted) > 1e-2 * wanted
+
+
+def test_features_from_within_a_dense_block():
+    """What is kept is a concatenation that grows on: the layers above read it, and not what led to it."""
+    module, variables = small_network("DenseNet121")
+    module = module.clone(classifier_activation=None)
+    images, layer = images_for(module), "conv3_block1_concat"
+
+    def both(variables, images):
+        taps = module.apply(variables, images, (layer,), method="endpoints")
+        return module.apply(variables, images), logits_of(module, variables, taps)[0]
+
+    whole, above = jax.jit(both, compiler_options=COMPILER_OPTIONS)(variables, images)
+    assert_alive(whole)
+    assert_close(above, np.asarray(whole), "from the features on")
 
 
 def test_real_photographs(real, tmp_path):
