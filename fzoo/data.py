@@ -362,8 +362,8 @@ def training_batches(
     """
     library, labels = grain(), source.labels
 
-    def read(index: int, rng: np.random.Generator) -> Any:
-        found = source.read(index, rng)
+    def read(index: np.integer, rng: np.random.Generator) -> Any:
+        found = source.read(int(index), rng)
         return None if found is None else (found, labels[index])
 
     one = library.MapDataset.source(np.arange(len(labels))).seed(seed).shuffle().random_map(read)

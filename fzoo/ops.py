@@ -319,10 +319,7 @@ def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
 
 @jax.custom_jvp
 def spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Float[Array, "... c"]:
-    """Values of the channels at every pixel: a broadcast, whose gradient on CPU is a product with ones, too.
-
-    Any arrays: what a traced function closes over comes as it is.
-    """
+    """Values of the channels at every pixel: a broadcast, whose gradient on CPU is a product with ones, too."""
     return _broadcast(values, like)
 
 
@@ -332,11 +329,11 @@ def _spread_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Ar
     return spread(values, like), lax.platform_dependent(dvalues, like, cpu=_spread, default=_broadcast)
 
 
-def _broadcast(values: Any, like: Any) -> Array:
+def _broadcast(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Array:
     return jnp.broadcast_to(values, like.shape)
 
 
-def _spread(values: Any, like: Any) -> Array:
+def _spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Array:
     ones = jnp.ones((like.size // like.shape[-1], 1), values.dtype)
     return (ones @ values[None]).reshape(like.shape)
 

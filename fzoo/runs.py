@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fzoo.data import Recipe
 from fzoo.devices import first_alone
@@ -239,11 +240,18 @@ def options_of(module: Classifier, model: str) -> dict[str, Any]:
 
 def network(config: Mapping[str, Any]) -> Classifier:
     """The network of a configuration, with a softmax at its end."""
-    options: dict[str, Any] = {
-        name: tuple(each) if isinstance(each, list) else each for name, each in config["options"].items()
-    }
+    usual = family_defaults(spec(config["model"]))
+    options = {name: as_it_was(each, usual.get(name)) for name, each in config["options"].items()}
     options["dtype"] = jnp.dtype(options["dtype"])
     return create(config["model"], classes=len(config["classes"]), head=Head(**config["head"]), **options)
+
+
+def as_it_was(value: Any, default: Any) -> Any:
+    """An option that JSON held: a list is a tuple, of rows where the default has such."""
+    if not isinstance(value, list):
+        return value
+    table = isinstance(default, tuple) and isinstance(default[0], tuple)
+    return tuple(type(default[0])(*row) for row in value) if table else tuple(value)
 
 
 def is_run(folder: str | os.PathLike) -> bool:
@@ -278,7 +286,7 @@ def describe(**settings: Any) -> dict[str, Any]:
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, Mapping):
             return {str(key): plain(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        if isinstance(value, (list, tuple)) and not isinstance(value, optax.GradientTransformation):
             return [plain(each) for each in value]
         if value is None or isinstance(value, (bool, int, float, str)):
             return value

@@ -18,25 +18,32 @@ import numpy as np
 import optax
 import pytest
 from keras.src.applications.convnext import ConvNeXt
+from keras.src.applications.efficientnet_v2 import EfficientNetV2
+from networks import SMALL, assert_alive, images_for, random_images
+from networks import network as alive_network
 from PIL import Image
-from reference import COMPILER_OPTIONS, assert_close, assert_equal, keras_model, save_weights_only
+from reference import COMPILER_OPTIONS, assert_close, assert_equal, build, save_weights_only, set_variables
+from stored import small_network
 
 import fzoo
 from fzoo import Head, Phase
+from fzoo.models.efficientnet_v2 import Stage
 from fzoo.runs import describe, network, options_of
-from fzoo.training import flow, phase_mask, split, trained_layers
+from fzoo.training import flow, logits_of, phase_mask, split, trained_layers
 
-SMALL = {"alpha": 0.25, "size": 32, "weights": None}
+TINY = {
+    "stages": (Stage(True, 1, 32, 1, 2), Stage(True, 2, 32, 1, 2), Stage(False, 2, 64, 1, 2)),
+    "width_coefficient": 0.25,
+}
 
 
 @pytest.fixture(scope="module")
 def arrays():
-    """Three classes told by the place of a bright square: 48 images to train on, 24 to test on."""
-    rng = np.random.default_rng(0)
+    """Three classes told by the place of a bright square: 48 images to train on, 24 to test on; no two are alike."""
     labels = np.arange(72) % 3
-    images = rng.integers(0, 120, (72, 32, 32, 3), np.uint8)
+    images = random_images((72, 32, 32, 3), pixels=True).astype(np.uint8) // 2
     for image, label in zip(images, labels, strict=True):
-        image[8 * label : 8 * label + 10, 8 * label : 8 * label + 10] += 130
+        image[8 * label : 8 * label + 10, 8 * label : 8 * label + 10] += 120
     return (images[:48], labels[:48]), (images[48:], labels[48:])
 
 
@@ -54,21 +61,44 @@ def folder(tmp_path_factory, arrays):
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    """A Keras MobileNet without its top, every array random, and its file."""
-    model = keras_model("MobileNet", alpha=0.25, input_shape=(32, 32, 3), include_top=False)
+def mobilenet(tmp_path_factory):
+    """Options of a fine-tuning of a small MobileNet that is alive."""
+    path = tmp_path_factory.mktemp("mobilenet") / "weights.h5"
+    fzoo.save_keras_weights(*small_network("MobileNet"), path)
+    return {"alpha": 0.25, "size": 32, "weights": path}
+
+
+@pytest.fixture(scope="module")
+def backbone(arrays, tmp_path_factory):
+    """A Keras MobileNet with these weights, without its top, and its file."""
+    _, variables = small_network("MobileNet")
+    model = build(keras.applications.MobileNet, alpha=0.25, input_shape=(32, 32, 3), include_top=False)
+    images = fzoo.preprocess_input(arrays[0][0][:6].astype(np.float32), "MobileNet")
+    assert_alive(set_variables(model, variables).predict(images, verbose=0))
     return model, save_weights_only(model, tmp_path_factory.mktemp("backbone") / "notop.h5")
+
+
+@pytest.fixture(scope="module")
+def tiny(arrays, tmp_path_factory):
+    """Options of a fine-tuning of an EfficientNetV2 with three blocks, alive: what is quick to trace and to compile."""
+    module, variables = alive_network("EfficientNetV2B0", **TINY, input_shape=(32, 32, 3), include_top=False)
+    assert_alive(fzoo.predict(module, variables, arrays[0][0][:6].astype(np.float32)))
+    path = tmp_path_factory.mktemp("tiny") / "notop.h5"
+    fzoo.save_keras_weights(module, variables, path)
+    return {**TINY, "size": 32, "weights": path}
 
 
 # -- what trains -------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_is_frozen(arrays):
+def test_frozen_is_frozen(arrays, tiny):
     """Parameters, batch statistics, the optimizer's state and the arithmetic of what does not train."""
-    module, variables = fzoo.transfer("MobileNet", classes=3, weights=None, alpha=0.25, input_shape=(32, 32, 3))
-    start = fzoo.layer_names(module).index("conv_dw_12")
-    phase = Phase(2, from_layer=start, optimizer="adam", batch_statistics=True)
-    result = fzoo.finetune(arrays[0], "MobileNet", **SMALL, phases=(phase,), validation=arrays[1], batch_size=16)
+    options = {**TINY, "weights": tiny["weights"], "input_shape": (32, 32, 3)}
+    module, variables = fzoo.transfer("EfficientNetV2B0", classes=3, **options)
+    start = fzoo.layer_names(module).index("block3a_dwconv2")
+    phase = Phase(1, from_layer=start, optimizer="adam", batch_statistics=True)
+    options = {**tiny, "phases": (phase,), "validation": arrays[1], "batch_size": 16}
+    result = fzoo.finetune(arrays[0], "EfficientNetV2B0", **options)
     upper = set(fzoo.layer_names(module)[start:])
     for kind in ("params", "batch_stats"):
         for layer, before in variables[kind].items():
@@ -129,7 +159,7 @@ def test_what_a_phase_trains(phase, first):
 @pytest.mark.parametrize("model", ["VGG16", "InceptionV3", "ConvNeXtTiny", "EfficientNetB0"])
 def test_the_top_of_other_families(model):
     """There is something to train in the second default phase, and less than all; frozen features suffice for it."""
-    module = fzoo.create(model, classes=3, head=Head())
+    module = fzoo.create(model, classes=3, head=Head(), **SMALL[model][1])
     found = fzoo.layers.trace(module)
     mask = phase_mask(module, found.variables, Phase(trains="top"))
     layers = trained_layers(mask)
@@ -152,31 +182,50 @@ def keras_losses(model, rate, batches):
     return losses
 
 
+@pytest.fixture(scope="module")
+def tiny_backbone(tiny):
+    """The Keras network of which `tiny` has the weights."""
+    common = {"input_shape": (32, 32, 3), "include_top": False}
+    _, variables = alive_network("EfficientNetV2B0", **TINY, **common)
+    rows, before = [], 32
+    for stage in TINY["stages"]:
+        rows.append({"kernel_size": 3, "num_repeat": stage.repeats, "input_filters": before, "strides": stage.stride})
+        rows[-1] |= {"output_filters": stage.filters, "expand_ratio": stage.expansion}
+        rows[-1] |= {"se_ratio": 0 if stage.fused else 0.25, "conv_type": int(stage.fused)}
+        before = stage.filters
+    options = {"width_coefficient": TINY["width_coefficient"], "depth_coefficient": 1.0, "default_size": 224}
+    model = build(EfficientNetV2, **options, blocks_args=rows, name="efficientnetv2-b0", **common)
+    return set_variables(model, variables)
+
+
 @pytest.mark.parametrize(
-    ("first", "rate"),
+    ("name", "first", "rate"),
     [
-        pytest.param("predictions", 1e-2, id="head"),
-        pytest.param("conv_dw_12", 1e-3, id="top"),
+        pytest.param("EfficientNetV2B0", "block3a_dwconv2", 1e-3, id="tiny-top"),
+        pytest.param("MobileNet", "predictions", 1e-2, id="head", marks=pytest.mark.slow),
+        pytest.param("MobileNet", "conv_dw_12", 1e-3, id="top", marks=pytest.mark.slow),
     ],
 )
-def test_training_is_keras(backbone, arrays, first, rate):
+def test_training_is_keras(request, arrays, name, first, rate):
     """SGD with momentum from the same weights on the same batches: the same losses for 20 steps, and statistics."""
-    base, file = backbone
+    small = request.getfixturevalue("mobilenet" if name == "MobileNet" else "tiny")
+    base = request.getfixturevalue("backbone")[0] if name == "MobileNet" else request.getfixturevalue("tiny_backbone")
     options = {"optimizer": "sgd", "options": {"momentum": 0.9}, "learning_rate": rate}
     phase = Phase(20, from_layer=first, batch_statistics=True, **options)
-    head, options = Head(hidden=8), {"alpha": 0.25, "input_shape": (32, 32, 3)}
-    module, variables = fzoo.transfer("MobileNet", classes=3, head=head, weights=file, **options)
+    common = {**small, "classes": 3, "head": Head(hidden=8)}
+    module, variables = fzoo.transfer(name, **{k: v for k, v in common.items() if k != "size"}, input_shape=(32, 32, 3))
 
     keras.utils.clear_session()  # numbered layers start anew
     copy = keras.models.clone_model(base)
     copy.set_weights(base.get_weights())
-    x = keras.layers.GlobalAveragePooling2D()(copy.output)
+    pool = None if name == "MobileNet" else "avg_pool"
+    x = keras.layers.GlobalAveragePooling2D(name=pool)(copy.output)
     x = keras.layers.Dense(8, activation="relu", name="dense")(x)
     model = keras.Model(copy.input, keras.layers.Dense(3, name="predictions")(x))
     names = [layer.name for layer in model.layers]
     assert names[1:] == fzoo.layer_names(module)[1:]
-    for name in ("dense", "predictions"):
-        model.get_layer(name).set_weights([variables["params"][name][k] for k in ("kernel", "bias")])
+    for layer in ("dense", "predictions"):
+        model.get_layer(layer).set_weights([variables["params"][layer][k] for k in ("kernel", "bias")])
     for layer in model.layers[: names.index(first)]:
         layer.trainable = False
 
@@ -184,16 +233,17 @@ def test_training_is_keras(backbone, arrays, first, rate):
     batches = []
     for step in range(20):
         chosen = np.random.default_rng(step).choice(48, 16, replace=False)
-        batches.append((fzoo.preprocess_input(images[chosen], "MobileNet"), labels[chosen]))
+        batches.append((fzoo.preprocess_input(images[chosen], name), labels[chosen]))
     theirs = keras_losses(model, rate, batches)
-    common = {"weights": file, "alpha": 0.25, "size": 32, "classes": 3, "head": head}
-    ours = fzoo.finetune(iter(batches), "MobileNet", **common, phases=(phase,), steps_per_epoch=1)
+    ours = fzoo.finetune(iter(batches), name, **common, phases=(phase,), steps_per_epoch=1)
     np.testing.assert_allclose([row["loss"] for row in ours.history], theirs, rtol=1e-3)
     assert theirs[-1] < theirs[0]
-    bn = model.get_layer("conv_pw_13_bn").get_weights()
-    np.testing.assert_allclose(ours.variables["batch_stats"]["conv_pw_13_bn"]["mean"], bn[2], rtol=2e-3, atol=1e-4)
+    last = "conv_pw_13_bn" if name == "MobileNet" else "top_bn"
+    bn = model.get_layer(last).get_weights()
+    np.testing.assert_allclose(ours.variables["batch_stats"][last]["mean"], bn[2], rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow  # by default, a step of it is done by hand: `test_options_of_training`
 def test_training_of_everything_is_keras(arrays, tmp_path):
     """All layers of a smooth network. With BN and ReLU, Keras beside itself, a bit apart, differs after five steps."""
     small: dict[str, Any] = {"depths": (1, 1, 2, 1), "projection_dims": (8, 16, 32, 64), "layer_scale_init_value": 0.5}
@@ -250,7 +300,6 @@ def test_gradients_are_keras(backbone):
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 RUN = {
-    **SMALL,
     "batch_size": 16,
     "seed": 1,
     "phases": (
@@ -260,10 +309,10 @@ RUN = {
 }
 
 
-def test_a_run_and_what_reads_it(folder, tmp_path):
+def test_a_run_and_what_reads_it(folder, mobilenet, tmp_path):
     """From a folder of images: what is written, what Keras and fzoo make of it, and what was said of a broken image."""
     said = []
-    options = {**RUN, "head": Head(hidden=8, dropout=0.2), "out": tmp_path / "run"}
+    options = {**mobilenet, **RUN, "head": Head(hidden=8, dropout=0.2), "out": tmp_path / "run"}
     result = fzoo.finetune(folder, "MobileNet", **options, report=said.append)
     assert result.class_names == ("class_a", "class_b", "class_c")
     assert [path.name for path in result.broken] == ["broken.png"]
@@ -281,13 +330,14 @@ def test_a_run_and_what_reads_it(folder, tmp_path):
     assert_equal(run.variables, result.variables)
     images = np.stack([run.recipe.read(path) for path in sorted((folder / "val").rglob("*.png"))])
     ours = fzoo.predict(run.module, run.variables, images, preprocess="MobileNet")
-    base = keras.applications.MobileNet(include_top=False, weights=None, alpha=0.25, input_shape=(32, 32, 3))
+    base = build(keras.applications.MobileNet, include_top=False, alpha=0.25, input_shape=(32, 32, 3))
     x = keras.layers.Dense(8, activation="relu")(keras.layers.GlobalAveragePooling2D()(base.output))
     x = keras.layers.Dense(3, activation="softmax", name="predictions")(keras.layers.Dropout(0.2)(x))
     model = keras.Model(base.input, x)
     model.load_weights(tmp_path / "run" / "model.h5")
     theirs = model.predict(fzoo.preprocess_input(images, "MobileNet"), verbose=0)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert np.std(theirs, axis=0).max() > 0.05  # it is alive
     labels = np.repeat(np.arange(3), 8)
     assert np.mean(theirs.argmax(1) == labels) == pytest.approx(result.evaluation.top1)
     assert -np.log(theirs[np.arange(24), labels]).mean() == pytest.approx(result.evaluation.mean_loss, rel=1e-4)
@@ -303,24 +353,62 @@ def test_a_run_and_what_reads_it(folder, tmp_path):
         ("MobileNetV2", {"alpha": 0.35, "dtype": jnp.bfloat16}),
         ("MobileNetV3Small", {"minimalistic": True}),
         ("ResNet50", {}),
+        ("EfficientNetV2B0", TINY),  # rows of a table
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_configuration_tells_the_network(model, options):
     """From the configuration as JSON has it, the same network."""
     head = Head(hidden=4)
-    module, _ = fzoo.transfer(model, classes=3, head=head, weights=None, input_shape=(64, 64, 3), **options)
+    module = fzoo.create(model, classes=3, head=head, input_shape=(64, 64, 3), **options)
     config = describe(model=model, head=head, classes=["a", "b", "c"], options=options_of(module, model))
     assert network(json.loads(json.dumps(config))) == module
 
 
-def test_features_that_are_kept_change_nothing(arrays):
+def test_features_that_are_kept_change_nothing(arrays, tiny):
     """The same batches in the same order, whether the frozen part is computed once or in each epoch."""
-    options = {**RUN, "validation": arrays[1]}
-    kept, computed = (fzoo.finetune(arrays[0], "MobileNet", **options, cache_features=cache) for cache in (None, False))
+    options = {**tiny, **RUN, "validation": arrays[1]}
+    kept, computed = (
+        fzoo.finetune(arrays[0], "EfficientNetV2B0", **options, cache_features=cache) for cache in (None, False)
+    )
     for a, b in zip(kept.history, computed.history, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("cache", [None, False], ids=["kept", "computed"])
+def test_each_image_has_its_label(arrays, tiny, cache):
+    """An epoch at a rate of next to nothing has the losses of the network as it starts, reckoned by hand."""
+    phases = (Phase(1, trains="head", optimizer="sgd", learning_rate=1e-12),)
+    options = {**tiny, "phases": phases, "validation": arrays[1], "batch_size": 16, "seed": 3}
+    result = fzoo.finetune(arrays[0], "EfficientNetV2B0", **options, cache_features=cache)
+    common = {"weights": tiny["weights"], **TINY, "input_shape": (32, 32, 3)}
+    module, variables = fzoo.transfer("EfficientNetV2B0", classes=3, rng=jax.random.key(3), **common)
+    (row,) = result.history
+    images = np.concatenate([images for images, _ in arrays]).astype(np.float32)
+    probabilities = np.asarray(jax.jit(module.apply, compiler_options=COMPILER_OPTIONS)(variables, images))
+    for prefix, (_, labels), p in zip(("", "val_"), arrays, np.split(probabilities, [48]), strict=True):
+        losses = -np.log(p)
+        wanted = losses[np.arange(len(labels)), labels].mean()
+        assert row[f"{prefix}loss"] == pytest.approx(wanted, rel=1e-4)
+        assert row[f"{prefix}accuracy"] == pytest.approx(np.mean(p.argmax(1) == labels))
+        for others in (np.roll(labels, 1), labels[::-1]):
+            assert abs(losses[np.arange(len(labels)), others].mean() - wanted) > 1e-2 * wanted
+
+
+def test_features_from_within_a_dense_block():
+    """What is kept is a concatenation that grows on: the layers above read it, and not what led to it."""
+    module, variables = small_network("DenseNet121")
+    module = module.clone(classifier_activation=None)
+    images, layer = images_for(module), "conv3_block1_concat"
+
+    def both(variables, images):
+        taps = module.apply(variables, images, (layer,), method="endpoints")
+        return module.apply(variables, images), logits_of(module, variables, taps)[0]
+
+    whole, above = jax.jit(both, compiler_options=COMPILER_OPTIONS)(variables, images)
+    assert_alive(whole)
+    assert_close(above, np.asarray(whole), "from the features on")
 
 
 def test_real_photographs(real, tmp_path):
@@ -339,31 +427,45 @@ def test_real_photographs(real, tmp_path):
     assert result.evaluation is not None and result.evaluation.top1 >= 0.9
 
 
-@pytest.mark.parametrize("options", [{"accumulate": 2}, {"label_smoothing": 0.1}, {"dtype": jnp.bfloat16}], ids=str)
-def test_options_of_training(arrays, options):
+@pytest.mark.parametrize(
+    ("trains", "options"),
+    [
+        ("head", {"accumulate": 2}),
+        ("head", {"label_smoothing": 0.1}),
+        ("head", {"dtype": jnp.bfloat16}),
+        ("all", {}),
+    ],
+    ids=str,
+)
+def test_options_of_training(arrays, tiny, trains, options):
     """Against the same done by hand, for one step."""
     (images, labels), _ = arrays
-    phase = Phase(1, trains="head", optimizer="sgd", learning_rate=0.5)
-    common = {**SMALL, "phases": (phase,), "validation_split": 0.0, "classes": 3}
-    x = fzoo.preprocess_input(images[:32], "MobileNet")
+    rate = 0.5 if trains == "head" else 1e-3
+    phase = Phase(1, trains=trains, optimizer="sgd", learning_rate=rate)
+    common = {**tiny, "phases": (phase,), "validation_split": 0.0, "classes": 3}
+    x = images[:32].astype(np.float32)
     halves = [(x[:16], labels[:16]), (x[16:], labels[16:32])]
     batches = halves if "accumulate" in options else [(x, labels[:32])]
-    result = fzoo.finetune(batches, "MobileNet", **common, **options)
+    result = fzoo.finetune(batches, "EfficientNetV2B0", **common, **options)
     dtype = options.get("dtype", jnp.float32)
-    create = {"alpha": 0.25, "input_shape": (32, 32, 3), "dtype": dtype, "classifier_activation": None}
-    module, variables = fzoo.transfer("MobileNet", classes=3, weights=None, **create)
+    create = {**TINY, "input_shape": (32, 32, 3), "dtype": dtype, "classifier_activation": None}
+    module, variables = fzoo.transfer("EfficientNetV2B0", classes=3, weights=tiny["weights"], **create)
 
-    def loss(head):
-        logits = module.apply({**variables, "params": {**variables["params"], "predictions": head}}, x)
+    trained = {"predictions": variables["params"]["predictions"]} if trains == "head" else variables["params"]
+
+    def loss(trained):
+        logits = module.apply({**variables, "params": {**variables["params"], **trained}}, x)
         wanted = optax.smooth_labels(jax.nn.one_hot(labels[:32], 3), options.get("label_smoothing", 0.0))
         return optax.softmax_cross_entropy(logits, wanted).mean()
 
-    before = variables["params"]["predictions"]
-    after = jax.tree.map(lambda p, g: p - 0.5 * g, before, jax.jit(jax.grad(loss))(before))
+    gradients = jax.jit(jax.grad(loss), compiler_options=COMPILER_OPTIONS)(trained)
     tolerance = 2e-2 if dtype == jnp.bfloat16 else 1e-4
-    for name, array in result.variables["params"]["predictions"].items():
-        assert array.dtype == jnp.float32
-        np.testing.assert_allclose(array, after[name], atol=tolerance * float(np.abs(after[name]).max()))
+    for layer, arrays_of in gradients.items():
+        for name, gradient in arrays_of.items():
+            before, after = variables["params"][layer][name], result.variables["params"][layer][name]
+            assert after.dtype == jnp.float32 and np.abs(gradient).max() > 0
+            wanted = before - rate * gradient
+            np.testing.assert_allclose(after, wanted, atol=tolerance * float(np.abs(wanted).max()))
 
 
 def test_augmented_images():
@@ -378,7 +480,7 @@ def test_augmented_images():
         assert 0.7 < (right - left) / (bottom - top) < 1.4
     left, top, right, bottom = random_box(1000, 10, np.random.default_rng(0))
     assert (right - left, bottom - top) == (10, 10)
-    assert str(Recipe(224)) == "shorter side to 256 by bicubic, centre crop of 224 x 224"
+    assert str(Recipe((224, 224))) == "shorter side to 256 by bicubic, centre crop of 224 x 224"
 
 
 # -- what may happen ---------------------------------------------------------------------------------------------------
@@ -388,26 +490,27 @@ import sys, numpy as np, fzoo
 sys.path.insert(0, {tests!r})
 from test_finetune import RUN
 fzoo.enable_compilation_cache({cache!r})
-options = {{**RUN, "out": {out!r}, "resume": True, "checkpoint_every": 1}}
+options = {{**{small!r}, **RUN, "out": {out!r}, "resume": True, "checkpoint_every": 1}}
 fzoo.finetune({data!r}, "MobileNet", **options, report=lambda line: print(line, flush=True))
 """
 
 
-def start(data, out, cache):
-    code = PROGRAM.format(tests=str(Path(__file__).parent), cache=str(cache), data=str(data), out=str(out))
+def start(data, small, out, cache):
+    small = {**small, "weights": str(small["weights"])}
+    code = PROGRAM.format(tests=str(Path(__file__).parent), cache=str(cache), data=str(data), small=small, out=str(out))
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ})
 
 
 @pytest.mark.slow
-def test_ten_kills(folder, tmp_path):
+def test_ten_kills(folder, mobilenet, tmp_path):
     """Killed again and again, at random moments; a run that never was, beside it."""
     cache = tmp_path / "cache"
-    process = start(folder, tmp_path / "whole", cache)
+    process = start(folder, mobilenet, tmp_path / "whole", cache)
     process.communicate()
     assert process.returncode == 0
     rng = random.Random(0)
     for _ in range(10):
-        process = start(folder, tmp_path / "killed", cache)
+        process = start(folder, mobilenet, tmp_path / "killed", cache)
         assert process.stdout is not None
         process.stdout.readline()  # it is under way
         try:
@@ -415,7 +518,7 @@ def test_ten_kills(folder, tmp_path):
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    process = start(folder, tmp_path / "killed", cache)
+    process = start(folder, mobilenet, tmp_path / "killed", cache)
     process.communicate()
     assert process.returncode == 0
     whole, survivor = (
@@ -426,26 +529,29 @@ def test_ten_kills(folder, tmp_path):
     assert_equal(*(fzoo.load_run(tmp_path / run).variables for run in ("whole", "killed")))
 
 
-def test_long_epoch(arrays, tmp_path, monkeypatch):
-    """It is saved in the middle, too: what stops there goes on from the last step."""
+def test_long_epoch(arrays, tiny, tmp_path, monkeypatch):
+    """It is saved in the middle, too: what stops there goes on from the last step, of the phase that it was in."""
     (images, labels), validation = arrays
     batches = [(images[i : i + 16], labels[i : i + 16]) for i in (0, 16, 32)]
 
     def stops():
+        yield from batches
         yield from batches[:2]
         raise OSError("the disk with the images is gone")
 
-    phases = (Phase(1, trains="head", learning_rate=1e-2),)
-    options = {**SMALL, "phases": phases, "classes": 3, "steps_per_epoch": 3, "validation": validation}
-    whole = fzoo.finetune(batches, "MobileNet", **options)
+    phases = (Phase(1, trains="head", learning_rate=1e-2), Phase(1, trains="top", learning_rate=1e-3))
+    options = {**tiny, "phases": phases, "classes": 3, "steps_per_epoch": 3, "validation": validation}
+    whole = fzoo.finetune(batches, "EfficientNetV2B0", **options)
     options["out"] = tmp_path / "run"
     with pytest.raises(OSError, match="gone"), monkeypatch.context() as patch:
         patch.setattr(sys.modules["fzoo.finetune"], "LONG_EPOCH_SECONDS", 0)  # fzoo.finetune is the function
-        fzoo.finetune(stops(), "MobileNet", **options)
+        fzoo.finetune(stops(), "EfficientNetV2B0", **options)
     said = []
-    again = fzoo.finetune(batches, "MobileNet", **options, resume=True, report=said.append)
-    assert said[0] == "resumed in phase 1, epoch 1, after 2 steps"
+    again = fzoo.finetune(batches, "EfficientNetV2B0", **options, resume=True, report=said.append)
+    assert said[0] == "resumed in phase 2, epoch 1, after 5 steps"
+    assert len(said) == 2 and said[1].startswith("phase 2, epoch 1/1: ")
     assert_equal(whole.variables, again.variables)
+    assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
 
 
 DISTRIBUTED = """
@@ -499,6 +605,7 @@ def test_devices_and_processes_train_as_one(arrays, backbone, tmp_path):
             np.testing.assert_allclose(other[key], one[key], rtol=2e-3, atol=2e-4, err_msg=f"{name} {key}")
 
 
+@pytest.mark.slow
 def test_processes_begin_a_run_together(tmp_path):
     """The one that comes late finds the folder begun, and takes it for no other run; all end where the first can't."""
     code = """
@@ -522,59 +629,60 @@ except OSError as e:
     assert "holds a run already" in first and "process 0 could not begin" in second
 
 
-def test_loss_that_is_not_finite(arrays, tmp_path):
+def test_loss_that_is_not_finite(arrays, tiny, tmp_path):
     """It stops and says so, and the last good checkpoint is what the run goes on from."""
     phases = (Phase(1, trains="head"), Phase(3, trains="head", optimizer="sgd", learning_rate=1e38))
-    options = {**SMALL, "phases": phases, "batch_size": 16, "validation": arrays[1], "out": tmp_path / "run"}
+    options = {**tiny, "phases": phases, "batch_size": 16, "validation": arrays[1], "out": tmp_path / "run"}
     said = r"not finite any more \(phase 2, epoch 1.*lower learning_rate.*checkpoint is kept"
     with pytest.raises(ValueError, match=said):
-        fzoo.finetune(arrays[0], "MobileNet", **options)
+        fzoo.finetune(arrays[0], "EfficientNetV2B0", **options)
     said = []
     with pytest.raises(ValueError, match="not finite"):
-        fzoo.finetune(arrays[0], "MobileNet", **options, resume=True, report=said.append)
+        fzoo.finetune(arrays[0], "EfficientNetV2B0", **options, resume=True, report=said.append)
     assert any("resumed in phase 2, epoch 1, after" in line for line in said)
     with pytest.raises(ValueError, match="has not finished"):
         fzoo.load_run(tmp_path / "run")
 
 
-def test_run_of_other_settings(arrays, tmp_path):
-    options = {**SMALL, "phases": (Phase(1, trains="head"),), "validation": arrays[1]}
-    fzoo.finetune(arrays[0], "MobileNet", **options, batch_size=16, out=tmp_path / "run")
+def test_run_of_other_settings(arrays, tiny, mobilenet, tmp_path):
+    options = {**tiny, "phases": (Phase(1, trains="head"),), "validation": arrays[1]}
+    fzoo.finetune(arrays[0], "EfficientNetV2B0", **options, batch_size=16, out=tmp_path / "run")
     with pytest.raises(FileExistsError, match=r"holds a run already.*--resume"):
-        fzoo.finetune(arrays[0], "MobileNet", **options, batch_size=16, out=tmp_path / "run")
+        fzoo.finetune(arrays[0], "EfficientNetV2B0", **options, batch_size=16, out=tmp_path / "run")
     with pytest.raises(ValueError, match="other settings: batch_size 16, not 24"):
-        fzoo.finetune(arrays[0], "MobileNet", **options, batch_size=24, out=tmp_path / "run", resume=True)
-    with pytest.raises(ValueError, match=r"other settings: model .*MobileNet.*, not .*MobileNetV2"):
-        other = {**options, "alpha": 0.35, "batch_size": 16}
-        fzoo.finetune(arrays[0], "MobileNetV2", **other, out=tmp_path / "run", resume=True)
+        fzoo.finetune(arrays[0], "EfficientNetV2B0", **options, batch_size=24, out=tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match=r"other settings: model .*EfficientNetV2B0.*, not .*MobileNet"):
+        other = {**mobilenet, "phases": options["phases"], "validation": arrays[1], "batch_size": 16}
+        fzoo.finetune(arrays[0], "MobileNet", **other, out=tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match=r"other settings: .*other images"):
-        fzoo.finetune(arrays[1], "MobileNet", **options, batch_size=16, out=tmp_path / "run", resume=True)
+        fzoo.finetune(arrays[1], "EfficientNetV2B0", **options, batch_size=16, out=tmp_path / "run", resume=True)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="not empty"):
-        fzoo.finetune(arrays[0], "MobileNet", **options, batch_size=16, out=tmp_path / "else")
+        fzoo.finetune(arrays[0], "EfficientNetV2B0", **options, batch_size=16, out=tmp_path / "else")
 
 
-def test_damaged_checkpoint(arrays, tmp_path):
-    options = {**SMALL, "phases": (Phase(1, trains="head"),), "validation": arrays[1], "batch_size": 16}
+def test_damaged_checkpoint(arrays, tiny, tmp_path):
+    options = {**tiny, "phases": (Phase(1, trains="head"),), "validation": arrays[1], "batch_size": 16}
     options["out"] = tmp_path / "run"
-    fzoo.finetune(arrays[0], "MobileNet", **options)
+    fzoo.finetune(arrays[0], "EfficientNetV2B0", **options)
     (tmp_path / "run" / "model.h5").unlink()
     for path in (tmp_path / "run" / "checkpoints").rglob("*"):
         if path.is_file() and "variables" in path.parts:
             path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"checkpoints/.*not of this network"):
-        fzoo.finetune(arrays[0], "MobileNet", **options, resume=True)
+        fzoo.finetune(arrays[0], "EfficientNetV2B0", **options, resume=True)
 
 
-def test_full_disk(folder, tmp_path):
+@pytest.mark.slow
+def test_full_disk(folder, mobilenet, tmp_path):
     """A checkpoint that does not fit is an error of one line; with room again, the run goes on from the one before."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("no right to mount a small file system")
     try:
-        options = {**SMALL, "batch_size": 16, "phases": (Phase(1, trains="head"),) * 2, "out": disk / "run"}
+        options = {**mobilenet, "batch_size": 16, "phases": (Phase(1, trains="head"),) * 2, "out": disk / "run"}
         fzoo.finetune(folder, "MobileNet", **options)
         (disk / "run" / "model.h5").unlink()
         last = max((disk / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
@@ -583,7 +691,8 @@ def test_full_disk(folder, tmp_path):
         ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 20000))
         phase = "trains=head epochs=1"
         command = ["finetune", folder, "--out", disk / "run", "--model", "MobileNet", "-o", "alpha=0.25", "--resume"]
-        command += ["--size", 32, "--batch-size", 16, "--weights", "none", "--phase", phase, "--phase", phase]
+        command += ["--size", 32, "--batch-size", 16, "--phase", phase, "--phase", phase]
+        command += ["--weights", mobilenet["weights"]]
         done = run_command(*command)
         assert done.returncode == 2, done.stderr
         *before, error = done.stderr.splitlines()
@@ -603,10 +712,11 @@ def run_command(*arguments):
 
 
 @pytest.mark.slow  # by default the README's commands are run
-def test_on_the_command_line(folder, tmp_path):
+def test_on_the_command_line(folder, mobilenet, tmp_path):
     """Trained, evaluated and used by the folder of the run alone, with its own names and recipe."""
     run = tmp_path / "run"
-    options = ["--size", 32, "--batch-size", 16, "-o", "alpha=0.25", "--weights", "none", "--model", "MobileNet"]
+    options = ["--size", 32, "--batch-size", 16, "-o", "alpha=0.25", "--model", "MobileNet"]
+    options += ["--weights", mobilenet["weights"]]
     done = run_command(
         "finetune", folder, "--out", run, *options, "--phase", "trains=head epochs=2 optimizer=sgd momentum=0.9"
     )
@@ -653,9 +763,9 @@ def make(root, **classes):
     return root
 
 
-def test_bad_folders(tmp_path):
+def test_bad_folders(tiny, tmp_path):
     def tune(path, **options):
-        return fzoo.finetune(path, "MobileNet", **{**SMALL, **options})
+        return fzoo.finetune(path, "EfficientNetV2B0", **{**tiny, **options})
 
     with pytest.raises(FileNotFoundError, match="no such folder"):
         tune(tmp_path / "none")
@@ -697,9 +807,9 @@ def test_bad_folders(tmp_path):
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_bad_options(arrays, options, said):
+def test_bad_options(arrays, tiny, options, said):
     with pytest.raises((ValueError, OSError), match=said):
-        fzoo.finetune(arrays[0], "MobileNet", **{**SMALL, "batch_size": 16, "validation": arrays[1], **options})
+        fzoo.finetune(arrays[0], "EfficientNetV2B0", **{**tiny, "batch_size": 16, "validation": arrays[1], **options})
 
 
 @pytest.mark.parametrize(
@@ -719,7 +829,8 @@ def test_bad_phases(options, said):
         Phase(**options)
 
 
-def test_bad_batches():
+@pytest.mark.wrong_types
+def test_bad_batches(tiny):
     x, y = np.zeros((4, 32, 32, 3), np.float32), np.array([0, 1, 2, 3])
     for data, said in (
         ([(x, y)] * 2, "labels from 0 to 3 given, 0 to 2 expected"),
@@ -728,9 +839,9 @@ def test_bad_batches():
         (5, "a folder, arrays or an iterable"),
     ):
         with pytest.raises(ValueError, match=said):
-            fzoo.finetune(data, "MobileNet", **SMALL, classes=3, phases=(Phase(1, trains="head"),))
+            fzoo.finetune(data, "EfficientNetV2B0", **tiny, classes=3, phases=(Phase(1, trains="head"),))
     with pytest.raises(ValueError, match="the data ended after 2 batches"):
-        options = {**SMALL, "classes": 3, "steps_per_epoch": 3, "phases": (Phase(1, trains="head"),)}
-        fzoo.finetune(iter([(x, y % 3)] * 2), "MobileNet", **options)
+        options = {**tiny, "classes": 3, "steps_per_epoch": 3, "phases": (Phase(1, trains="head"),)}
+        fzoo.finetune(iter([(x, y % 3)] * 2), "EfficientNetV2B0", **options)
     with pytest.raises(ValueError, match="classes expected"):
-        fzoo.finetune([(x, y)], "MobileNet", **SMALL)
+        fzoo.finetune([(x, y)], "EfficientNetV2B0", **tiny)

@@ -12,7 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from reference import assert_equal, build, keras_model, save_weights_only, variables_of
+from reference import assert_equal, build, keras_model, randomise, save_weights_only, variables_of
 
 import fzoo
 from fzoo.weights import WeightsMismatch
@@ -191,6 +191,20 @@ def test_same_names_in_another_order_load_by_name(model, module, file):
         names[a], names[b] = names[b], names[a]
         f.attrs["layer_names"] = names
     assert_equal(fzoo.load_keras_weights(module, file), variables_of(model))
+
+
+def test_outputs_of_a_depthwise_kernel(tmp_path):
+    """Keras keeps them by input channel; where each channel has several, their order shows."""
+    options = {"alpha": 0.25, "depth_multiplier": 2, "input_shape": (32, 32, 3), "include_top": False}
+    model = randomise(build(keras.applications.MobileNet, **options))
+    module, wanted = fzoo.create("MobileNet", **options), variables_of(model)
+    path = save_weights_only(model, tmp_path / "keras.h5")
+    assert_equal(fzoo.load_keras_weights(module, path), wanted)
+    fzoo.save_keras_weights(module, wanted, tmp_path / "fzoo.h5")
+    for weight in model.weights:
+        weight.assign(np.zeros(weight.shape))
+    model.load_weights(tmp_path / "fzoo.h5")
+    assert_equal(variables_of(model), wanted)
 
 
 def test_old_names_of_resnet(tmp_path):

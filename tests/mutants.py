@@ -1,0 +1,450 @@
+"""Mutants: mistakes put into a copy of fzoo, each of which must fail a test of the file whose subject it is.
+
+`python tests/mutants.py` tries all, `python tests/mutants.py NAME ...` those whose names have one of these words in
+them. It prints which test caught which, and exits with 1 if one survives, with 2 if the text of one is not there any more.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+#: What a copy of the tree needs for its tests.
+COPIED = ("fzoo", "tests", "pyproject.toml", "README.md")
+
+#: Copies, and mutants that are tried at once.
+WORKERS = 2
+
+#: Seconds that the tests of a mutant may take.
+LIMIT = 600
+
+
+class Mutant(NamedTuple):
+    """A mistake.
+
+    Attributes:
+        name: what goes wrong.
+        file: of fzoo.
+        old, new: its text, which is there once, and what takes its place.
+        tests: the file of tests whose subject it is.
+        chosen: which of its tests, as for `pytest -k`; all by default.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    chosen: str = ""
+
+
+MUTANTS = (
+    Mutant(
+        "predict: images are zero",
+        "inference.py",
+        "return module.apply(variables, images)\n",
+        "return module.apply(variables, 0 * images)\n",
+        "test_inference.py",
+        "any_batch_size",
+    ),
+    Mutant(
+        "predict: rows in reverse",
+        "inference.py",
+        "return jax.device_put(whole, device)",
+        "return jax.device_put(jax.tree.map(lambda y: y[::-1], whole), device)",
+        "test_inference.py",
+        "any_batch_size",
+    ),
+    Mutant(
+        "predict: the padding of the last batch is kept",
+        "inference.py",
+        """np.empty((count, *y.shape[1:]), y.dtype), part)
+        for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+            whole_leaf[start : start + size] = leaf[: count - start]
+""",
+        """np.empty((-(-count // size) * size, *y.shape[1:]), y.dtype), part)
+        for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+            whole_leaf[start : start + size] = leaf
+""",
+        "test_inference.py",
+        "any_batch_size",
+    ),
+    Mutant(
+        "predict: pixels are not preprocessed",
+        "inference.py",
+        "return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))",
+        "return function(what, variables, images)",
+        "test_inference.py",
+        "pixels_are_preprocessed",
+    ),
+    Mutant(
+        "predict: in a jit, pixels are not preprocessed",
+        "inference.py",
+        "images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)\n",
+        "jnp.asarray(images, jnp.float32)\n",
+        "test_inference.py",
+        "pixels_are_preprocessed",
+    ),
+    Mutant(
+        "a tap is what comes into its layer",
+        "layers.py",
+        "self.tapped[name] = y",
+        "self.tapped[name] = inputs[0] if inputs and inputs[0].shape == y.shape else y",
+        "test_models.py",
+        "every_layer and (MobileNet or DenseNet121) and not MobileNetV",
+    ),
+    Mutant(
+        "MobileNet: ReLU before BN",
+        "models/mobilenet.py",
+        'x = k.relu(k.batch_norm(x, name=f"conv_pw_{i}_bn"), 6, name=f"conv_pw_{i}_relu")',
+        'x = k.batch_norm(k.relu(x, 6, name=f"conv_pw_{i}_relu"), name=f"conv_pw_{i}_bn")',
+        "test_models.py",
+        "every_layer and (MobileNet or DenseNet121) and not MobileNetV",
+    ),
+    Mutant(
+        "DenseNet: new channels before the old",
+        "models/densenet.py",
+        "x = k.concat([x, y], room=room,",
+        "x = k.concat([y, x], room=room,",
+        "test_models.py",
+        "every_layer and (MobileNet or DenseNet121) and not MobileNetV",
+    ),
+    Mutant(
+        "BN: epsilon is left out",
+        "layers.py",
+        "lax.rsqrt(var + epsilon) * scale",
+        "lax.rsqrt(var) * scale",
+        "test_models.py",
+        "every_layer and (MobileNet or DenseNet121) and not MobileNetV",
+    ),
+    Mutant(
+        "padding before strides by the wrong parity",
+        "layers.py",
+        "even = [1 - n % 2 if",
+        "even = [n % 2 if",
+        "test_models.py",
+        "odd_size and MobileNetV2",
+    ),
+    Mutant(
+        "optimized: the bias from the BN is dropped",
+        "optimize.py",
+        '(layer.get("bias", 0) * scale + shift)',
+        '(layer.get("bias", 0) * scale + 0 * shift)',
+        "test_optimize.py",
+        "is_a_module_like_any",
+    ),
+    Mutant(
+        "optimized: BN's variance without its root",
+        "optimize.py",
+        'scale = 1 / np.sqrt(stats["var"].astype(np.float64) + node.config["epsilon"])',
+        'scale = 1 / (stats["var"].astype(np.float64) + node.config["epsilon"])',
+        "test_optimize.py",
+        "is_a_module_like_any",
+    ),
+    Mutant(
+        "average pooling counts the padding",
+        "ops.py",
+        "inside = np.pad(np.ones(x.shape[axis]), (before, after))",
+        "inside = np.ones(before + x.shape[axis] + after)",
+        "test_ops.py",
+        "pools",
+    ),
+    Mutant(
+        "channel_mean: of the first image",
+        "ops.py",
+        "return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0]",
+        "return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ jnp.broadcast_to(x[:1], x.shape)"
+        ".reshape(-1, x.shape[-1]))[0]",
+        "test_ops.py",
+        "means",
+    ),
+    Mutant(
+        "caffe: RGB is not turned into BGR",
+        "preprocessing.py",
+        "np_like.flip(x, axis) - constant(_CAFFE_MEAN)",
+        "x - constant(_CAFFE_MEAN)",
+        "test_preprocessing.py",
+        "every_mode",
+    ),
+    Mutant(
+        "Keras's files: mean and variance swapped",
+        "weights/mapping.py",
+        """        ("moving_mean", ("batch_stats", "mean")),
+        ("moving_variance", ("batch_stats", "var")),
+""",
+        """        ("moving_mean", ("batch_stats", "var")),
+        ("moving_variance", ("batch_stats", "mean")),
+""",
+        "test_weights.py",
+        "other_names",
+    ),
+    Mutant(
+        "Keras's files: outputs of a depthwise kernel in another order",
+        "weights/__init__.py",
+        "return value.astype(slot.dtype, copy=False).reshape(slot.shape)",
+        "value = value.swapaxes(2, 3) if slot.keras_shape != slot.shape else value\n"
+        "        return value.astype(slot.dtype, copy=False).reshape(slot.shape)",
+        "test_weights.py",
+        "depthwise",
+    ),
+    Mutant(
+        "given: dense blocks go on from what they computed",
+        "layers.py",
+        "if begun is not x:",
+        "if begun is None or begun.shape != x.shape:",
+        "test_finetune.py",
+        "within_a_dense_block",
+    ),
+    Mutant(
+        "fine-tuning: zeros for the kept features",
+        "finetune.py",
+        "found[name].append(np.asarray(array))",
+        "found[name].append(np.zeros_like(array))",
+        "test_finetune.py",
+        "kept_change_nothing or each_image",
+    ),
+    Mutant(
+        "fine-tuning: labels of the kept features in another order",
+        "finetune.py",
+        "np.concatenate(all_labels))",
+        "np.concatenate(all_labels)[::-1])",
+        "test_finetune.py",
+        "kept_change_nothing or each_image",
+    ),
+    Mutant(
+        "fine-tuning: kept features of another image",
+        "data.py",
+        "return {layer: array[index] for layer, array in self.arrays.items()}",
+        "return {layer: array[index - 1] for layer, array in self.arrays.items()}",
+        "test_finetune.py",
+        "kept_change_nothing or each_image",
+    ),
+    Mutant(
+        "fine-tuning: labels shuffled, images in place",
+        "data.py",
+        """found = source.read(int(index), rng)
+        return None if found is None else (found, labels[index])""",
+        """found = source.read(int(index), rng)
+        return None if found is None else (found, labels[len(labels) - 1 - index])""",
+        "test_finetune.py",
+        "kept_change_nothing or each_image",
+    ),
+    Mutant(
+        "fine-tuning: what is frozen trains",
+        "finetune.py",
+        'trained, frozen = split(variables["params"], mask)',
+        'frozen, trained = split(variables["params"], mask)',
+        "test_finetune.py",
+        "frozen_is_frozen",
+    ),
+    Mutant(
+        "fine-tuning: a run is resumed in its first phase",
+        "finetune.py",
+        "for number in range(progress.phase, len(phases)):",
+        "for number in range(len(phases)):",
+        "test_finetune.py",
+        "long_epoch",
+    ),
+    Mutant(
+        "fine-tuning: no smoothing of labels",
+        "training.py",
+        "if not label_smoothing:",
+        "if label_smoothing < 1:",
+        "test_finetune.py",
+        "options_of_training",
+    ),
+    Mutant(
+        "fine-tuning: BN's momentum is that of the batch",
+        "layers.py",
+        "self.momentum * running.value + (1 - self.momentum) * new",
+        "(1 - self.momentum) * running.value + self.momentum * new",
+        "test_finetune.py",
+        "training_is_keras",
+    ),
+    Mutant(
+        "evaluation: labels of the image before",
+        "finetune.py",
+        "np.add.at(confusion, (labels, logits.argmax(1)), 1)",
+        "np.add.at(confusion, (np.roll(labels, 1), logits.argmax(1)), 1)",
+        "test_finetune.py",
+        "a_run_and or each_image",
+    ),
+    Mutant(
+        "jobs: a shard is written twice",
+        "results.py",
+        "parts = [self.path(number) for number in range(count)]",
+        "parts = [self.path(number) for number in [*range(count - 1), max(count - 2, 0)]]",
+        "test_jobs.py",
+        "test_features or test_classes",
+    ),
+    Mutant(
+        "jobs: a shard is lost",
+        "results.py",
+        'rows = sum(len(names) for names in each(parts, IMAGES))',
+        'parts = parts[:-1]\n        rows = sum(len(names) for names in each(parts, IMAGES))',
+        "test_jobs.py",
+        "test_features or test_classes",
+    ),
+    Mutant(
+        "jobs: rows of other images beside those that can't be read",
+        "jobs.py",
+        "{name: np.asarray(array)[good] for name, array in outputs.items()}",
+        "{name: np.asarray(array)[: len(good)] for name, array in outputs.items()}",
+        "test_jobs.py",
+        "test_features or test_classes",
+    ),
+    Mutant(
+        "jobs: the unlikeliest classes",
+        "jobs.py",
+        'np.argsort(-p, axis=1, kind="stable")',
+        'np.argsort(p, axis=1, kind="stable")',
+        "test_jobs.py",
+        "test_classes",
+    ),
+)  # fmt: skip
+
+
+class OutOfDate(Exception):
+    """The table does not fit the tree any more."""
+
+
+def check(mutants: Iterable[Mutant]) -> None:
+    """Look for each mutant's text.
+
+    Raises:
+        OutOfDate: it isn't there, or more than once.
+    """
+    for mutant in mutants:
+        count = (ROOT / "fzoo" / mutant.file).read_text().count(mutant.old)
+        if count != 1:
+            line = " ".join(mutant.old.split())
+            raise OutOfDate(f"{mutant.name}: {count} times in fzoo/{mutant.file}, once expected: {line:.80}")
+
+
+def copy_tree(target: Path) -> Path:
+    """Copy what the tests need, and see that a process there has the copy's fzoo.
+
+    Raises:
+        OutOfDate: it has another.
+    """
+    target.mkdir()
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
+    code = "import fzoo; print(fzoo.__file__)"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=target / "tests", env=environment(target), capture_output=True, text=True)
+    if Path(found.stdout.strip()) != target / "fzoo" / "__init__.py":
+        raise OutOfDate(f"processes in {target} have another fzoo: {found.stdout}{found.stderr}")
+    return target
+
+
+def environment(tree: Path) -> dict[str, str]:
+    """For tests of a copy: its fzoo, no bytecode of one mutant left for another, and programs compiled once."""
+    own = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, **own, "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "xla")}
+
+
+class Outcome(NamedTuple):
+    """What pytest said.
+
+    Attributes:
+        code: its exit code.
+        failed: the first test that failed.
+        seconds: how long it took.
+        output: the end of it.
+    """
+
+    code: int
+    failed: str | None
+    seconds: float
+    output: str
+
+
+def run_tests(tree: Path, tests: str, chosen: str) -> Outcome:
+    """Run some tests of a copy, those of the default tier, up to the first that fails."""
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--durations=0", "--durations-min=9999"]
+    command = [sys.executable, "-m", "pytest", *options, *(["-k", chosen] if chosen else []), f"tests/{tests}"]
+    start = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(-1, None, LIMIT, f"no end after {LIMIT} s")
+    failed = re.search(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+    output = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-25:])
+    return Outcome(done.returncode, failed and failed[1], time.monotonic() - start, output)
+
+
+def try_unchanged(trees: queue.Queue[Path], mutants: Iterable[Mutant]) -> str:
+    """Run the tests of some mutants of one file where nothing is wrong; what is wrong with them, or nothing."""
+    mutants, tree = list(mutants), trees.get()
+    chosen = " or ".join(dict.fromkeys(f"({mutant.chosen})" for mutant in mutants if mutant.chosen))
+    try:
+        found = run_tests(tree, mutants[0].tests, chosen)
+    finally:
+        trees.put(tree)
+    return f"without a mutant, exit code {found.code} of {mutants[0].tests}\n{found.output}" if found.code else ""
+
+
+def try_mutant(trees: queue.Queue[Path], mutant: Mutant) -> Outcome:
+    """Run a mutant's tests on it."""
+    tree = trees.get()
+    path = tree / "fzoo" / mutant.file
+    text = path.read_text()
+    try:
+        path.write_text(text.replace(mutant.old, mutant.new))
+        return run_tests(tree, mutant.tests, mutant.chosen)
+    finally:
+        path.write_text(text)
+        trees.put(tree)
+
+
+def main(words: list[str]) -> int:
+    """Try mutants; returns the exit code."""
+    mutants = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
+    with tempfile.TemporaryDirectory(prefix="fzoo-mutants-") as scratch, ThreadPoolExecutor(WORKERS) as pool:
+        try:
+            check(mutants)
+            trees: queue.Queue[Path] = queue.Queue()
+            for tree in pool.map(copy_tree, [Path(scratch, str(i)) for i in range(WORKERS)]):
+                trees.put(tree)
+        except OutOfDate as e:
+            print(f"mutants: {e}", file=sys.stderr)
+            return 2
+        by_file = {tests: [each for each in mutants if each.tests == tests] for tests in {m.tests for m in mutants}}
+        wrong = dict(zip(by_file, pool.map(lambda each: try_unchanged(trees, each), by_file.values()), strict=True))
+        for said in filter(None, wrong.values()):
+            print(said, flush=True)
+        left = [mutant for mutant in mutants if not wrong[mutant.tests]]
+        survivors, broken = 0, len(mutants) - len(left)
+        width = max(len(mutant.name) for mutant in mutants)
+        for mutant, found in zip(left, pool.map(lambda mutant: try_mutant(trees, mutant), left), strict=True):
+            if found.code == 0:
+                survivors, said = survivors + 1, f"SURVIVES {mutant.tests}"
+            elif found.code == 1 and found.failed:
+                said = found.failed
+            else:
+                broken, said = broken + 1, f"BROKEN, exit code {found.code}\n{found.output}"
+            print(f"{mutant.name:{width}}  {found.seconds:5.1f} s  {said}", flush=True)
+    print(f"{len(mutants)} mutants: {survivors} survive, {broken} could not be judged")
+    return 1 if survivors or broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
