@@ -206,9 +206,7 @@ class WinogradConv(Layer):
 @functools.partial(jax.jit, static_argnums=5)  # a network repeats its shapes: each is traced once
 def normalised(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     """Batch normalisation by given statistics."""
-    mean, factor, bias = (
-        lax.broadcast_to_rank(v, x.ndim) for v in (mean, lax.rsqrt(var + epsilon) * scale, bias)
-    )
+    mean, factor, bias = (lax.broadcast_to_rank(v, x.ndim) for v in (mean, lax.rsqrt(var + epsilon) * scale, bias))
     return (x - mean) * factor + bias
 
 

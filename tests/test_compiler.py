@@ -10,6 +10,7 @@ import pytest
 
 from fzoo import compiler
 
+
 def test_options_that_this_jaxlib_does_not_know():
     assert compiler.known_options({"xla_no_such_option": True}) == {}
     assert compiler.known_options({"xla_backend_optimization_level": 0}) == {"xla_backend_optimization_level": 0}

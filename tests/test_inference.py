@@ -149,7 +149,7 @@ def test_bfloat16(small, images):
     assert fzoo.features(half, variables, images, "conv_pw_9")["conv_pw_9"].dtype == jnp.bfloat16
     found = fzoo.predict(half, variables, images)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, fzoo.predict(module, variables, images), atol=0.02)
+    np.testing.assert_allclose(found, fzoo.predict(module, variables, images), atol=0.1)
 
 
 def test_random_variables_are_keras_initialisers():

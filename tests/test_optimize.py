@@ -15,12 +15,15 @@ def small():
     return network("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
 
 
-def test_kernels_prepared_for_winograd_give_the_same():
+@pytest.mark.parametrize(
+    ("blocks", "tiles"), [((1, 2, 1, 1), 4), pytest.param((3, 4, 6, 3), 13, marks=pytest.mark.slow)], ids=str
+)
+def test_kernels_prepared_for_winograd_give_the_same(blocks, tiles):
     """At the size that the network was optimised for, and at another, where some tiles are larger than the image."""
-    module, variables = network("ResNet50", include_top=False, pooling="avg", input_shape=(64, 64, 3))
+    module, variables = network("ResNet50", include_top=False, pooling="avg", input_shape=(64, 64, 3), blocks=blocks)
     module = module.clone(input_shape=None)
     fast, prepared = fzoo.optimize_for_inference(module, variables)
-    assert fast.prepared and len(fast.prepared.tiles) == 13
+    assert fast.prepared and len(fast.prepared.tiles) == tiles
     for size in ((3, 112, 96, 3), (1, 37, 61, 3)):
         images = random_images(size)
         expected = np.asarray(fzoo.predict(module, variables, images))
@@ -53,7 +56,7 @@ def test_kernels_and_computation_in_bfloat16(small):
     assert fzoo.features(fast, prepared, images, "conv_pw_3_relu")["conv_pw_3_relu"].dtype == jnp.bfloat16
     found = fzoo.predict(fast, prepared, images)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, fzoo.predict(module, variables, images), atol=0.03)
+    np.testing.assert_allclose(found, fzoo.predict(module, variables, images), atol=0.1)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.2)], ids=["float32", "bfloat16"])
