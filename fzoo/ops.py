@@ -329,11 +329,11 @@ def _spread_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Ar
     return spread(values, like), lax.platform_dependent(dvalues, like, cpu=_spread, default=_broadcast)
 
 
-def _broadcast(values: Array, like: Array) -> Array:
+def _broadcast(values: Any, like: Any) -> Array:
     return jnp.broadcast_to(values, like.shape)
 
 
-def _spread(values: Array, like: Array) -> Array:
+def _spread(values: Any, like: Any) -> Array:
     ones = jnp.ones((like.size // like.shape[-1], 1), values.dtype)
     return (ones @ values[None]).reshape(like.shape)
 

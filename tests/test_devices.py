@@ -10,10 +10,7 @@ import pytest
 
 from fzoo import devices
 
-EIGHT = {
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
-    "JAX_PLATFORMS": "cpu",
-}
+EIGHT = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
 
 
 def run(script, *args, **env):
