@@ -89,7 +89,7 @@ def grad_cam(
     module: Classifier,
     variables: Any,
     images: Float[Array | np.ndarray, "n h w c"],
-    classes: Sequence[int] | Int[Array, " k"] | Int[Array, "n k"],
+    classes: Sequence[int] | Int[Array | np.ndarray, " k"] | Int[Array | np.ndarray, "n k"],
     *,
     layer: str | None = None,
 ) -> Float[Array, "n k hm wm"]:

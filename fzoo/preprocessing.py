@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from numbers import Integral, Real
@@ -37,7 +38,7 @@ _TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load_image(
-    path: str | os.PathLike | BinaryIO,
+    path: str | os.PathLike | BinaryIO | io.BytesIO,
     size: int | tuple[int, int] | None = None,
     interpolation: str = "nearest",
     *,
@@ -83,7 +84,7 @@ def check_size(size: Any) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def open_image(path: str | os.PathLike | BinaryIO) -> Image.Image:
+def open_image(path: str | os.PathLike | BinaryIO | io.BytesIO) -> Image.Image:
     """An image in RGB, at its own size; raises as `load_image` does."""
     if isinstance(path, (str, os.PathLike)):
         path = Path(path)

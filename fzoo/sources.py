@@ -11,7 +11,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 #: What a file must end in to be taken from a folder or an archive, where other files lie beside images.
 IMAGES = (
@@ -172,7 +172,7 @@ class Opener:
         self.path = ""
         self.file: gzip.GzipFile | None = None
 
-    def prepare(self, source: Source) -> Source | BinaryIO:
+    def prepare(self, source: Source) -> Source | io.BytesIO:
         """What `opened` needs to go on, in any thread; to be called in the order of `find`.
 
         Raises:
@@ -193,7 +193,7 @@ class Opener:
         self.path, self.file = "", None
 
 
-def opened(source: Source | BinaryIO) -> str | BinaryIO:
+def opened(source: Source | io.BytesIO) -> str | io.BytesIO:
     """What `load_image` takes.
 
     Raises:
@@ -207,7 +207,7 @@ def opened(source: Source | BinaryIO) -> str | BinaryIO:
         return read(file, source)
 
 
-def read(file: BinaryIO | gzip.GzipFile, source: Source) -> io.BytesIO:
+def read(file: io.BufferedIOBase, source: Source) -> io.BytesIO:
     """A member of an archive, in memory, under its name."""
     if source.size > MAX_MEMBER:
         raise ValueError(f"cannot read the image {source.name}: it has more than {MAX_MEMBER:,} bytes")

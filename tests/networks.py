@@ -18,8 +18,9 @@ from fzoo.layers import Classifier, trace
 
 #: How much outputs must differ, between two images and between two classes: a share of the largest magnitude.
 LEAST_DIFFERENCE = 0.05
-#: What is added to the biases of BNs: where most of a ReLU's inputs are above zero, differences do not grow from layer to
-#: layer until rounding is all there is.
+
+#: What is added to the biases of BNs: where most of a ReLU's inputs are above zero, differences do not grow from layer
+#: to layer until rounding is all there is.
 ABOVE_ZERO = np.float32(1)
 
 #: Each family with as few layers and channels as its options allow, but with whatever repeats in it, and the side of

@@ -1,5 +1,6 @@
-"""Meshes of devices: 8 virtual ones in a process of its own."""
+"""Meshes of devices: the two of this process, and 8 virtual ones in a process of its own."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -10,10 +11,7 @@ import pytest
 
 from fzoo import devices
 
-EIGHT = {
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
-    "JAX_PLATFORMS": "cpu",
-}
+EIGHT = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
 
 
 def run(script, *args, **env):
@@ -28,29 +26,47 @@ def run(script, *args, **env):
     return done.stdout
 
 
-def test_eight_devices():
+def where_it_is(given, count):
     """Which part is where, and that what is there stays."""
-    script = """
-import jax, numpy as np
-from fzoo import devices
-for count, given in ((8, None), (4, 4), (2, jax.devices()[3:5])):
     mesh = devices.mesh(given)
+    assert mesh.axis_names == ("batch",)
     x = np.arange(16.0).reshape(16, 1)
     tree = devices.replicate({"x": x}, mesh)
     assert devices.replicate(tree, mesh) is tree
     assert [s.data.shape for s in tree["x"].addressable_shards] == [(16, 1)] * count
-    for part, where in zip(devices.shard((x,), mesh)[0].addressable_shards, mesh.devices, strict=True):
+    (whole,) = devices.shard((x,), mesh)
+    np.testing.assert_array_equal(whole, x)
+    for part, where in zip(whole.addressable_shards, mesh.devices, strict=True):
         start = part.index[0].start or 0
         assert part.device == where and part.data.shape == (16 // count, 1)
         np.testing.assert_array_equal(part.data, x[start : start + 16 // count])
-print(mesh.devices.tolist())
+    return mesh.devices.tolist()
+
+
+def test_two_devices():
+    first, second = jax.local_devices()
+    assert where_it_is(None, 2) == where_it_is(2, 2) == [first, second]
+    assert where_it_is(1, 1) == [first]
+    assert where_it_is([second], 1) == [second]
+    assert where_it_is([second, first], 2) == [second, first]
+
+
+@pytest.mark.slow
+def test_eight_devices():
+    script = f"""
+import jax, numpy as np
+from fzoo import devices
+{inspect.getsource(where_it_is)}
+for count, given in ((8, None), (4, 4), (2, jax.devices()[3:5])):
+    found = where_it_is(given, count)
+print(found)
 """
     assert run(script, **EIGHT) == "[CpuDevice(id=3), CpuDevice(id=4)]\n"
 
 
 def test_one_device():
-    mesh = devices.mesh()
-    assert mesh.axis_names == ("batch",) and list(mesh.devices) == jax.local_devices()
+    mesh = devices.mesh(1)
+    assert list(mesh.devices) == jax.local_devices()[:1]
     np.testing.assert_array_equal(devices.shard(np.arange(3), mesh), np.arange(3))
 
 
@@ -66,7 +82,8 @@ def test_a_place_that_is_none(where):
         devices.start_distributed(where)
 
 
-def test_no_cluster_manager():
+@pytest.mark.slow
+def test_no_cluster_manager_in_a_process():
     script = """
 from fzoo import devices
 try:
@@ -75,3 +92,12 @@ except ValueError as e:
     print(e)
 """
     assert "HOST:PORT,PROCESS,COUNT says it" in run(script, JAX_PLATFORMS="cpu")
+
+
+def test_no_cluster_manager(monkeypatch):
+    def initialize(**options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match=r"should be defined\. HOST:PORT,PROCESS,COUNT says it"):
+        devices.start_distributed()

@@ -5,9 +5,17 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
+from networks import network
 from PIL import Image
-from reference import assert_close, keras_model, random_images, save_weights_only, variables_of
-from test_cli import run
+from reference import (
+    COMPILER_OPTIONS,
+    assert_close,
+    keras_model,
+    outputs,
+    random_images,
+    save_weights_only,
+    variables_of,
+)
 
 import fzoo
 from fzoo.explain import HEAT, map_layer
@@ -19,7 +27,8 @@ CLASSES = np.array([[6, 0], [2, 5]])
 def keras_grad_cam(model, images, layer):
     """By the paper, through Keras's own layers: the network cut in two."""
     middle = model.get_layer(layer).output
-    activation = jnp.asarray(keras.Model(model.input, middle)(images))
+    activation = outputs(model, images, [layer])[layer]
+    assert float(jnp.ptp(activation, axis=0).max()) > 0.1
     rest = keras.Model(middle, model.output)
     trainable, fixed = ([v.value for v in each] for each in (rest.trainable_variables, rest.non_trainable_variables))
 
@@ -27,9 +36,9 @@ def keras_grad_cam(model, images, layer):
         (logits,) = jax.tree.leaves(rest.stateless_call(trainable, fixed, activation, training=False)[0])
         return jnp.take_along_axis(logits, i[:, None], 1).sum()
 
-    maps = []
+    maps, gradient = [], jax.jit(jax.grad(score), compiler_options=COMPILER_OPTIONS)
     for i in CLASSES.T:
-        weights = jax.grad(score)(activation, i).mean((1, 2))
+        weights = gradient(activation, i).mean((1, 2))
         maps.append(jnp.maximum((activation * weights[:, None, None]).sum(-1), 0))
     return np.stack(maps, 1)
 
@@ -45,7 +54,7 @@ def test_against_keras(name, alpha, last, inner):
     model = keras_model(name, alpha=alpha, classifier_activation=None, **SIZE)
     module, variables = fzoo.create(name, alpha=alpha, **SIZE), variables_of(model)  # which has a softmax
     images = random_images((2, 64, 64, 3))
-    for layer in (last, inner):
+    for layer in (inner, last):
         theirs = keras_grad_cam(model, images, layer)
         cam = jax.jit(lambda v, x, c, layer=layer: fzoo.grad_cam(module, v, x, c, layer=layer))
         assert_close(cam(variables, images, CLASSES), theirs, layer)
@@ -58,11 +67,8 @@ def test_against_keras(name, alpha, last, inner):
     p = np.asarray(fzoo.predict(module, variables, images))
     np.testing.assert_array_equal(top.classes, np.argsort(-p, 1)[:, :2])
     np.testing.assert_allclose(top.probabilities, -np.sort(-p, 1)[:, :2], rtol=1e-5)
-    assert_close(top.heat, np.asarray(cam_of(module, variables, images, top.classes)), "of the likeliest")
-
-
-def cam_of(module, variables, images, classes):
-    return jax.jit(lambda v, x, c: fzoo.grad_cam(module, v, x, c))(variables, images, classes)
+    assert map_layer(module, None).name == last
+    assert_close(top.heat, np.asarray(cam(variables, images, top.classes)), "of the likeliest")
 
 
 def test_the_layer_by_default():
@@ -71,9 +77,10 @@ def test_the_layer_by_default():
     assert map_layer(fzoo.create("MobileNetV3Small"), None).name == "activation_17"  # not a squeeze's
 
 
+@pytest.mark.wrong_types
 def test_what_can_not_be_explained():
     options = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 7}
-    module, variables = fzoo.load("MobileNet", weights=None, rng=jax.random.key(0), **options)
+    module, variables = network("MobileNet", **options)
     images = random_images((2, 32, 32, 3))
 
     def message(function=fzoo.grad_cam, module=module, variables=variables, classes=(1,), **keywords):
@@ -114,16 +121,20 @@ def test_feature_sheet():
     assert (sheet[18:, :12] == 0).all() and (sheet[18:, 12:] == 255).all()  # the dead one is last
     one = np.asarray(fzoo.feature_sheet(activation[..., 1:3], channels=1, tile=4))
     np.testing.assert_array_equal(one, 255 * activation[..., 2] / 5)
+
+
+@pytest.mark.wrong_types
+def test_a_feature_sheet_of_one_map():
     with pytest.raises(ValueError, match=r"\(1, 4, 6, 5\) given"):
-        fzoo.feature_sheet(activation[None])
+        fzoo.feature_sheet(np.zeros((1, 4, 6, 5), np.float32))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explain")
     save_weights_only(keras_model("MobileNet", alpha=0.25, **SIZE), folder / "weights.h5")
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    Image.fromarray(pixels).save(folder / "a.png")
+    (pixels,) = random_images((1, 90, 120, 3), pixels=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(folder / "a.png")
     (folder / "labels.txt").write_text("ant\nbee\ncat\ndog\neel\nfox\ngnu\n")
     return folder
 
@@ -131,12 +142,13 @@ def folder(tmp_path_factory):
 OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "64", "--classes", "7", "-w", "weights.h5", "--no-cache"]
 
 
-def test_command(folder, monkeypatch):
+def test_command(folder, monkeypatch, command_line):
     monkeypatch.chdir(folder)
     options = [*OPTIONS, "--labels", "labels.txt", "--layer", "conv_pw_6_relu"]
-    done = run("explain", "a.png", *options, "--class", "Eel", "--class", "2", "--out", "cam.png", "--sheet", "s.png")
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    options += ["--class", "Eel", "--class", "2", "--out", "cam.png", "--sheet", "s.png"]
+    code, output, errors = command_line("explain", "a.png", *options)
+    assert (code, errors) == (0, [])
+    rows = [line.split("\t") for line in output]
     assert [row[:3] for row in rows] == [
         ["cam.png", "-", "eel"],
         ["cam.png", "-", "cat"],

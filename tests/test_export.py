@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import COMPILER_OPTIONS, FAMILIES, assert_close, by_model
-from test_composition import SMALL, SMALLEST
+from hurry import COMPILER_OPTIONS
+from networks import SMALL, assert_alive, images_for, network, random_images, random_variables, small_options
+from reference import FAMILIES, assert_close, by_model
 
 import fzoo
 from fzoo import ops
@@ -23,30 +24,14 @@ ALL = ("cpu", "cuda", "tpu")
 SAFE = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
-def randomised(variables, seed=0):
-    """With BNs that do something, and kernels that keep activations alive."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        key = path[-1].key
-        if key in ("scale", "var", "gamma"):
-            return rng.uniform(0.5, 1.5, leaf.shape).astype("f")
-        if key == "kernel" and leaf.ndim == 4:
-            return rng.normal(0, np.sqrt(1.5 / np.prod(leaf.shape[:-1])), leaf.shape).astype("f")
-        return rng.normal(size=leaf.shape).astype("f") * 0.1 if key in ("bias", "mean") else leaf
-
-    return jax.tree_util.tree_map_with_path(draw, variables)
-
-
 @pytest.fixture(scope="module")
 def small():
-    module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, classes=5, input_shape=(32, 32, 3))
-    return module, randomised(variables)
+    return network("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
 
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(1).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    return random_images((3, 32, 32, 3))
 
 
 def read(path, **options):
@@ -66,18 +51,17 @@ def lowered(module, variables, images, **options):
     return out.shape[1:]
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES, quick=("ConvNeXtTiny", "MobileNetV2", "ResNet50", "VGG16")))
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=("MobileNetV2", "VGG16")))
 def test_every_family_for_all_platforms_and_any_batch(name):
     """At its default size."""
     module = fzoo.create(name)
     assert lowered(module, trace(module).variables, module.example_shape) == (1000,)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", by_model(SMALL, quick=("MobileNetV3Small", "ResNet50V2")))
 def test_every_family_optimized(name):
-    size = max(fzoo.spec(name).min_size, 40)
-    options = {"include_top": False, "pooling": "avg", "input_shape": (size, size, 3), **SMALLEST[name]}
-    module, variables = fzoo.optimize_for_inference(*fzoo.load(name, weights=None, **options))
+    module = fzoo.create(name, **small_options(name))
+    module, variables = fzoo.optimize_for_inference(module, random_variables(module, statistics={}))
     assert lowered(module, variables, module.example_shape) == trace(module).nodes[-1].shape
 
 
@@ -96,7 +80,7 @@ def test_an_open_batch_is_lowered_as_one_image():
 
 
 def test_a_training_step_of_any_batch():
-    module = fzoo.create("ResNet50", include_top=False, input_shape=(32, 32, 3), **SMALLEST["ResNet50"])
+    module = fzoo.create("ResNet50", include_top=False, input_shape=(32, 32, 3), blocks=(1, 1, 1, 1))
     variables = trace(module).variables
 
     def loss(variables, images):
@@ -131,9 +115,8 @@ def test_a_file_gives_what_predict_gives(small, images, optimized, tmp_path):
 def test_every_file_gives_what_predict_gives(name, optimized, tmp_path):
     size = fzoo.spec(name).min_size
     options = {"input_shape": (size, size, 3), "classes": 10, "classifier_activation": None}
-    module, variables = fzoo.load(name, weights=None, **options)
-    variables = randomised(variables)
-    images = np.random.default_rng(1).normal(size=(3, size, size, 3)).astype(np.float32)
+    module, variables = network(name, **options)
+    images = images_for(module, 3)
     expected = np.asarray(fzoo.predict(module, variables, images))
     if optimized:
         module, variables = fzoo.optimize_for_inference(module, variables)
@@ -146,18 +129,21 @@ def test_every_file_gives_what_predict_gives(name, optimized, tmp_path):
 def test_kernels_prepared_for_winograd_in_a_file(images, tmp_path):
     """Which are in it where it is made for CPUs, and not where it is made for others."""
     options = {"include_top": False, "pooling": "avg", "input_shape": (32, 32, 3), "convs": (1, 1, 1, 1, 1)}
-    module, variables = fzoo.load("VGG16", weights=None, **options)
+    module = fzoo.create("VGG16", **options)
+    variables = random_variables(module, statistics={})
+    expected = np.asarray(fzoo.predict(module, variables, images))
+    assert_alive(expected)
     fast, prepared = fzoo.optimize_for_inference(module, variables, platform="cpu")
     assert fast.prepared and fast.prepared.tiles
     other = fzoo.optimize_for_inference(module, variables, platform="cuda")[0].prepared
     assert other and not other.tiles
     fzoo.export(fast, prepared, tmp_path / "net.stablehlo", platforms="cpu")
     call = read(tmp_path / "net.stablehlo", **COMPILER_OPTIONS)
-    assert_close(call(images), np.asarray(fzoo.predict(module, variables, images)), "Winograd")
+    assert_close(call(images), expected, "Winograd")
 
 
 def test_a_fixed_batch_of_pixels(small, tmp_path):
-    pixels = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    pixels = random_images((2, 32, 32, 3), pixels=True).astype(np.uint8)
     exported = fzoo.export(
         *small, tmp_path / "net.stablehlo", platforms=["cpu", "cpu"], batch_size=2, preprocess="MobileNet"
     )
@@ -199,23 +185,37 @@ assert not {"fzoo", "flax", "keras"} & set(sys.modules)
 """
 
 
-def test_the_command_and_a_process_without_fzoo(small, tmp_path, monkeypatch, command_line):
-    module, variables = small
+@pytest.fixture
+def from_the_command(small, tmp_path, monkeypatch, command_line):
+    """(pixels, what comes out); in the folder with net.stablehlo, of the network behind its preprocessing."""
     monkeypatch.chdir(tmp_path)
-    fzoo.save_keras_weights(module, variables, "weights.weights.h5")
+    fzoo.save_keras_weights(*small, "weights.weights.h5")
     arguments = ["MobileNet", "net.stablehlo", "-w", "weights.weights.h5", "-o", "alpha=0.25", "--classes", "5"]
     code, (row,), _ = command_line("export", *arguments, "--size", "32", "--preprocess")
     cells = row.split("\t")
     assert code == 0
     assert cells[:4] == ["net.stablehlo", "uint8[batch,32,32,3]", "float32[batch,5]", "cpu, cuda, tpu"]
-    pixels = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    pixels = random_images((3, 32, 32, 3), pixels=True).astype(np.uint8)
+    return pixels, np.asarray(fzoo.predict(*small, pixels, preprocess="MobileNet"))
+
+
+def test_the_command(from_the_command):
+    pixels, expected = from_the_command
+    assert_close(read("net.stablehlo", **COMPILER_OPTIONS)(pixels), expected, "three images")
+
+
+@pytest.mark.slow
+def test_a_process_without_fzoo(from_the_command):
+    pixels, expected = from_the_command
     np.save("pixels.npy", pixels)
     subprocess.run([sys.executable, "-W", "error", "-c", FRESH], check=True, timeout=120)
-    expected = np.asarray(fzoo.predict(module, variables, pixels, preprocess="MobileNet"))
     with np.load("out.npz") as found:
         assert_close(found["one"], expected[:1], "one image")
         assert_close(found["three"], expected, "three images")
 
+
+def test_the_command_without_a_top(small, tmp_path, monkeypatch, command_line):
+    monkeypatch.chdir(tmp_path)
     fzoo.save_keras_weights(*without_top(small), "no_top.weights.h5")
     arguments = ["MobileNet", "top.stablehlo", "-w", "no_top.weights.h5", "-o", "alpha=0.25", "--size", "32"]
     code, (row,), _ = command_line(
@@ -258,6 +258,7 @@ def test_bad_arguments_of_the_command(small, arguments, message, tmp_path, monke
     assert not list(tmp_path.glob("*net.stablehlo*"))
 
 
+@pytest.mark.wrong_types
 def test_what_can_not_be_written_is_said_and_leaves_the_file(small, tmp_path, monkeypatch):
     module, variables = small
     path = tmp_path / "net.stablehlo"

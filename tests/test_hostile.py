@@ -1,7 +1,7 @@
 """Weights files from strangers: whatever is in one, loading ends in weights or in one line, in little memory and time.
 
 Files are loaded in a process of its own, with a limit on memory and on time, so that a crash or a hang of the HDF5
-library is an outcome as any other. `FZOO_FUZZ=100000 pytest tests/test_hostile.py -k mutated` tries that many files.
+library is an outcome as any other. `FZOO_FUZZ=100000 pytest -m slow tests/test_hostile.py -k mutated` tries that many.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from fzoo.weights.mapping import slots
 #: 50 kB. Seconds are far more than a busy machine needs.
 MEMORY, SECONDS, WARM = 512 << 20, 30, 5
 
-#: Files of a run, unless `FZOO_FUZZ` says another number.
-MUTATIONS = 4000
+#: Files of a run, and of a slow one, unless `FZOO_FUZZ` says another number.
+MUTATIONS, MANY_MUTATIONS = 400, 4000
 
 #: A run is split for the processes of pytest; not by a divisor of the number of layouts, 7, which take turns.
 PARTS = 4
@@ -791,10 +791,20 @@ def run(originals: dict[str, Path], loader: Loader, folder: Path, seed: int, num
     return outcomes
 
 
+def test_mutated_files(originals, loader, tmp_path):
+    assert_none_wrong(originals, loader, tmp_path, range(MUTATIONS))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("part", range(PARTS))
-def test_mutated_files(originals, loader, tmp_path, part):
-    count, seed = int(os.environ.get("FZOO_FUZZ", MUTATIONS)), int(os.environ.get("FZOO_FUZZ_SEED", 0))
-    outcomes = run(originals, loader, tmp_path, seed, range(part, count, PARTS))
+def test_many_mutated_files(originals, loader, tmp_path, part):
+    count = int(os.environ.get("FZOO_FUZZ", MANY_MUTATIONS))
+    assert_none_wrong(originals, loader, tmp_path, range(part, count, PARTS))
+
+
+def assert_none_wrong(originals: dict[str, Path], loader: Loader, folder: Path, numbers: range) -> None:
+    outcomes = run(originals, loader, folder, int(os.environ.get("FZOO_FUZZ_SEED", 0)), numbers)
     for result, times in Counter(outcome.split(": ", 1)[1] for _, outcome in outcomes).items():
         print(f"{times:7} {result}")
     wrong = [f"{i}: {outcome}" for i, outcome in outcomes if "WRONG" in outcome or "DIED" in outcome]

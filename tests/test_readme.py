@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ import jax.export
 import keras
 import numpy as np
 import pytest
+from networks import random_images, random_variables
 from PIL import Image
+from reference import build
 
 import fzoo
 from fzoo import demo
@@ -54,16 +57,32 @@ def random_weights(folder: Path, url: str) -> Path:
     """A Keras file for the model that the URL is of."""
     path = folder / url.rsplit("/", 1)[1]
     (name,) = [n for n in fzoo.list_models() if any(f.url == url for f in fzoo.spec(n).weight_files)]
-    module, variables = fzoo.load(name, weights=None, include_top="notop" not in url)
-    fzoo.save_keras_weights(module, variables, path)
+    module = fzoo.create(name, include_top="notop" not in url)
+    fzoo.save_keras_weights(module, random_variables(module, statistics={}), path)
     return path
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: re.search(r'load\("(\w+)"', block)[1])
+#: The recipes that take least; those with the other networks are slow.
+QUICK = ("VGG16", "VGG19", "ResNet50")
+
+
+def recipes() -> list[Any]:
+    """The blocks of Python, by the model that each loads."""
+    return [
+        pytest.param(
+            block,
+            id=re.search(r'load\("(\w+)"', block)[1],
+            marks=[] if any(name in block for name in QUICK) else [pytest.mark.slow],
+        )
+        for block in blocks("python")
+    ]
+
+
+@pytest.mark.parametrize("block", recipes())
 def test_recipe(block, tmp_path, monkeypatch, offline):
     """As it stands, but for the download: files of random weights stand in for the published ones."""
-    noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "parrot.jpg")
+    (pixels,) = random_images((1, 150, 200, 3), pixels=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "parrot.jpg")
     index = {str(i): [f"n{i:08d}", f"label_{i}"] for i in range(1000)}
     (offline / "imagenet_class_index.json").write_text(json.dumps(index))
     monkeypatch.setattr("fzoo.registry.fetch", lambda url, *rest: random_weights(tmp_path, url))
@@ -101,32 +120,68 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("epochs", "least"), [pytest.param("", 0.95, marks=pytest.mark.slow), (" --epochs 6", 0.8)])
-def test_newcomers_path(tmp_path, epochs, least):
-    """The demo: real digits, trained, saved for Keras, read back by both; as the README runs it, or shorter."""
-    first, second, _, commands, conversions = blocks("sh")
-    extras = [re.match(INSTALL, block)[1] for block in (first, second)]
-    assert extras == ["demo", "test"]
-    assert re.sub(INSTALL, "", second).strip() == "pytest"
-    said = run(re.sub(INSTALL, "", first).strip() + epochs, tmp_path)
-    accuracy = float(re.search(r"accuracy on held-out digits +([\d.]+)%", said)[1]) / 100
-    assert accuracy >= least
+def commands(block: str) -> list[list[str]]:
+    return [shlex.split(line) for line in block.splitlines() if line.startswith("fzoo ")]
 
-    keras.utils.clear_session()
-    model = keras.applications.MobileNet(weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=10)
-    model.load_weights(tmp_path / "digits" / "mobilenet_digits.h5")
+
+def test_the_commands_are_known(command_line):
+    """With their options; the slow tests run them."""
+    first, second, *rest = blocks("sh")
+    assert [re.match(INSTALL, block)[1] for block in (first, second)] == ["demo", "test"]
+    assert re.sub(INSTALL, "", second).strip() == "pytest"
+    found = commands("\n".join([re.sub(INSTALL, "", first), *rest]))
+    assert {command[1] for command in found} >= {"demo", "finetune", "evaluate", "classify", "features", "convert"}
+    for _, *arguments in found:
+        code, output, errors = command_line(*arguments, "--help")
+        assert (code, errors) == (0, []) and f"fzoo {arguments[0]} " in "".join(output[:3])
+
+
+def read_back(folder: Path, accuracy: float) -> tuple[Any, np.ndarray, np.ndarray]:
+    """What Keras reads from the demo's files predicts as fzoo does: (Keras's network, images, its predictions)."""
+    model = build(keras.applications.MobileNet, alpha=0.25, input_shape=(32, 32, 3), classes=10)
+    model.load_weights(folder / "mobilenet_digits.h5")
     digits = demo.load_digits()
     images = fzoo.preprocess_input(digits.test_images, "MobileNet")
     theirs = model.predict(images, verbose=0)
+    assert np.ptp(theirs, 0).max() > 0.1
     assert np.mean(theirs.argmax(1) == digits.test_labels) == pytest.approx(accuracy, abs=5e-4)
     options = {"alpha": 0.25, "classes": 10, "input_shape": (32, 32, 3)}
-    module, variables = fzoo.load("MobileNet", weights=tmp_path / "digits" / "mobilenet_digits.h5", **options)
+    module, variables = fzoo.load("MobileNet", weights=folder / "mobilenet_digits.h5", **options)
     np.testing.assert_allclose(fzoo.predict(module, variables, images), theirs, atol=1e-4)
-
-    sheet = np.asarray(Image.open(tmp_path / "digits" / "digits.png"))
+    sheet = np.asarray(Image.open(folder / "digits.png"))
     assert sheet.shape[1] > 600 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100
+    return model, images, theirs
 
-    said = run(commands, tmp_path)
+
+def accuracy_in(said: str) -> float:
+    return float(re.search(r"accuracy on held-out digits +([\d.]+)%", said)[1]) / 100
+
+
+def test_the_demo(tmp_path, monkeypatch, command_line):
+    """On some of the digits, in small batches: it learns, is saved for Keras, and read back by both."""
+    digits = demo.load_digits()
+    few = digits._replace(train_images=digits.train_images[:320], train_labels=digits.train_labels[:320])
+    monkeypatch.setattr(demo, "load_digits", lambda seed=0: few)
+    monkeypatch.setattr(demo, "train", functools.partial(demo.train, batch_size=8))
+    code, output, errors = command_line("demo", "--out", tmp_path, "--epochs", "3")
+    assert (code, errors) == (0, [])
+    said = "\n".join(output)
+    first, _, last = map(float, re.findall(r"loss ([\d.]+)", said))
+    accuracy = accuracy_in(said)
+    assert last < 0.8 * first and accuracy > 0.2
+    read_back(tmp_path, accuracy)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_newcomers_path(tmp_path):
+    """As a user does it, with the commands that come after the demo."""
+    first, _, _, shown, conversions = blocks("sh")
+    accuracy = accuracy_in(run(re.sub(INSTALL, "", first).strip(), tmp_path))
+    assert accuracy >= 0.95
+    model, images, theirs = read_back(tmp_path / "digits", accuracy)
+
+    said = run(shown, tmp_path)
     assert "\t7\t" in said.split("digit_7.png")[1].splitlines()[0]
     assert (tmp_path / "digits" / "features.npz").is_file()
 
@@ -138,6 +193,7 @@ def test_newcomers_path(tmp_path, epochs, least):
     np.testing.assert_allclose(program.call(images[:5]), theirs[:5], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fine_tuning_commands(tmp_path):
     """On a few images of noise, dark and bright."""
     rng = np.random.default_rng(0)

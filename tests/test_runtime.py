@@ -1,48 +1,68 @@
-"""Settings of a process, each in a process of its own."""
+"""Settings of a process, most in a process of their own."""
 
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from networks import images_for, network
 
 import fzoo
 
 SCRIPT = """
+import sys
 import jax, numpy as np, fzoo
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
 {setup}
-module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, classes=3, input_shape=(32, 32, 3))
-print(np.asarray(fzoo.predict(module, variables, np.ones((2, 32, 32, 3), np.float32))).tobytes().hex())
+module = fzoo.create("MobileNet", alpha=0.25, classes=3, input_shape=(32, 32, 3))
+variables, images = fzoo.load_keras_weights(module, sys.argv[1]), np.load(sys.argv[2])
+print(np.asarray(fzoo.predict(module, variables, images)).tobytes().hex())
 print(found.count("/jax/compilation_cache/cache_hits"), found.count("/jax/compilation_cache/cache_misses"))
 """
 
 
-def run(setup, home):
+@pytest.fixture(scope="module")
+def alive(tmp_path_factory):
+    """(a file of weights, one of images, what comes out)."""
+    module, variables = network("MobileNet", alpha=0.25, classes=3, input_shape=(32, 32, 3))
+    folder, images = tmp_path_factory.mktemp("runtime"), images_for(module, 2)
+    fzoo.save_keras_weights(module, variables, folder / "weights.h5")
+    np.save(folder / "images.npy", images)
+    return folder / "weights.h5", folder / "images.npy", np.asarray(fzoo.predict(module, variables, images))
+
+
+def run(setup, home, alive):
+    """What comes out, and how often a compiled program was found, and not found, in the cache."""
+    weights, images, expected = alive
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT.format(setup=setup)],
-        env={**os.environ, "XDG_CACHE_HOME": str(home)},
+        [sys.executable, "-W", "error", "-c", SCRIPT.format(setup=setup), weights, images],
+        env={**{k: v for k, v in os.environ.items() if not k.startswith("JAX_")}, "XDG_CACHE_HOME": str(home)},
         capture_output=True,
         text=True,
         check=True,
     )
     assert done.stderr == ""
     result, counts = done.stdout.split("\n", 1)
+    found = np.frombuffer(bytes.fromhex(result), np.float32).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     return result, *map(int, counts.split())
 
 
-def test_a_second_process_compiles_nothing(tmp_path):
-    first, hits, misses = run("fzoo.enable_compilation_cache()", tmp_path)
+@pytest.mark.slow
+def test_a_second_process_compiles_nothing(tmp_path, alive):
+    first, hits, misses = run("fzoo.enable_compilation_cache()", tmp_path, alive)
     assert hits == 0 and misses > 0
     assert any((tmp_path / "fzoo" / "xla").iterdir())
-    second, hits, missed = run("fzoo.enable_compilation_cache()", tmp_path)
+    second, hits, missed = run("fzoo.enable_compilation_cache()", tmp_path, alive)
     assert (hits, missed) == (misses, 0)
     assert second == first
 
 
-def test_the_library_caches_nothing_by_itself(tmp_path):
-    _, hits, misses = run("", tmp_path)
+@pytest.mark.slow
+def test_the_library_caches_nothing_by_itself(tmp_path, alive):
+    _, hits, misses = run("", tmp_path, alive)
     assert hits == misses == 0
     assert not any(tmp_path.iterdir())
 

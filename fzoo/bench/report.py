@@ -218,7 +218,7 @@ def draw_throughput(rows: Sequence[Row]) -> Any:
         return None
     models, engines = sorted({row["model"] for row in rows}), by_engine(rows)
     fig = figure(max(7.5, 0.13 * len(models) * (len(engines) + 2) + 1.5), 0.9 + 3.2 * len(panels))
-    axes = fig.subplots(len(panels), squeeze=False)[:, 0]
+    axes = list(fig.subplots(len(panels), squeeze=False)[:, 0])
     for ax, ((task, devices, batch), shown) in zip(axes, panels.items(), strict=True):
         here = by_engine(shown)
         width = 0.84 / len(here)
