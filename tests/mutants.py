@@ -1,7 +1,7 @@
 """Mutants: mistakes put into a copy of fzoo, each of which must fail a test of the file whose subject it is.
 
-`python tests/mutants.py` tries all, `python tests/mutants.py NAME ...` those whose names have one of these words in
-them. It prints which test caught which, and exits with 1 if one survives, with 2 if the text of one is not there any more.
+`python tests/mutants.py` tries all, `python tests/mutants.py WORD ...` those with one of these in their names. It prints
+which test caught which, and exits with 1 if one survives, with 2 if the text of one is not there any more.
 """
 
 from __future__ import annotations
