@@ -1,6 +1,6 @@
 """Mutants: mistakes put into a copy of fzoo, each of which must fail a test of the file whose subject it is.
 
-`python tests/mutants.py` tries all, `python tests/mutants.py WORD ...` those with one of these in their names. It prints
+`python tests/mutants.py` tries all, `python tests/mutants.py WORD ...` those with one of these in their names. It says
 which test caught which, and exits with 1 if one survives, with 2 if the text of one is not there any more.
 """
 
@@ -103,7 +103,7 @@ MUTANTS = (
         "self.tapped[name] = y",
         "self.tapped[name] = inputs[0] if inputs and inputs[0].shape == y.shape else y",
         "test_models.py",
-        "every_layer and (MobileNet or DenseNet121) and not MobileNetV",
+        "every_layer and MobileNet and not MobileNetV",
     ),
     Mutant(
         "MobileNet: ReLU before BN",
@@ -111,7 +111,7 @@ MUTANTS = (
         'x = k.relu(k.batch_norm(x, name=f"conv_pw_{i}_bn"), 6, name=f"conv_pw_{i}_relu")',
         'x = k.batch_norm(k.relu(x, 6, name=f"conv_pw_{i}_relu"), name=f"conv_pw_{i}_bn")',
         "test_models.py",
-        "every_layer and (MobileNet or DenseNet121) and not MobileNetV",
+        "every_layer and MobileNet and not MobileNetV",
     ),
     Mutant(
         "DenseNet: new channels before the old",
@@ -119,7 +119,7 @@ MUTANTS = (
         "x = k.concat([x, y], room=room,",
         "x = k.concat([y, x], room=room,",
         "test_models.py",
-        "every_layer and (MobileNet or DenseNet121) and not MobileNetV",
+        "every_layer and DenseNet121",
     ),
     Mutant(
         "BN: epsilon is left out",
@@ -127,7 +127,7 @@ MUTANTS = (
         "lax.rsqrt(var + epsilon) * scale",
         "lax.rsqrt(var) * scale",
         "test_models.py",
-        "every_layer and (MobileNet or DenseNet121) and not MobileNetV",
+        "every_layer and MobileNet and not MobileNetV",
     ),
     Mutant(
         "padding before strides by the wrong parity",
