@@ -27,10 +27,11 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         config.scratch = tempfile.mkdtemp(prefix="fzoo-tests-")
         os.environ["XDG_CACHE_HOME"] = config.scratch
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{config.scratch}/xla")  # mutants.py has its own
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{config.scratch}/xla")  # mutants.py has one for all
         os.environ |= COMPILED_ONCE
         hurry = [sys.executable, str(Path(__file__).with_name("hurry.py"))]
-        flags = subprocess.run(hurry, check=True, capture_output=True, text=True).stdout
+        flags = os.environ.get("FZOO_TEST_FLAGS")  # mutants.py asks once
+        flags = flags or subprocess.run(hurry, check=True, capture_output=True, text=True).stdout
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     import jax
 

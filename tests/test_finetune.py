@@ -278,7 +278,7 @@ def test_gradients_are_keras(backbone):
     module = fzoo.create("MobileNet", alpha=0.25, include_top=False, input_shape=(32, 32, 3))
     variables = fzoo.load_keras_weights(module, file)
     rng = np.random.default_rng(0)
-    images, weights = rng.uniform(-1, 1, (16, 32, 32, 3)).astype(np.float32), rng.normal(size=(16, 1, 1, 256))
+    images, weights = random_images((16, 32, 32, 3)), rng.normal(size=(16, 1, 1, 256))
 
     def ours(params):
         tree = {"params": params, "batch_stats": variables["batch_stats"]}
