@@ -8,12 +8,12 @@ fzoo compiles with on CPU, "XLA + YNNPACK" with JAX's defaults. The way that `fz
 
 from __future__ import annotations
 
+import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable
 
 import jax
-import jaxlib
 import numpy as np
 from jax import lax
 
@@ -117,7 +117,7 @@ def measure(conv: ops.Convolution, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """Print a Markdown table, under a line that names the kind of processor."""
-    print(f"Processor: {', '.join(instruction_sets())}; jaxlib {jaxlib.__version__}\n")
+    print(f"Processor: {', '.join(instruction_sets())}; jaxlib {importlib.metadata.version('jaxlib')}\n")
     print("| images | input | kernel | stride | groups | " + " | ".join(WAYS) + " |")
     print("|" + "-|" * (5 + len(WAYS)))
     for height, inputs, outputs, kernel, stride, groups in SHAPES:

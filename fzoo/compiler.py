@@ -7,12 +7,12 @@ unknown option. So every option is asked for here first.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 #: Which operations XLA:CPU hands to YNNPACK.
@@ -71,7 +71,7 @@ def sum_protection() -> str:
     if sums_rightly(known_options({YNN_FUSIONS: ""})):
         return "in force"
     raise ImportError(
-        f"jaxlib {jaxlib.__version__} sums wrongly on a CPU (jax issue 39103), and without the option that prevented "
+        f"jaxlib {importlib.metadata.version('jaxlib')} sums wrongly on a CPU (jax issue 39103), and without the option that prevented "
         "it: another version expected"
     )
 

@@ -338,7 +338,7 @@ class Layers:
         self._prepared = prepared or Prepared()
         self._tiles = dict(self._prepared.tiles)
         self._numbers: Counter[str] = Counter()
-        self._growing: tuple[Array | None, Array | None] = None, None  # a concatenation, and the buffer it begins
+        self._growing: tuple[Array, Array] | None = None  # a concatenation, and the buffer that it is the beginning of
         self._producer: dict[int, tuple[str, Array]] = {}  # by id; the array is kept so that the id stays its own
         self._conv = functools.partial(
             Conv,
@@ -553,8 +553,7 @@ class Layers:
         if mean is None or variance is None:
             y = Normalization(name=name)(wide)
         else:
-            mean, deviation = of_channels(mean, x), np.sqrt(of_channels(variance, x))
-            y = (wide - mean) / deviation
+            y = (wide - of_channels(mean, x)) / np.sqrt(of_channels(variance, x))
         return self._note("Normalization", name, [x], y.astype(x.dtype))
 
     def sequential(self, x: Array, layers: Callable[[Layers, Array], Array], *, name: str | None = None) -> Array:
@@ -689,8 +688,9 @@ class Layers:
         if room is None or self._train:
             return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=-1))
         x, *others = xs
-        begun, buffer = self._growing
-        if begun is not x:  # a first one, or what the caller gave for the last
+        if self._growing is not None and self._growing[0] is x:
+            buffer = self._growing[1]
+        else:  # x is a first one, or what the caller gave for the last
             buffer = jnp.pad(x, (*[(0, 0)] * (x.ndim - 1), (0, room - x.shape[-1])))
         end = x.shape[-1]
         for other in others:

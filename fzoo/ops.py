@@ -64,7 +64,7 @@ class Convolution:
     ) -> Convolution:
         """From the shapes (n, h, w, c) and (kh, kw, i, o), and lax's padding."""
         (n, h, w, c), (kh, kw, _, outputs) = images, kernel
-        n = n if isinstance(n, Integral) else 1  # a symbolic dimension can't be compared
+        n = int(n) if isinstance(n, Integral) else 1  # a symbolic dimension can't be compared
         down, right = (int(s) for s in strides)
         if isinstance(padding, str):
             padding = lax.padtype_to_pads((h, w), (kh, kw), (down, right), padding)

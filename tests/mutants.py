@@ -203,10 +203,10 @@ MUTANTS = (
     Mutant(
         "given: dense blocks go on from what they computed",
         "layers.py",
-        "if begun is not x:",
-        "if begun is None or begun.shape != x.shape:",
-        "test_finetune.py",
-        "within_a_dense_block",
+        "self._growing[0] is x:",
+        "self._growing[0].shape == x.shape:",
+        "test_composition.py",
+        "all_that_counts and DenseNet121",
     ),
     Mutant(
         "fine-tuning: zeros for the kept features",

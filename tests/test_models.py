@@ -126,6 +126,7 @@ def test_every_layer_of_a_small_version(name):
     for form in ("plain", "optimized"):
         if form == "optimized":
             module, variables = fzoo.optimize_for_inference(module, variables)
+            assert module.prepared
             assert len(module.prepared.folded) + len(module.prepared.scaled) == bn_like(module)
             assert dict(module.prepared.gone).keys() == theirs.keys() - set(fzoo.layer_names(module))
         found = tapped(module, variables, images, fzoo.layer_names(module))
@@ -133,6 +134,7 @@ def test_every_layer_of_a_small_version(name):
         for layer, output in found.items():
             assert_summaries_close(summarise(layer, output), theirs[layer], f"{name} {layer}, {form}")
         assert_close(found[names[-1]], stored_values()[f"{name} output"], f"{name}, {form}")
+    assert module.prepared
     for layer, instead in module.prepared.gone:
         with pytest.raises(ValueError, match=f"{layer!r} is gone: .* {instead!r}"):
             module.apply(variables, images, [layer], method="endpoints")
@@ -189,6 +191,7 @@ def test_every_layer(name):
     found = at_least_size(name)
     theirs = compare(found)
     module, variables = fzoo.optimize_for_inference(found.module, found.variables)
+    assert module.prepared
     left, gone = fzoo.layer_names(module), dict(module.prepared.gone)
     assert gone.keys() == theirs.keys() - set(left)
     assert all(name.startswith("normalization") for name in variables.get("batch_stats", {}))
