@@ -70,9 +70,10 @@ def sum_protection() -> str:
         return "not needed"
     if sums_rightly(known_options({YNN_FUSIONS: ""})):
         return "in force"
+    version = importlib.metadata.version("jaxlib")
     raise ImportError(
-        f"jaxlib {importlib.metadata.version('jaxlib')} sums wrongly on a CPU (jax issue 39103), and without the option that prevented "
-        "it: another version expected"
+        f"jaxlib {version} sums wrongly on a CPU (jax issue 39103), and without the option that prevented it: another "
+        "version expected"
     )
 
 
