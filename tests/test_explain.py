@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
-from networks import network
+from networks import random_variables
 from PIL import Image
 from reference import (
     COMPILER_OPTIONS,
@@ -80,7 +80,8 @@ def test_the_layer_by_default():
 @pytest.mark.wrong_types
 def test_what_can_not_be_explained():
     options = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 7}
-    module, variables = network("MobileNet", **options)
+    module = fzoo.create("MobileNet", **options)
+    variables = random_variables(module, statistics={})
     images = random_images((2, 32, 32, 3))
 
     def message(function=fzoo.grad_cam, module=module, variables=variables, classes=(1,), **keywords):

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from networks import images_for, network
 
 import fzoo
@@ -65,6 +67,30 @@ def test_the_library_caches_nothing_by_itself(tmp_path, alive):
     _, hits, misses = run("", tmp_path, alive)
     assert hits == misses == 0
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def restored(monkeypatch, tmp_path):
+    """An empty cache of the user's, and JAX's settings as they were, afterwards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = ("cache_dir", "min_compile_time_secs", "min_entry_size_bytes")
+    names = [f"jax_compilation_{n}" if n == "cache_dir" else f"jax_persistent_cache_{n}" for n in names]
+    before = {name: getattr(jax.config, name) for name in names}
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_what_is_compiled_is_kept(tmp_path, restored):
+    folder = fzoo.enable_compilation_cache()
+    assert folder == tmp_path / "fzoo" / "xla" and not any(folder.iterdir())
+    found = []
+    for _ in range(2):
+        assert float(jax.jit(lambda x: 3 * x + 1)(np.float32(2))) == 7
+        found.append({path.name for path in folder.iterdir() if path.name.endswith("-cache")})
+    assert len(found[0]) == 1 and found[1] == found[0]
 
 
 def test_a_file_in_the_folder_s_place(tmp_path):
