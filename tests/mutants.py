@@ -136,7 +136,7 @@ MUTANTS = (
         "even = [1 - n % 2 if",
         "even = [n % 2 if",
         "test_models.py",
-        "odd_size and MobileNetV2",
+        "test_options and MobileNetV2-options2",
     ),
     Mutant(
         "optimized: the bias from the BN is dropped",

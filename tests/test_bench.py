@@ -236,6 +236,7 @@ def test_plots_of_every_kind(tmp_path, models):
     assert report.spread([1, 1, 1.5, 9], 2) == pytest.approx([-5 / 6, 7 / 6, 19 / 6, 9])
 
 
+@pytest.mark.slow
 def test_a_training_step_learns():
     options = {"classes": 4, "input_shape": (32, 32, 3), "classifier_activation": None, "dropout": 0}
     module, variables = networks.network("MobileNet", alpha=0.25, **options)

@@ -133,7 +133,10 @@ def cuts(module: Classifier) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        *(pytest.param(*p.values, 3, marks=p.marks) for p in by_model(("MobileNetV3Small", "ResNet50"))),
+        *(
+            pytest.param(*p.values, 3, marks=p.marks)
+            for p in by_model(("MobileNetV3Small", "ResNet50"), quick=("ResNet50",))
+        ),
         *(pytest.param(*p.values, None, marks=p.marks) for p in by_model(FAMILIES, quick=("DenseNet121",))),
     ],
 )
@@ -195,6 +198,7 @@ def test_numbers_as_a_submodule(small):
     assert_close(taps["conv3_block1_concat"], np.asarray(wanted["conv3_block1_concat"]), "a tap")
 
 
+@pytest.mark.slow
 def test_numbers_under_vmap(small):
     """Over sets of weights; test_inference.py maps over images."""
     module, variables, images, expected = small

@@ -411,6 +411,7 @@ def test_features_from_within_a_dense_block():
     assert_close(above, np.asarray(whole), "from the features on")
 
 
+@pytest.mark.slow
 def test_real_photographs(real, tmp_path):
     """Parts of scikit-learn's two photographs, with real weights: the head alone tells them apart in seconds."""
     from sklearn.datasets import load_sample_images

@@ -207,7 +207,10 @@ def test_every_layer(name):
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        *(pytest.param(*p.values, small_pair, marks=p.marks, id=f"{p.values[0]}, small") for p in by_model(QUICK)),
+        *(
+            pytest.param(*p.values, small_pair, marks=p.marks, id=f"{p.values[0]}, small")
+            for p in by_model(QUICK, quick=QUICK[:1])
+        ),
         *(pytest.param(*p.values, at_least_size, marks=p.marks, id=p.values[0]) for p in by_model(CASES, quick=())),
     ],
 )
@@ -301,7 +304,7 @@ def in_layers_order(variables: dict[str, Any], model: Any, module: Classifier) -
     return {kind: {names[layer]: arrays for layer, arrays in tree.items()} for kind, tree in variables.items()}
 
 
-@pytest.mark.parametrize("name", by_model(CASES, quick=("MobileNetV2",)))
+@pytest.mark.parametrize("name", by_model(CASES, quick=()))
 def test_without_top_at_an_odd_size(name, tmp_path):
     options = {"input_shape": (*CASES[name].odd, 3), "include_top": False, "pooling": "avg"}
     found = pair(name, build(getattr(keras.applications, name), **options), options)
@@ -326,7 +329,7 @@ def slow(*values):
         ("MobileNetV2", {"alpha": 0.35, "include_top": False, "pooling": "max", "input_shape": (33, 50, 4)}),
         slow("MobileNetV2", {"alpha": 1.4, "classifier_activation": "sigmoid", "input_shape": (64, 64, 3)}),
         slow("MobileNetV2", {"include_top": False}),  # Keras builds it for an unknown size
-        ("MobileNetV3Small", {"minimalistic": True, "dropout_rate": 0.0, "input_shape": (33, 50, 3), "classes": 3}),
+        slow("MobileNetV3Small", {"minimalistic": True, "dropout_rate": 0.0, "input_shape": (33, 50, 3), "classes": 3}),
         # Of an unknown size, too.
         slow("MobileNetV3Small", {"alpha": 1.5, "include_preprocessing": False, "classes": 3}),
         slow("MobileNetV3Large", {"alpha": 0.75, "include_top": False, "pooling": "max", "input_shape": (40, 40, 4)}),
@@ -363,6 +366,7 @@ def test_nasnet_options(blocks):
     compare(pair("NASNetMobile", build(NASNet, **options), options))
 
 
+@pytest.mark.slow
 def test_convnext_options():
     """Keras's own arguments of the family."""
     options = {"depths": (1, 2, 1, 1), "projection_dims": (8, 16, 24, 32), "drop_path_rate": 0.3}
@@ -407,7 +411,7 @@ NOTHING_DROPPED = {
 }
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES, quick=("MobileNetV2",)))
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=()))
 def test_training_moves_batch_statistics_as_keras(name):
     """One call with train=True: the output, and the moving averages after it."""
     size = 2 * CASES[name].least  # BN over the last feature map's few values would amplify rounding

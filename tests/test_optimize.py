@@ -60,7 +60,7 @@ def test_kernels_and_computation_in_bfloat16(small):
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.2)], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV2"])
+@pytest.mark.parametrize("name", ["MobileNet", pytest.param("MobileNetV2", marks=pytest.mark.slow)])
 def test_real_photographs(real, name, dtype, error):
     """The same class, and probabilities within the error that the documentation states."""
     if name == "MobileNet":

@@ -157,6 +157,7 @@ def accuracy_in(said: str) -> float:
     return float(re.search(r"accuracy on held-out digits +([\d.]+)%", said)[1]) / 100
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path, monkeypatch, command_line):
     """On some of the digits, in small batches: it learns, is saved for Keras, and read back by both."""
     digits = demo.load_digits()

@@ -231,6 +231,7 @@ def test_old_names_of_resnet(tmp_path):
     assert_equal(fzoo.load_keras_weights(fzoo.create("ResNet50", **options), path), variables_of(model))
 
 
+@pytest.mark.slow
 def test_old_names_of_xception(tmp_path):
     """The published file's: "convolution2d_1", "batchnormalization_1"."""
     options = {"include_top": False, "input_shape": (71, 71, 3)}
@@ -246,6 +247,7 @@ def test_old_names_of_xception(tmp_path):
     assert_equal(fzoo.load_keras_weights(fzoo.create("Xception", **options), path), variables_of(model))
 
 
+@pytest.mark.slow
 def test_auto_numbers_from_anywhere(tmp_path):
     """A session's later models have higher numbers; in both layouts their rank is what counts."""
     options = {"input_shape": (75, 75, 3), "include_top": False}
