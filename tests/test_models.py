@@ -8,6 +8,10 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -149,6 +153,29 @@ def tapped(module: Classifier, variables: Any, images: np.ndarray, layers: list[
 
 def bn_like(module: Classifier) -> int:
     return sum(node.kind in ("BatchNormalization", "LayerScale") for node in trace(module).layers)
+
+
+AS_USERS = """
+import sys
+sys.path.insert(0, {tests!r})
+import fzoo
+from networks import images_for
+from reference import assert_close
+from stored import small_network, stored_values
+module, variables = small_network({name!r})
+images, theirs = images_for(module, 2), stored_values()["{name} output"]
+assert_close(fzoo.predict(module, variables, images), theirs, "plain")
+assert_close(fzoo.predict(*fzoo.optimize_for_inference(module, variables), images), theirs, "optimized")
+"""
+
+
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=()))
+def test_as_users_compile(name):
+    """In a process without the tests' flags: with all of XLA's optimisations, and fzoo's own options."""
+    code = AS_USERS.format(tests=str(Path(__file__).parent), name=name)
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", by_model(FAMILIES, quick=("MobileNet",)))
