@@ -55,7 +55,8 @@ def pytest_report_header():
 
 def pytest_collection_modifyitems(items):
     """The longest first, so that no worker is left with it."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    order = ("test_mutants.py", "test_readme.py")
+    items.sort(key=lambda item: order.index(item.path.name) if item.path.name in order else len(order))
 
 
 def pytest_runtest_teardown(item, nextitem):
