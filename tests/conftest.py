@@ -91,8 +91,12 @@ def command_line(monkeypatch, capsys):
 
     def run(*arguments) -> tuple[object, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", ["fzoo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
+        handler = signal.getsignal(signal.SIGTERM)  # `fzoo bench` has its own
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
         output, errors = capsys.readouterr()
         return ended.value.code, output.splitlines(), errors.splitlines()
 
