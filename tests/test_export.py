@@ -13,6 +13,7 @@ import pytest
 from hurry import COMPILER_OPTIONS
 from networks import SMALL, assert_alive, images_for, network, random_images, random_variables, small_options
 from reference import FAMILIES, assert_close, by_model
+from stored import small_network
 
 import fzoo
 from fzoo import ops
@@ -109,25 +110,18 @@ def test_a_file_gives_what_predict_gives(small, images, optimized, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimized", [False, True])
-@pytest.mark.parametrize(
-    "name", by_model(FAMILIES, quick=set(FAMILIES) - {"InceptionResNetV2", "NASNetMobile", "DenseNet121"})
-)
+@pytest.mark.parametrize("name", by_model(FAMILIES))
 def test_every_file_gives_what_predict_gives(name, optimized, tmp_path):
-    """As closely as the network itself is known: at full depth, an ulp of its images moves some outputs by 1e-4."""
-    size = fzoo.spec(name).min_size
-    options = {"input_shape": (size, size, 3), "classes": 10, "classifier_activation": None}
-    module, variables = network(name, **options)
+    module, variables = small_network(name)
     images = images_for(module, 3)
     expected = np.asarray(fzoo.predict(module, variables, images))
-    moved = np.asarray(fzoo.predict(module, variables, np.nextafter(images, np.float32(np.inf))))
-    ulp = float(np.abs(moved - expected).max() / np.abs(expected).max())
-    assert ulp < 1e-3
+    assert_alive(expected)
     if optimized:
         module, variables = fzoo.optimize_for_inference(module, variables)
     fzoo.export(module, variables, tmp_path / "net.stablehlo")
     call = read(tmp_path / "net.stablehlo")
-    for count in (1, 3):
-        assert_close(call(images[:count]), expected[:count], f"{name}, {count} images", max(1e-4, 5 * ulp))
+    for count in (1, 3):  # one image and three sum in another order: an ulp of an image moves InceptionV3 by 1.7e-4
+        assert_close(call(images[:count]), expected[:count], f"{name}, {count} images", 5e-4)
 
 
 def test_kernels_prepared_for_winograd_in_a_file(images, tmp_path):
