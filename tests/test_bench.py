@@ -201,6 +201,16 @@ def test_a_newer_row_replaces_one_of_the_same_key(tmp_path):
     assert report.read(tmp_path) == {"machine": {"cores": 2}, "rows": [newer, *older[1:]]}
 
 
+def test_a_table_is_of_one_kind_of_processor(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "instruction_sets", lambda: ("AVX2",))
+    report.write(tmp_path, [row()], {"processor": "x", "instruction_sets": ["AVX2"], "cores": 2})
+    assert (tmp_path / "results.md").read_text().startswith("Processor: x (AVX2), 2 cores\n\n| model |")
+    report.check(tmp_path)
+    monkeypatch.setattr(report, "instruction_sets", lambda: ("AVX2", "AVX-512"))
+    with pytest.raises(ValueError, match="a processor with AVX2, this one has AVX2, AVX-512: another folder expected"):
+        report.check(tmp_path)
+
+
 def test_the_table():
     rows = [
         row(),

@@ -12,6 +12,7 @@ from typing import Any
 import fzoo
 from fzoo.bench.runner import KEY, Row
 from fzoo.bench.worker import ENGINES
+from fzoo.runtime import instruction_sets
 from fzoo.weights.files import replacing
 
 REFERENCE = "keras-jax"
@@ -128,22 +129,34 @@ def write(folder: Path, rows: Sequence[Row], machine: dict[str, Any], reference:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    (folder / "results.md").write_text("\n".join(lines) + "\n")
+    (folder / "results.md").write_text("\n".join([processor_of(machine), "", *lines]) + "\n")
     return rows
+
+
+def processor_of(machine: dict[str, Any]) -> str:
+    """The kind of processor that a table is of, in a line."""
+    sets = ", ".join(machine.get("instruction_sets") or ["instruction sets unknown"])
+    return f"Processor: {machine.get('processor') or 'unknown'} ({sets}), {machine.get('cores') or '?'} cores"
 
 
 def check(folder: Path) -> None:
     """Make the folder of the results, and see that they can be merged and drawn, before anything is measured.
 
     Raises:
-        ValueError: what it holds is not what `write` writes.
+        ValueError: what it holds is not what `write` writes, or was measured on a processor of another kind: its
+            instruction sets decide which way of computing is the fastest.
         OSError: it can't be made.
         ModuleNotFoundError: matplotlib is not installed; the message says how to.
     """
     figure(1, 1)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "results.json").exists():
-        read(folder)
+        theirs, ours = read(folder)["machine"].get("instruction_sets"), list(instruction_sets())
+        if theirs and ours and theirs != ours:
+            raise ValueError(
+                f"{folder} holds results of a processor with {', '.join(theirs)}, this one has {', '.join(ours)}: "
+                "another folder expected"
+            )
 
 
 # -- plots -------------------------------------------------------------------------------------------------------------
