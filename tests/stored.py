@@ -81,7 +81,7 @@ def summarise(layer: str, output: Any) -> np.ndarray:
     return np.hstack([np.linalg.norm(rows, axis=1, keepdims=True), rows @ (2 * signs.astype(np.float32) - 1)])
 
 
-def assert_summaries_close(ours: np.ndarray, theirs: np.ndarray, what: str, tolerance: float = 2e-4) -> None:
+def assert_summaries_close(ours: np.ndarray, theirs: np.ndarray, what: str, tolerance: float = 5e-4) -> None:
     """Differences over the norm: that of a projection is the norm of what differs, give or take."""
     assert (theirs[:, 0] > 0).all(), f"{what}: the reference is zero, which tests nothing"
     error = float((np.abs(ours - theirs) / theirs[:, :1]).max())
