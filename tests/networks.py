@@ -167,9 +167,9 @@ def differences(outputs: Any) -> tuple[float, float]:
     return float(min(images, default=largest) / largest), float(np.ptp(rows, axis=1).min() / largest)
 
 
-def assert_alive(outputs: Any) -> None:
+def assert_alive(outputs: Any, least: float = LEAST_DIFFERENCE) -> None:
     """Fail where wrong code could pass: outputs that are no numbers, or the same for two images or for all classes."""
     assert np.isfinite(outputs).all(), "outputs that are not finite"
     images, classes = differences(outputs)
-    assert images > LEAST_DIFFERENCE, f"outputs of two images differ by {images:.1e} of the largest: a dead network"
-    assert classes > LEAST_DIFFERENCE, f"outputs of all classes differ by {classes:.1e} of the largest: a dead network"
+    assert images > least, f"outputs of two images differ by {images:.1e} of the largest: a dead network"
+    assert classes > least, f"outputs of all classes differ by {classes:.1e} of the largest: a dead network"
