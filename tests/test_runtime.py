@@ -18,7 +18,7 @@ import jax, numpy as np, fzoo
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
 {setup}
-module = fzoo.create("MobileNet", alpha=0.25, classes=3, input_shape=(32, 32, 3))
+module = fzoo.create("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
 variables, images = fzoo.load_keras_weights(module, sys.argv[1]), np.load(sys.argv[2])
 print(np.asarray(fzoo.predict(module, variables, images)).tobytes().hex())
 print(found.count("/jax/compilation_cache/cache_hits"), found.count("/jax/compilation_cache/cache_misses"))
@@ -28,7 +28,7 @@ print(found.count("/jax/compilation_cache/cache_hits"), found.count("/jax/compil
 @pytest.fixture(scope="module")
 def alive(tmp_path_factory):
     """(a file of weights, one of images, what comes out)."""
-    module, variables = network("MobileNet", alpha=0.25, classes=3, input_shape=(32, 32, 3))
+    module, variables = network("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
     folder, images = tmp_path_factory.mktemp("runtime"), images_for(module, 2)
     fzoo.save_keras_weights(module, variables, folder / "weights.h5")
     np.save(folder / "images.npy", images)
