@@ -126,7 +126,6 @@ def test_every_layer_of_a_small_version(name):
     module, variables = small_network(name)
     images, names = images_for(module, 2), fzoo.layer_names(module)
     theirs = dict(zip(names, stored_values()[f"{name} values"], strict=True))
-    found = {}
     for form in ("plain", "optimized"):
         if form == "optimized":
             module, variables = fzoo.optimize_for_inference(module, variables)
