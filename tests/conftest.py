@@ -11,14 +11,12 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+from compiled_once import shared_cache
 
 os.environ["KERAS_BACKEND"] = "jax"
 
 #: Every annotated shape and type of fzoo's functions is checked at each call.
 jaxtyping.install_import_hook("fzoo", "strict.checked")
-
-#: All workers of a session, and the processes that they start, read what one of them has compiled.
-COMPILED_ONCE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 
 
 def pytest_configure(config):
@@ -27,8 +25,7 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         config.scratch = tempfile.mkdtemp(prefix="fzoo-tests-")
         os.environ["XDG_CACHE_HOME"] = config.scratch
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{config.scratch}/xla")  # mutants.py has one for all
-        os.environ |= COMPILED_ONCE
+        os.environ |= shared_cache(os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{config.scratch}/xla"))
         hurry = [sys.executable, str(Path(__file__).with_name("hurry.py"))]
         flags = os.environ.get("FZOO_TEST_FLAGS")  # mutants.py asks once
         flags = flags or subprocess.run(hurry, check=True, capture_output=True, text=True).stdout

@@ -7,18 +7,25 @@ which test caught which, and exits with 1 if one survives, with 2 if the text of
 from __future__ import annotations
 
 import functools
+import importlib
+import multiprocessing
 import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
+from compiled_once import shared_cache
 
 ROOT = Path(__file__).parent.parent
 
@@ -366,7 +373,7 @@ def environment(tree: Path) -> dict[str, str]:
     """For tests of a copy: its fzoo, no bytecode of one mutant left for another, and programs compiled once."""
     own = {"FZOO_TEST_FLAGS": flags(), "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
     own["PYTEST_ADDOPTS"] = ""  # the session that asks for the mutants may run slow tests
-    return {**os.environ, **own, "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "xla")}
+    return {**os.environ, **own, **shared_cache(tree.parent / "xla")}
 
 
 class Outcome(NamedTuple):
@@ -385,20 +392,52 @@ class Outcome(NamedTuple):
     output: str
 
 
+def import_peers(cache: Path) -> None:
+    """Import what the tests are held against, and what takes longest: a process that forks from this one has it.
+
+    Nothing of fzoo, which differs from copy to copy, and JAX's backend is not started.
+    """
+    os.environ |= {"KERAS_BACKEND": "jax", **shared_cache(cache), "JAX_PLATFORMS": "cpu"}
+    for name in ("jax", "flax.linen", "optax", "keras.applications", "jaxtyping", "beartype", "PIL.Image", "h5py"):
+        importlib.import_module(name)
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX's threads start with its backend
+    assert not any(name.split(".")[0] == "fzoo" for name in sys.modules)
+
+
 def run_tests(tree: Path, tests: str, chosen: str) -> Outcome:
-    """Run some tests of a copy, those of the default tier, up to the first that fails."""
+    """Run some tests of a copy, those of the default tier, up to the first that fails, in a process of their own."""
     options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--durations=0", "--durations-min=9999"]
-    command = [sys.executable, "-m", "pytest", *options, *(["-k", chosen] if chosen else []), f"tests/{tests}"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are there from the fork on
+    arguments = [*options, *(["-k", chosen] if chosen else []), f"tests/{tests}"]
     start = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, cwd=tree, env=environment(tree), capture_output=True, text=True, timeout=LIMIT, check=False
+    with tempfile.TemporaryFile() as output:
+        process = multiprocessing.get_context("fork").Process(
+            target=run_pytest, args=(tree, arguments, output.fileno())
         )
-    except subprocess.TimeoutExpired:
-        return Outcome(-1, None, LIMIT, f"no end after {LIMIT} s")
-    failed = re.search(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
-    output = "\n".join(f"{done.stdout}\n{done.stderr}".strip().splitlines()[-25:])
-    return Outcome(done.returncode, failed and failed[1], time.monotonic() - start, output)
+        process.start()
+        process.join(LIMIT)
+        if process.is_alive():
+            os.killpg(process.pid or 0, signal.SIGKILL)
+            return Outcome(-1, None, LIMIT, f"no end after {LIMIT} s")
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    failed = re.search(r"^FAILED tests/(\S+)", said, re.MULTILINE)
+    lines = "\n".join(said.strip().splitlines()[-25:])
+    return Outcome(process.exitcode or 0, failed and failed[1], time.monotonic() - start, lines)
+
+
+def run_pytest(tree: Path, arguments: list[str], output: int) -> None:
+    """Be pytest in a copy, from the fork on."""
+    os.setsid()  # so that what it starts can be stopped with it
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(tree)
+    os.environ |= environment(tree)
+    sys.path.insert(0, str(tree))
+    sys.dont_write_bytecode = True
+    code = int(pytest.main(arguments))
+    sys.stdout.flush()
+    os._exit(code)  # none of the parent's threads and files is this process's to end
 
 
 def try_unchanged(trees: queue.Queue[Path], mutants: Iterable[Mutant]) -> str:
@@ -429,6 +468,7 @@ def main(words: list[str]) -> int:
     """Try mutants; returns the exit code."""
     mutants = [mutant for mutant in MUTANTS if not words or any(word in mutant.name for word in words)]
     with tempfile.TemporaryDirectory(prefix="fzoo-mutants-") as scratch, ThreadPoolExecutor(WORKERS) as pool:
+        import_peers(Path(scratch, "xla"))
         try:
             check(mutants)
             trees: queue.Queue[Path] = queue.Queue()

@@ -123,27 +123,27 @@ def measured_statistics(module: Classifier, variables: dict[str, Any]) -> dict[s
     module = module.clone(classifier_activation=None)
     layers = trace(module).layers
     inputs = {node.name: node.inputs[0] for node in layers if node.kind == "BatchNormalization"}
-    images, statistics = images_for(module, 16, seed=2), {}
-    # Each BN normalises by the batch on the way. Without a jit: what repeats in a network is compiled once.
-    taps, _ = module.apply(
-        variables,
-        images,
-        tuple(set(inputs.values())),
-        train=frozenset(inputs),
-        mutable=["batch_stats"],
-        method="endpoints",
-    )
+    head = layers[-1].name if layers[-1].kind == "Dense" else None
+    taps = tuple({*inputs.values(), *([head] if head else [])})
+    if not taps:
+        return {}
+
+    def normalised(variables: Any, images: Any) -> dict[str, Any]:
+        """Each BN normalises by the batch on the way."""
+        return module.apply(
+            variables, images, taps, train=frozenset(inputs), mutable=["batch_stats"], method="endpoints"
+        )[0]
+
+    found = jax.jit(normalised, compiler_options=COMPILER_OPTIONS)(variables, images_for(module, 16, seed=2))
+    statistics = {}
     for layer, name in inputs.items():
-        x = np.asarray(taps[name], np.float64).reshape(-1, taps[name].shape[-1])
+        x = np.asarray(found[name], np.float64).reshape(-1, found[name].shape[-1])
         var = np.maximum(x.var(0), 0.25 * np.median(x.var(0)) + 1e-4)  # more where a channel is the same everywhere
         exponent = np.round(8 * np.log2(var))
         mean = np.round(16 * x.mean(0) / np.exp2(exponent / 16))
         statistics[layer] = np.clip([mean, exponent], -127, 127).astype(np.int8)
-    if layers[-1].kind == "Dense":
-        variables = {kind: dict(tree) for kind, tree in variables.items()}
-        set_statistics(variables, statistics)
-        logits = module.apply(variables, images)
-        statistics[layers[-1].name] = np.int8(np.round(np.log2(2 / np.std(logits))))
+    if head:
+        statistics[head] = np.int8(np.round(np.log2(2 / np.std(found[head]))))
     return statistics
 
 

@@ -83,10 +83,10 @@ def keras_model(name: str, seed: int = 0, **options: Any) -> Any:
     return set_variables(model, random_variables(fzoo.create(name, **options), seed))
 
 
-def small_keras_model(name: str) -> Any:
-    """The family's small version as Keras builds it, of `small_options`; its arrays are not set."""
+def small_keras_model(name: str, options: dict[str, Any] | None = None) -> Any:
+    """The family's small version as Keras builds it, of `small_options` or of these; its arrays are not set."""
     _, sizes = SMALL[name]
-    common = {key: value for key, value in small_options(name).items() if key not in sizes}
+    common = {key: value for key, value in (options or small_options(name)).items() if key not in sizes}
     with pytest.MonkeyPatch.context() as patch:
         if name == "InceptionResNetV2":  # Keras has no option for the number of its blocks
             patch.setattr(inception_resnet_v2, "inception_resnet_block", fewer_blocks(sizes["blocks"]))

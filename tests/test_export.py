@@ -113,7 +113,7 @@ def test_a_file_gives_what_predict_gives(small, images, optimized, tmp_path):
 @pytest.mark.parametrize("name", by_model(FAMILIES))
 def test_every_file_gives_what_predict_gives(name, optimized, tmp_path):
     module, variables = small_network(name)
-    images = images_for(module, 3)
+    images = images_for(module)
     expected = np.asarray(fzoo.predict(module, variables, images))
     assert_alive(expected)
     if optimized:

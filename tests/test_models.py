@@ -20,11 +20,9 @@ import numpy as np
 import pytest
 from hurry import COMPILER_OPTIONS
 from keras.src.applications.convnext import ConvNeXt
-from keras.src.applications.efficientnet import EfficientNet
-from keras.src.applications.efficientnet_v2 import EfficientNetV2
 from keras.src.applications.nasnet import NASNet
 from keras.src.legacy.saving import legacy_h5_format
-from networks import assert_alive, images_for, random_variables, small_options
+from networks import SMALL, assert_alive, images_for, random_variables, small_options
 from reference import (
     CASES,
     FAMILIES,
@@ -75,18 +73,17 @@ def pair(name: str, model: Any, options: dict[str, Any], alive: bool = True) -> 
 
 
 @functools.lru_cache(maxsize=1)
-def at_least_size(name: str) -> Pair:
-    """A model at full depth, with its top, at its least size."""
-    size = CASES[name].least
-    options = {"input_shape": (size, size, 3), "classes": 7}
-    return pair(name, build(getattr(keras.applications, name), **options), options)
-
-
-@functools.lru_cache(maxsize=1)
 def small_pair(name: str) -> Pair:
     """The small version of a family."""
     module, variables = small_network(name)
     return Pair(name, small_options(name), set_variables(small_keras_model(name), variables), module, variables)
+
+
+def small_without_top(name: str, **options: Any) -> Pair:
+    """The small version of a family as a backbone, with other options."""
+    options = {**small_options(name), "include_top": False, **options}
+    del options["classes"]
+    return pair(name, small_keras_model(name, options), options)
 
 
 @pytest.fixture(params=by_model(FAMILIES, quick=QUICK))
@@ -181,17 +178,19 @@ import fzoo
 from networks import images_for
 from reference import assert_close
 from stored import small_network, stored_values
-module, variables = small_network({name!r})
-images, theirs = images_for(module, 2), stored_values()["{name} output"]
-assert_close(fzoo.predict(module, variables, images), theirs, "plain")
-assert_close(fzoo.predict(*fzoo.optimize_for_inference(module, variables), images), theirs, "optimized")
+for name in {names!r}:
+    module, variables = small_network(name)
+    images, theirs = images_for(module, 2), stored_values()[f"{{name}} output"]
+    assert_close(fzoo.predict(module, variables, images), theirs, f"{{name}}, plain")
+    assert_close(fzoo.predict(*fzoo.optimize_for_inference(module, variables), images), theirs, f"{{name}}, optimized")
 """
 
 
-@pytest.mark.parametrize("name", by_model(FAMILIES, quick=()))
-def test_as_users_compile(name):
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, len(FAMILIES), 4))
+def test_as_users_compile(start):
     """In a process without the tests' flags: with all of XLA's optimisations, and fzoo's own options."""
-    code = AS_USERS.format(tests=str(Path(__file__).parent), name=name)
+    code = AS_USERS.format(tests=str(Path(__file__).parent), names=FAMILIES[start : start + 4])
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -237,38 +236,36 @@ def compare(pair: Pair, every: int = 1) -> tuple[dict[str, np.ndarray], dict[str
 
 
 @pytest.mark.parametrize("name", by_model(CASES, quick=()))
-def test_every_layer(name):
-    """Those of the network at full depth, and those that are left in its form for inference."""
-    found = at_least_size(name)
-    theirs, known = compare(found)
-    module, variables = fzoo.optimize_for_inference(found.module, found.variables)
-    assert module.prepared
-    left, gone = fzoo.layer_names(module), dict(module.prepared.gone)
+def test_full_depth(name, tmp_path):
+    """Keras reads the arrays that fzoo wrote; then every layer of the network, and those of its form for inference."""
+    size = CASES[name].least
+    options = {"input_shape": (size, size, 3), "classes": 7}
+    model, module = build(getattr(keras.applications, name), **options), fzoo.create(name, **options)
+    variables = random_variables(module)
+    path = tmp_path / "fzoo.weights.h5"
+    fzoo.save_keras_weights(module, variables, path)
+    assert_equal(fzoo.load_keras_weights(module, path), variables)
+    model.load_weights(path)
+    path.unlink()
+    assert_equal(variables_of(model), variables)
+
+    theirs, known = compare(Pair(name, options, model, module, variables))
+    optimized, prepared = fzoo.optimize_for_inference(module, variables)
+    assert optimized.prepared
+    left, gone = fzoo.layer_names(optimized), dict(optimized.prepared.gone)
     assert gone.keys() == theirs.keys() - set(left)
-    assert all(name.startswith("normalization") for name in variables.get("batch_stats", {}))
-    kinds = [type(layer).__name__ for layer in found.keras.layers]
-    assert len(module.prepared.folded) + len(module.prepared.scaled) == sum(
-        kind in ("BatchNormalization", "LayerScale") for kind in kinds
-    )
-    ours = tapped(module, variables, images_for(found.module, 2), left)
+    assert all(name.startswith("normalization") for name in prepared.get("batch_stats", {}))
+    assert len(optimized.prepared.folded) + len(optimized.prepared.scaled) == bn_like(module)
+    ours = tapped(optimized, prepared, images_for(module, 2), left)
     for layer in left:
         assert_close(ours[layer], theirs[layer], f"{name} {layer}, optimized", known[layer])
 
 
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        *(
-            pytest.param(*p.values, small_pair, marks=p.marks, id=f"{p.values[0]}, small")
-            for p in by_model(QUICK, quick=QUICK[:1])
-        ),
-        *(pytest.param(*p.values, at_least_size, marks=p.marks, id=p.values[0]) for p in by_model(CASES, quick=())),
-    ],
-)
-def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(name, make, tmp_path):
-    _, _, model, module, variables = make(name)
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=QUICK[:1]))
+def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(name, tmp_path):
+    _, _, model, module, variables = small_pair(name)
     saved = [np.asarray(w) for w in model.weights]
-    for ending in (".h5", ".keras", ".weights.h5") if name in FAMILIES else (".weights.h5",):
+    for ending in (".h5", ".keras", ".weights.h5"):
         path = tmp_path / f"fzoo{ending}"
         fzoo.save_keras_weights(module, variables, path)
         assert_equal(fzoo.load_keras_weights(module, path), variables)
@@ -278,8 +275,6 @@ def test_keras_predicts_the_same_from_a_file_that_fzoo_wrote(name, make, tmp_pat
         path.unlink()
         for before, after in zip(saved, model.weights, strict=True):
             np.testing.assert_array_equal(np.asarray(after), before, err_msg=after.path)
-    if name not in FAMILIES:  # the same arrays are compared by their outputs in `test_every_layer`
-        return
     images = images_for(module, 3)
     (theirs,) = outputs(model, images, [model.layers[-1].name]).values()
     assert_alive(theirs, least=0.005)
@@ -354,17 +349,23 @@ def in_layers_order(variables: dict[str, Any], model: Any, module: Classifier) -
 
 
 @pytest.mark.parametrize("name", by_model(CASES, quick=()))
-def test_without_top_at_an_odd_size(name, tmp_path):
+def test_layers_without_top(name):
+    """At full depth, at a size whose sides are odd and differ."""
     options = {"input_shape": (*CASES[name].odd, 3), "include_top": False, "pooling": "avg"}
-    model, measured = build(getattr(keras.applications, name), **options), name in FAMILIES
-    found = pair(name, model, options, alive=measured)
-    assert fzoo.layer_names(found.module) == [layer.name for layer in model.layers]
-    if measured:  # how a family pads is the same in all of its models
-        compare(found, every=7)
-    path = save_weights_only(model, tmp_path / "no_top.h5")
+    model, found = build(getattr(keras.applications, name), **options), trace(fzoo.create(name, **options))
+    ours = [[node.name, node.kind, list(node.shape), found.parameters[node.name]] for node in found.layers]
+    assert ours == describe_layers(model)
+
+
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=()))
+def test_without_top_at_an_odd_size(name, tmp_path):
+    """How a family pads, which is the same in all of its models."""
+    found = small_without_top(name, input_shape=(*CASES[name].odd, 3), pooling="avg")
+    compare(found)
+    path = save_weights_only(found.keras, tmp_path / "no_top.h5")
     assert_equal(fzoo.load_keras_weights(found.module, path), found.variables)
     with pytest.raises(fzoo.weights.WeightsMismatch, match="has no top"):
-        fzoo.load(name, weights=path)
+        fzoo.load(name, weights=path, **small_options(name))
 
 
 def slow(*values):
@@ -456,20 +457,12 @@ def test_efficientnets_published_files_are_divided_by_the_deviation(include_top,
     assert not fzoo.load("EfficientNetB0", weights=path, **options)[0].divide_by_std
 
 
-#: Constructors of the families whose blocks are dropped at random in training, without that.
-NOTHING_DROPPED = {
-    "EfficientNetB0": functools.partial(EfficientNet, 1.0, 1.0, 224, drop_connect_rate=0),
-    "EfficientNetV2B0": functools.partial(EfficientNetV2, 1.0, 1.0, 224, drop_connect_rate=0, name="efficientnetv2-b0"),
-}
-
-
 @pytest.mark.parametrize("name", by_model(FAMILIES, quick=()))
 def test_training_moves_batch_statistics_as_keras(name):
     """One call with train=True: the output, and the moving averages after it."""
-    size = 2 * CASES[name].least  # BN over the last feature map's few values would amplify rounding
-    options = {"input_shape": (size, size, 3), "include_top": False}
-    model = build(NOTHING_DROPPED.get(name, getattr(keras.applications, name)), **options)
-    found = pair(name, model, {**options, **({"drop_connect_rate": 0.0} if name in NOTHING_DROPPED else {})})
+    size = 2 * SMALL[name][0]  # BN over the last feature map's few values would amplify rounding
+    undropped = {"drop_connect_rate": 0.0} if name.startswith("Efficient") else {}  # blocks are, at random
+    found = small_without_top(name, input_shape=(size, size, 3), **undropped)
     images = images_for(found.module)
 
     def keras_step(trainable, rest, images):
