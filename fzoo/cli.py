@@ -61,7 +61,10 @@ Crop = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Images at once, on all devices together; 32 for each if left out.")
+    int | None,
+    typer.Option(
+        min=1, help="Images at once, on all devices together; for each 32 on a CPU and some 256 elsewhere if left out."
+    ),
 ]
 Devices = Annotated[
     int | None, typer.Option(min=1, help="How many of this machine's a batch is spread over; all if left out.")
@@ -821,10 +824,30 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Images in a call; 1 and 16 if left out.")] = None,
     task: Annotated[str, typer.Option(help="inference, features (to a layer in the middle), or train.")] = "inference",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of products of float32: default (TF32 on GPUs that have it, bfloat16 on TPUs) or highest (float32)."
+        ),
+    ] = "default",
+    inputs: Annotated[
+        str, typer.Option(help="device (a batch and its result are in the device's memory) or host (both are moved).")
+    ] = "device",
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Calls under way at once where images/s are measured; 1 on a CPU, 8 elsewhere, if left out. p50 and "
+            "p95 are of calls one by one.",
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.01, help="Of calls, for each engine, model and batch size.")] = 3.0,
     devices: Annotated[int, typer.Option(min=1, help="How many of JAX's a batch is spread over.")] = 1,
     size: Size = None,
     reference: Annotated[str, typer.Option(help="The engine that ratios are given to.")] = "keras-jax",
+    profile: Annotated[
+        Path | None, typer.Option(help="Folder for a trace of a few calls of each engine that has a profiler.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results and plots; what it has of other rows stays.")
     ] = None,
@@ -859,8 +882,12 @@ def bench(
             batches=batch or (1, 16),
             task=task,
             dtype=dtype,
+            precision=precision,
+            inputs=inputs,
+            in_flight=in_flight,
             seconds=seconds,
             devices=devices,
+            profile=profile,
             size=size,
             finished=finished,
             say=complain,

@@ -23,8 +23,12 @@ from fzoo.devices import BATCH, along_batch, replicate, shard
 from fzoo.layers import Classifier
 from fzoo.preprocessing import preprocess_input
 
-#: What a batch is cut to when the caller does not say.
+#: What a batch is cut to when the caller does not say: on a CPU, which gains nothing from more, and at the least.
 BATCH_SIZE = 32
+
+#: And elsewhere, where it takes hundreds of images to keep a device busy, as many as have about so many pixels: 32 at
+#: 600 x 600 take the memory that 256 take at 224 x 224.
+PIXELS, MOST = 256 * 224 * 224, 1024
 
 #: Batches under way at once: one is computed, the next is on its way to the device.
 IN_FLIGHT = 2
@@ -50,11 +54,12 @@ def predict(
         variables: its variables.
         images: (N, H, W, C), NumPy or JAX: floats, preprocessed (see `preprocess_input`), or with `preprocess` pixels
             from 0 to 255, integer or float.
-        batch_size: how many images go through at once. By default the power of two that holds them, 32 at most.
+        batch_size: how many images go through at once. By default the power of two that holds them: 32 at most on a
+            CPU, elsewhere as many as have the pixels of 256 of 224 x 224, between 32 and 1,024.
         preprocess: the model ("ResNet50") whose `preprocess_input` is to be part of the compiled program. Pixels of
             uint8 are a quarter of the bytes to move.
         mesh: devices of this process, from `fzoo.devices.mesh()`. The variables are put on each, and each computes its
-            part of a batch, which is filled up to a multiple of them; the default batch is 32 for each at most.
+            part of a batch, which is filled up to a multiple of them; the default batch is that for each at most.
             Variables that `fzoo.devices.replicate` has put there are not moved at each call. Inside of a caller's own
             `jax.jit`, the shardings are the caller's, and this is ignored.
 
@@ -157,7 +162,7 @@ def in_batches(
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
     call, device, variables = for_devices(function, what, variables, images, mesh)
     devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
-    size = batch_size or min(BATCH_SIZE * devices, 1 << (count - 1).bit_length())
+    size = batch_size or min(default_batch(device.platform, images.shape) * devices, 1 << (count - 1).bit_length())
     size = -(-size // devices) * devices
     if count == size:
         return call(what, preprocess, variables, place(images))
@@ -171,6 +176,14 @@ def in_batches(
         for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
             whole_leaf[start : start + size] = leaf[: count - start]
     return jax.device_put(whole, device)
+
+
+def default_batch(platform: str, shape: Sequence[int]) -> int:
+    """Return how many images a device takes at once when the caller does not say, of their shape (..., H, W, C)."""
+    if platform == "cpu":
+        return BATCH_SIZE
+    *_, height, width, _ = shape
+    return min(MOST, max(BATCH_SIZE, 1 << (PIXELS // (height * width)).bit_length() - 1))
 
 
 def for_devices(function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None) -> tuple[Any, Any, Any]:

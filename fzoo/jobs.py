@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from fzoo._version import __version__
 from fzoo.devices import mesh as local_mesh
 from fzoo.devices import replicate
-from fzoo.inference import BATCH_SIZE, features, in_flight, output_shapes, predict
+from fzoo.inference import default_batch, features, in_flight, output_shapes, predict
 from fzoo.layers import Classifier, unknown
 from fzoo.preprocessing import INTERPOLATIONS, check_size, load_image
 from fzoo.results import Failure, Shards, check_out, named, parts_of
@@ -138,7 +138,7 @@ def run_job(
         labels: (WordNet ID, label) of each class; ImageNet's by default for 1000 classes, else the bare numbers.
         preprocess: the model whose `preprocess_input` the network needs ("ResNet50").
         size, interpolation, crop: as for `load_image`; by default the size is the network's.
-        batch_size: images at once, on all devices together; by default 32 for each.
+        batch_size: images at once, on all devices together; by default as for `predict`.
         mesh: from `fzoo.devices.mesh()`; all local devices by default.
         workers: threads that decode; by default one for each core.
         shard_size: images in a shard; by default 1024, fewer where they would be over 64 MiB.
@@ -286,7 +286,8 @@ def prepare(
     survey = Survey(images)
     if not survey.count:
         raise ValueError("no images given")
-    batch = round_up(min(batch_size or BATCH_SIZE * network.devices, survey.count), network.devices)
+    batch_size = batch_size or default_batch(network.platform, (*sides, 3)) * network.devices
+    batch = round_up(min(batch_size, survey.count), network.devices)
     shapes = network.shapes((batch, *sides, 3))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Reading(survey, Loader(sides, interpolation, crop), batch, workers or cores, shapes)
@@ -314,7 +315,7 @@ class Network:
             raise ValueError(f"top={top} given, a positive number expected")
         self.module, self.variables, self.top = module, replicate(variables, mesh), top
         self.layers = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
-        self.devices = mesh.size
+        self.devices, self.platform = mesh.size, mesh.devices.flat[0].platform
         self.options: dict[str, Any] = {"preprocess": preprocess, "mesh": mesh}
 
     def __call__(self, pixels: Any) -> Outputs:

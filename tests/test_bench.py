@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jsonschema
 import networks
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from PIL import Image
 
 import fzoo
 from fzoo.bench import report, runner, worker
+from fzoo.bench.peaks import published_peak
 
+SCHEMA = json.loads(Path(report.__file__).with_name("results.schema.json").read_text())
 SMALL = ["MobileNet", "--size", "32", "--seconds", "0.1"]
 
 
@@ -37,12 +41,12 @@ def bench(*args, **env):
 
 def row(**values):
     """One as `runner.row` makes it."""
-    w = runner.Worker.__new__(runner.Worker)
-    w.job = worker.Job("fzoo", "MobileNet", 1, "inference", "float32", 224)
-    w.first, w.last, w.first_answer_s = {"device": "cpu", "first_call_s": 0.5}, {"peak_mib": 100.0}, 1.0
-    w.times = values.pop("times", [0.1, 0.2, 0.3])
+    job = worker.Job("fzoo", "MobileNet", 1, "inference", "float32", 224)
+    times, in_flight_times = values.pop("times", [0.1, 0.2, 0.3]), values.pop("in_flight_times", [])
+    measured = runner.Measured("cpu", "", times, in_flight_times, 0.5, 1.0, 100.0, np.nan)
     known = {"device": "cpu", "parameters": 10, "flops": 10**9, "layer": ""}
-    return {**runner.row(w.job, "fzoo", known, w), "utilisation": 0.5, **values}
+    shares = {"ceiling_gflop_s": 10.0, "utilisation": 0.5, "peak_tflop_s": None, "peak_share": None}
+    return {**runner.row(job, "fzoo", known, measured), **shares, **values}
 
 
 @pytest.mark.slow
@@ -88,17 +92,22 @@ def test_a_run_its_files_a_second_run_and_the_report(tmp_path):
 def test_a_run_and_its_files(tmp_path, monkeypatch, command_line):
     """fzoo in a process of its own; the facts and the ceiling, which have others, are made up here."""
     start, ceiling = runner.start, runner.Worker.__new__(runner.Worker)
-    ceiling.times, ceiling.first, ceiling.stop = [1.0], {"flops": 10**12}, lambda: None
+    ceiling.times, ceiling.in_flight_times, ceiling.spent = [1.0], [], 1.0
+    ceiling.first, ceiling.stop = {"flops": 10**12}, lambda: None
     monkeypatch.setattr(runner, "prepared", lambda what, job, folder: worker.PREPARATIONS[what](job))
     monkeypatch.setattr(runner, "start", lambda job, *rest: ceiling if job.engine == "ceiling" else start(job, *rest))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    code, output, errors = command_line("bench", *SMALL, "-e", "fzoo", "--batch", "2", "--out", tmp_path)
+    options = ["--batch", "2", "--in-flight", "3", "--out", tmp_path]
+    code, output, errors = command_line("bench", *SMALL, "-e", "fzoo", *options)
     assert (code, errors) == (0, [])
     assert [line.split("\t")[:3] for line in output] == [["MobileNet", "2", "fzoo"]]
     (found,) = report.read(tmp_path)["rows"]
     assert found["status"] == "ok" and found["calls"] >= 1 and found["device"] == "cpu"
+    assert (found["inputs"], found["precision"], found["in_flight"]) == ("device", "default", 3)
     assert found["ceiling_gflop_s"] == 1000 and found["utilisation"] == pytest.approx(found["gflop_s"] / 1000, 1e-3)
     assert found["first_answer_s"] > found["first_call_s"] > found["p50_ms"] / 1000 > 0
+    assert found["compile_s"] == pytest.approx(found["first_call_s"] - found["p50_ms"] / 1000, abs=1e-3)
+    jsonschema.validate(json.loads((tmp_path / "results.json").read_text()), SCHEMA)
     names = ["results.csv", "results.json", "results.md", "throughput.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
@@ -159,6 +168,13 @@ def test_interrupted(tmp_path):
         (["ResNet5"], "unknown model 'ResNet5'"),
         (["MobileNet", "--size", "31"], "32 x 32"),
         (["--batch", "3", "--devices", "2"], "a batch of 3 given, a positive multiple of 2 devices expected"),
+        (["--inputs", "hosts"], "unknown place of the inputs 'hosts': did you mean host"),
+        (["--precision", "high"], "unknown precision 'high': did you mean highest"),
+        (
+            ["--precision", "highest", "--dtype", "bfloat16"],
+            "precision 'highest' is of float32, dtype 'bfloat16' given",
+        ),
+        (["--in-flight", "0"], "Invalid value for '--in-flight'"),
         (["--batch", "0"], "Invalid value for '--batch'"),
         (["--report", "nowhere"], "no nowhere/results.json"),
         (["--out", "broken", "-e", "fzoo"], "results.json is not what `fzoo bench --out` writes"),
@@ -199,6 +215,110 @@ def test_a_newer_row_replaces_one_of_the_same_key(tmp_path):
     newer = row(images_per_s=7.0)
     assert report.write(tmp_path, [newer], {"cores": 2}) == [newer, *older[1:]]
     assert report.read(tmp_path) == {"machine": {"cores": 2}, "rows": [newer, *older[1:]]}
+
+
+def test_rows_that_are_older_than_some_options(tmp_path):
+    """They were measured with inputs from the host."""
+    older = {key: value for key, value in row().items() if key not in report.OLDER}
+    (tmp_path / "results.json").write_text(json.dumps({"machine": {}, "rows": [older]}))
+    assert report.read(tmp_path)["rows"] == [older | report.OLDER]
+    assert len(report.write(tmp_path, [row(), row(inputs="host")], {})) == 2
+    jsonschema.validate(json.loads((tmp_path / "results.json").read_text()), SCHEMA)
+
+
+def test_what_failed_is_a_row_of_the_schema(tmp_path):
+    job = worker.Job("fzoo", "MobileNet", 1, "inference", "float32", 224)
+    known = {"device": "cpu", "parameters": 10, "flops": 10**9, "layer": ""}
+    shares = {"ceiling_gflop_s": None, "utilisation": None, "peak_tflop_s": None, "peak_share": None}
+    found = runner.row(job, "fzoo", known, None, runner.NoAnswer("missing", "why")) | shares
+    report.write(tmp_path, [found], runner.machine([]))
+    jsonschema.validate(json.loads((tmp_path / "results.json").read_text()), SCHEMA)
+
+
+def test_throughput_is_of_calls_in_flight():
+    found = row(times=[0.2], in_flight_times=[0.05, 0.1, 0.1])
+    assert (found["images_per_s"], found["p50_ms"], found["gflop_s"]) == (10, 200, 10)
+
+
+def test_calls_in_flight():
+    """So many are begun before the first is waited for, and none is left."""
+    log: list[str] = []
+    running = worker.Running(lambda: log.append("start"), lambda _: log.append("wait"), "cpu")
+    assert worker.with_several_in_flight(running, 0, 3) > 0
+    assert log == ["start"] * 3 + ["wait"] * 3
+    log.clear()
+    found = worker.turn(running, 0.01, 2)
+    assert found["in_flight_times"][0] < 0.01 and len(found["times"]) > 1
+    assert log.count("start") == log.count("wait")
+    assert set(worker.turn(running, 0.001, 1)) == {"times"}
+
+
+@pytest.mark.parametrize("inputs", worker.INPUTS)
+@pytest.mark.parametrize("task", worker.TASKS)
+def test_where_inputs_come_from_and_results_go(task, inputs, monkeypatch):
+    """And the same numbers, whether a batch is spread over devices or not."""
+    given = []
+    for name in ("predict", "features"):
+        real = getattr(fzoo, name)
+
+        def spy(*args, real=real, **options):
+            given.append(options["images"] if "images" in options else args[2])
+            return real(*args, **options)
+
+        monkeypatch.setattr(fzoo, name, spy)
+    layer = "conv_pw_3_relu" if task == "features" else ""
+    results = []
+    for devices in (1, 2):
+        job = worker.Job("fzoo", "MobileNet", 2, task, "float32", 32, devices, inputs=inputs, layer=layer)
+        running = worker.start_fzoo(job)
+        started = running.start()
+        assert isinstance(started, jax.Array) and len(started.devices()) == devices
+        results.append(running.wait(started))
+        assert isinstance(results[-1], jax.Array if inputs == "device" else np.ndarray)
+    assert [isinstance(x, jax.Array) for x in given] == [inputs == "device"] * len(given)
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_types_and_precisions(monkeypatch):
+    """Images and kernels of bfloat16; products in float32 only where that was asked for."""
+    seen = []
+
+    def spy(module, variables, images, **options):
+        kernel = variables["params"]["conv1"]["kernel"]
+        seen.append((images.dtype, kernel.dtype, module.dtype, jax.config.jax_default_matmul_precision))
+        return images
+
+    monkeypatch.setattr(fzoo, "predict", spy)
+    for dtype, precision in (("float32", "default"), ("float32", "highest"), ("bfloat16", "default")):
+        job = worker.Job("fzoo", "MobileNet", 1, "inference", dtype, 32, precision=precision)
+        for optimized in (False, True):
+            worker.start_fzoo(job, optimized).start()
+    wide, narrow = jnp.dtype("float32"), jnp.dtype("bfloat16")
+    assert seen[::2] == seen[1::2]
+    assert seen[::2] == [(wide, wide, wide, None), (wide, wide, wide, "highest"), (narrow, narrow, narrow, None)]
+
+
+def test_a_trace(tmp_path):
+    running = worker.start_fzoo(worker.Job("fzoo", "MobileNet", 1, "inference", "float32", 32))
+    assert worker.profiled(running, str(tmp_path)) == {"profile": str(tmp_path)}
+    assert any(path.stat().st_size > 10_000 for path in tmp_path.rglob("*.xplane.pb"))
+    assert worker.profiled(worker.at_once(lambda: None, "cpu"), str(tmp_path)) == {"profile": None}
+
+
+def test_published_peaks():
+    for kind, dtype, precision, peak in (
+        ("NVIDIA H100 80GB HBM3", "float32", "default", 494.7),
+        ("NVIDIA H100 80GB HBM3", "float32", "highest", 66.9),
+        ("NVIDIA H100 PCIe", "bfloat16", "default", 756),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", "default", 312),
+        ("NVIDIA L4", "float32", "default", 60),
+        ("Tesla T4", "bfloat16", "default", None),
+        ("TPU v5 lite", "bfloat16", "default", 197),
+        ("TPU v5p", "float32", "default", 459),
+        ("TPU v6 lite", "float32", "highest", None),
+        ("cpu", "float32", "default", None),
+    ):
+        assert published_peak(kind, dtype, precision) == peak, kind
 
 
 def test_a_table_is_of_one_kind_of_processor(tmp_path, monkeypatch):
@@ -252,7 +372,7 @@ def test_a_training_step_learns():
     module, variables = networks.network("MobileNet", alpha=0.25, **options)
     step = worker.training(module, jax.tree.map(jnp.array, variables))  # which are updated in place
     x = networks.random_images((4, 32, 32, 3))
-    losses = [step(x, np.arange(4)) for _ in range(40)]
+    losses = [float(step(x, np.arange(4))) for _ in range(40)]
     assert np.isfinite(losses).all() and min(losses[-10:]) < losses[0] / 2
 
 
@@ -270,11 +390,29 @@ def test_the_layer_in_the_middle(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_engines_that_read_onnx(engine, monkeypatch):
+@pytest.mark.parametrize("engine", ["torchvision", "timm"])
+@pytest.mark.parametrize("task", ["inference", "train"])
+def test_engines_of_pytorch(engine, task, monkeypatch, tmp_path):
+    skip_without(engine)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    for inputs, dtype in (("device", "float32"), ("host", "bfloat16")):
+        options = {"engines": [engine], "batches": [2], "size": 32, "seconds": 0.1, "task": task}
+        monkeypatch.setattr(runner, "ENGINES", {engine: dataclasses.replace(worker.ENGINES[engine], modes=("eager",))})
+        (found,) = runner.bench(["MobileNetV2"], **options, inputs=inputs, dtype=dtype, profile=tmp_path)
+        assert found["status"] == "ok", found["reason"]
+        assert (tmp_path / f"MobileNetV2-{task}-{dtype}-2-{engine}" / "trace.json").stat().st_size > 10_000
+
+
+def skip_without(engine):
     for package in worker.ENGINES[engine].packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_that_read_onnx(engine, monkeypatch):
+    skip_without(engine)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (found,) = runner.bench(["MobileNet"], engines=[engine], batches=[2], size=32, seconds=0.1, task="features")
     assert found["status"] == "ok", found["reason"]

@@ -11,6 +11,7 @@ from hurry import COMPILER_OPTIONS
 from networks import assert_alive, network, random_images
 
 import fzoo
+from fzoo import inference
 from fzoo.layers import trace
 
 #: Of a user, quick to compile.
@@ -226,3 +227,17 @@ def test_pixels_are_preprocessed_in_the_program(small):
         fzoo.predict(module, variables, pixels)
     with pytest.raises(ValueError, match="did you mean MobileNet"):
         fzoo.predict(module, variables, pixels, preprocess="Mobilnet")
+
+
+def test_the_default_batch_of_a_device():
+    """By the pixels, where memory is what limits it."""
+    for platform, sides, size in (
+        ("cpu", (224, 224), 32),
+        ("cpu", (600, 600), 32),
+        ("cuda", (224, 224), 256),
+        ("gpu", (299, 299), 128),
+        ("tpu", (600, 600), 32),
+        ("cuda", (2000, 2000), 32),
+        ("cuda", (32, 32), 1024),
+    ):
+        assert inference.default_batch(platform, (7, *sides, 3)) == size

@@ -24,6 +24,7 @@ COLOURS = {
     "keras-jax": "#0072B2",
     "keras-tensorflow": "#56B4E9",
     "torchvision": "#CC79A7",
+    "timm": "#882255",
     "onnxruntime": "#009E73",
     "openvino": "#000000",
     "openvino-bf16": "#999999",
@@ -31,7 +32,17 @@ COLOURS = {
 MARKERS = "osD^v<>Pp*hX8dH"
 
 #: What rows have in common that are compared with each other.
-BESIDE = ("model", "batch", "task", "size", "dtype", "devices")
+BESIDE = ("model", "batch", "task", "size", "dtype", "precision", "devices", "inputs")
+
+#: What rows have that were written before these could be chosen.
+OLDER = {
+    "precision": "default",
+    "inputs": "host",
+    "in_flight": 1,
+    "compile_s": None,
+    "peak_tflop_s": None,
+    "peak_share": None,
+}
 
 #: The columns of the table: a header, and the cell of a row.
 COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -46,10 +57,14 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "peak MiB": lambda r: number(r["device_peak_mib"] or r["peak_mib"]),
     "GFLOP/s": lambda r: number(r["gflop_s"]),
     "% of ceiling": lambda r: number(r["utilisation"] and 100 * r["utilisation"]),
+    "% of peak": lambda r: number(r["peak_share"] and 100 * r["peak_share"]),
 }
 
 #: Those that a terminal has no room for.
 WIDE = ("first call s", "GFLOP/s")
+
+#: What a table shows only where its rows differ in it.
+VARYING = ("task", "size", "dtype", "precision", "inputs", "in_flight", "devices", "device")
 
 
 def number(value: float | None) -> str:
@@ -72,8 +87,10 @@ def table(rows: Sequence[Row], reference: str = REFERENCE, narrow: bool = False)
     `narrow` leaves out the columns of `WIDE` and breaks the headers.
     """
     columns = {header: cell for header, cell in COLUMNS.items() if not narrow or header not in WIDE}
+    if not any(row["peak_share"] for row in rows):
+        columns.pop("% of peak")
     beside = split(rows, *BESIDE)
-    extra = [key for key in ("task", "size", "dtype", "devices", "device") if varies(rows, key)]
+    extra = [key for key in VARYING if varies(rows, key)]
     cells = []
     for row in rows:
         peers = beside[tuple(row[key] for key in BESIDE)]
@@ -90,7 +107,8 @@ def table(rows: Sequence[Row], reference: str = REFERENCE, narrow: bool = False)
 def order(row: Row) -> tuple[Any, ...]:
     """Sorts rows: model, task, dtype, devices, batch, engine."""
     place = list(ENGINES).index(row["engine"])
-    return row["model"], row["task"], row["size"], row["devices"], row["batch"], place, row["dtype"], row["device"]
+    how = row["dtype"], row["precision"], row["inputs"], row["in_flight"], row["device"]
+    return row["model"], row["task"], row["size"], row["devices"], row["batch"], place, *how
 
 
 def merged(older: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
@@ -111,7 +129,7 @@ def read(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
         for row in found["rows"]:
             fzoo.spec(row["model"])
-        return {"machine": found["machine"], "rows": merged(found["rows"], [])}
+        return {"machine": found["machine"], "rows": merged([OLDER | row for row in found["rows"]], [])}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not what `fzoo bench --out` writes") from None
 
@@ -190,7 +208,9 @@ def plot(folder: Path, rows: Sequence[Row]) -> list[Path]:
 def label(row: Row) -> str:
     """What a row's engine is called in a plot."""
     plain = row["dtype"] == "float32" or row["engine"].endswith("bf16")
-    return row["engine"] if plain else f"{row['engine']}, {row['dtype']}"
+    parts = [row["engine"]] if plain else [row["engine"], row["dtype"]]
+    parts += [row["precision"]] if row["precision"] != "default" else []
+    return ", ".join([*parts, *(["from the host"] if row["inputs"] == "host" and row["device"] != "cpu" else [])])
 
 
 def split(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:

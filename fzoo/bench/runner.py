@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -18,12 +19,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import fzoo
 from fzoo.bench import worker
+from fzoo.bench.peaks import published_peak
 from fzoo.bench.worker import CEILING, ENGINES, Engine, Job
 from fzoo.layers import unknown
 from fzoo.runtime import instruction_sets
@@ -31,8 +33,13 @@ from fzoo.runtime import instruction_sets
 #: Seconds of a turn, of the pause before it (in which the threads of the last one fall asleep), and for an answer.
 TURN, PAUSE, PATIENCE = 0.5, 0.25, 1200.0
 
+#: Calls in flight where throughput is measured, by default: a CPU computes one at a time, and what an accelerator waits
+#: for between two is the time to begin the next.
+IN_FLIGHT = {"cpu": 1}
+IN_FLIGHT_ELSEWHERE = 8
+
 #: What a row is known by: of two that agree in these, the newer one counts.
-KEY = ("model", "engine", "batch", "task", "dtype", "size", "device", "devices")
+KEY = ("model", "engine", "batch", "task", "dtype", "precision", "size", "device", "devices", "inputs", "in_flight")
 
 Row = dict[str, Any]
 
@@ -45,12 +52,36 @@ class NoAnswer(ChildProcessError):
         self.status = status
 
 
+class Measured(NamedTuple):
+    """What is known of an engine that ran.
+
+    Attributes:
+        device: as its library calls it.
+        mode: which of the engine's it was.
+        times: seconds of each call, one by one.
+        in_flight_times: seconds for a call in each turn with several in flight; empty where there was none.
+        first_call_s, first_answer_s: see `results.schema.json`.
+        peak_mib, device_peak_mib: the most memory of the process, on the host and the device.
+    """
+
+    device: str
+    mode: str
+    times: Sequence[float]
+    in_flight_times: Sequence[float]
+    first_call_s: float
+    first_answer_s: float
+    peak_mib: float
+    device_peak_mib: float
+
+
 class Worker:
     """A process, in a session of its own: Ctrl-C reaches the parent alone, and all that it started can be stopped."""
 
     def __init__(self, job: Job, env: dict[str, str]):
         self.job = job
         self.times: list[float] = []
+        self.in_flight_times: list[float] = []
+        self.spent = 0.0
         self.last: dict[str, Any] = {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         start = time.perf_counter()
@@ -95,8 +126,28 @@ class Worker:
 
     def turn(self, seconds: float) -> None:
         """Let it run for some seconds, a call at least."""
-        self.last = self.ask(str(seconds))
+        start = time.perf_counter()
+        self.last = self.ask(json.dumps({"seconds": seconds}))
+        self.spent += time.perf_counter() - start
         self.times += self.last["times"]
+        self.in_flight_times += self.last.get("in_flight_times", [])
+
+    def measured(self) -> Measured:
+        """All that it has said."""
+        return Measured(
+            self.first["device"],
+            self.job.mode,
+            self.times,
+            self.in_flight_times,
+            self.first["first_call_s"],
+            self.first_answer_s,
+            self.last["peak_mib"],
+            self.last.get("device_peak_mib", np.nan),
+        )
+
+    def profile(self, folder: Path) -> bool:
+        """Have it write a trace of some calls; whether its engine can."""
+        return self.ask(json.dumps({"profile": str(folder)}))["profile"] is not None
 
     def _death(self) -> str:
         code = self.process.wait()
@@ -123,9 +174,13 @@ def bench(
     batches: Sequence[int] = (1, 16),
     task: str = "inference",
     dtype: str = "float32",
+    precision: str = "default",
+    inputs: str = "device",
+    in_flight: int | None = None,
     seconds: float = 3.0,
     devices: int = 1,
     size: int | None = None,
+    profile: str | os.PathLike | None = None,
     finished: Callable[[list[Row], dict[str, Any]], object] = lambda rows, machine: None,
     say: Callable[[str], object] = lambda line: None,
     progress: Callable[[str], object] = lambda line: None,
@@ -137,10 +192,17 @@ def bench(
         engines: keys of `ENGINES`; by default those that are installed.
         batches: images in a call.
         task: "inference" (images to probabilities), "features" (to a layer in the middle) or "train" (a step of SGD).
-        dtype: "float32" or "bfloat16".
+        dtype: "float32" or "bfloat16", of the images, the kernels and the arithmetic; in training, parameters are
+            float32 either way.
+        precision: how products of float32 are computed: "default" is JAX's (TF32 on GPUs that have it, bfloat16 on
+            TPUs), "highest" is float32.
+        inputs: "device": a batch lies in the device's memory, and its result stays there; "host": both are moved.
+        in_flight: calls under way at once where throughput is measured; 1 takes it from calls one by one. By default
+            1 on a CPU, 8 elsewhere.
         seconds: of calls, for each engine, model and batch size.
         devices: how many of JAX's a batch is spread over.
         size: height and width of the images, in pixels; the model's own by default.
+        profile: a folder for traces of a few calls, one below it for each row: of JAX's and PyTorch's profilers.
         finished: called with the rows of each model and batch size, and the facts of the machine.
         say: called with a line on what is left out.
         progress: called with a line on what is going on.
@@ -152,9 +214,18 @@ def bench(
         ValueError: an unknown model, engine, task or dtype, or numbers that do not fit.
         ModuleNotFoundError: an engine was asked for that is not installed; the message says how to.
     """
-    for given, offered, what in ((task, worker.TASKS, "task"), (dtype, worker.DTYPES, "dtype")):
+    for given, offered, what in (
+        (task, worker.TASKS, "task"),
+        (dtype, worker.DTYPES, "dtype"),
+        (precision, worker.PRECISIONS, "precision"),
+        (inputs, worker.INPUTS, "place of the inputs"),
+    ):
         if given not in offered:
             raise ValueError(unknown(what, given, offered))
+    if precision != "default" and dtype != "float32":
+        raise ValueError(f"precision {precision!r} is of float32, dtype {dtype!r} given")
+    if in_flight is not None and in_flight < 1:
+        raise ValueError(f"{in_flight} calls in flight given, a positive number expected")
     for batch in batches:
         if batch < 1 or batch % devices:
             raise ValueError(f"a batch of {batch} given, a positive multiple of {devices} devices expected")
@@ -165,9 +236,11 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="fzoo-bench-") as folder:
         for name, side in sizes.items():
             known = prepared("facts", Job("facts", name, 1, task, dtype, side), Path(folder))
+            flying = in_flight or IN_FLIGHT.get(known["platform"], IN_FLIGHT_ELSEWHERE)
             for batch in batches:
-                job = Job(CEILING, name, batch, task, dtype, side, devices, known["layer"])
-                found = measure(job, known, engines, seconds, Path(folder), progress)
+                job = Job(CEILING, name, batch, task, dtype, side, devices, precision, inputs, flying, known["layer"])
+                traces = None if profile is None else Path(profile).absolute()
+                found = measure(job, known, engines, seconds, Path(folder), progress, say, traces)
                 rows += found
                 finished(found, machine(rows))
     return rows
@@ -198,6 +271,8 @@ def measure(
     seconds: float,
     folder: Path,
     progress: Callable[[str], object],
+    say: Callable[[str], object],
+    traces: Path | None,
 ) -> list[Row]:
     """The rows of one model and batch size; `known` is what `worker.facts` gives."""
     rows: dict[str, Row] = {}
@@ -215,7 +290,7 @@ def measure(
                 except NoAnswer as e:
                     rows[name] = row(job, name, known, None, e)
             progress(f"{job.model}, batch {job.batch}: {len(workers)} processes take turns")
-            while waiting := [name for name, w in workers.items() if sum(w.times) < seconds]:
+            while waiting := [name for name, w in workers.items() if w.spent < seconds]:
                 for name in waiting:
                     time.sleep(PAUSE)
                     try:
@@ -225,17 +300,40 @@ def measure(
                         workers.pop(name).stop()
             for name, w in workers.items():
                 if name == CEILING:
-                    ceiling = tidy(w.first["flops"] / min(w.times) / 1e9)
-                else:
-                    rows[name] = row(job, name, known, w)
+                    ceiling = tidy(w.first["flops"] / min([*w.times, *w.in_flight_times]) / 1e9)
+                    continue
+                rows[name] = row(job, name, known, w.measured())
+                if traces is not None:
+                    progress(f"{job.model}, batch {job.batch}: a trace of {name}")
+                    try:
+                        if not w.profile(traces / f"{job.model}-{job.task}-{job.dtype}-{job.batch}-{name}"):
+                            say(f"{name}: no profiler that fzoo knows, and so no trace")
+                    except NoAnswer as e:
+                        say(f"{name}: no trace: {e}")
         finally:
             for w in workers.values():
                 w.stop()
-    shares = 1 if known["platform"] == "cpu" else job.devices  # CPU devices share one processor
     for each in rows.values():
-        each["ceiling_gflop_s"] = ceiling
-        each["utilisation"] = tidy(each["gflop_s"] / ceiling / shares) if ceiling and each["gflop_s"] else None
+        each |= shares(each, ceiling, known["device"], known["platform"])
     return [rows[name] for name in engines]
+
+
+def shares(row: Row, ceiling: float | None, device: str, platform: str) -> Row:
+    """The fields of a row that say how much of what a device can do was reached.
+
+    Args:
+        row: see `row`.
+        ceiling: the fastest matrix product, in GFLOP/s, where it is known.
+        device, platform: JAX's names of them.
+    """
+    devices = 1 if platform == "cpu" else row["devices"]  # CPU devices share one processor
+    peak = published_peak(device, row["dtype"], row["precision"])
+    return {
+        "ceiling_gflop_s": ceiling and tidy(ceiling),
+        "utilisation": tidy(row["gflop_s"] / ceiling / devices) if ceiling and row["gflop_s"] else None,
+        "peak_tflop_s": peak,
+        "peak_share": tidy(row["gflop_s"] / peak / 1e3 / devices) if peak and row["gflop_s"] else None,
+    }
 
 
 def start(job: Job, folder: Path) -> Worker:
@@ -266,8 +364,10 @@ def start(job: Job, folder: Path) -> Worker:
                 failures.append(e)
         if not tried:
             raise next((e for e in failures if e.status == "error"), failures[0])
-        best = min(tried, key=lambda w: np.median(w.times))
+        best = min(tried, key=lambda w: np.median(w.in_flight_times or w.times))
         best.times.clear()
+        best.in_flight_times.clear()
+        best.spent = 0.0
         return best
     finally:
         for w in workers:
@@ -297,38 +397,46 @@ def environment(name: str, folder: Path) -> dict[str, str]:
     }
 
 
-def row(job: Job, name: str, known: dict[str, Any], w: Worker | None, failure: NoAnswer | None = None) -> Row:
-    """What was measured of an engine, or why nothing was.
+def row(job: Job, name: str, known: dict[str, Any], measured: Measured | None, failure: NoAnswer | None = None) -> Row:
+    """What was measured of an engine, or why nothing was; `results.schema.json` says it of each field.
 
-    images/s come from the median call; the first call compiles; the first answer counts from the start of the process,
-    imports included. FLOPs are the model's (see `worker.facts`), whatever the engine does for them; the ceiling is
-    the fastest matrix product on JAX's device, measured in turns with the engines.
+    images/s come from the median: of calls one by one, or of turns with several in flight. The first call compiles; the
+    first answer counts from the start of the process, imports included. FLOPs are the model's (see `worker.facts`),
+    whatever the engine does for them; the ceiling is the fastest matrix product on JAX's device, measured in turns with
+    the engines.
     """
-    times = np.array(w.times if w else [np.nan])
+    ran = measured or Measured(known["device"], "", [np.nan], [], np.nan, np.nan, np.nan, np.nan)
+    device = "cpu" if measured is None and ENGINES[name].converted else ran.device
+    latency = float(np.median(ran.times))
+    rate = job.batch / float(np.median(ran.in_flight_times or ran.times))
     found = {
         "model": job.model,
         "engine": name,
         "batch": job.batch,
         "task": job.task,
         "dtype": "bfloat16" if name == "openvino-bf16" else job.dtype,
+        "precision": job.precision,
+        "inputs": job.inputs,
+        "in_flight": job.in_flight,
         "size": job.size,
-        "device": w.first["device"] if w else "cpu" if ENGINES[name].converted else known["device"],
+        "device": device,
         "devices": job.devices,
         "status": failure.status if failure else "ok",
         "reason": str(failure or ""),
-        "mode": w.job.mode if w else "",
-        "images_per_s": job.batch / np.median(times),
-        "p50_ms": 1e3 * np.median(times),
-        "p95_ms": 1e3 * np.percentile(times, 95),
-        "calls": len(w.times) if w else 0,
-        "first_call_s": w.first["first_call_s"] if w else np.nan,
-        "first_answer_s": w.first_answer_s if w else np.nan,
-        "peak_mib": w.last["peak_mib"] if w else np.nan,
-        "device_peak_mib": w.last.get("device_peak_mib", np.nan) if w else np.nan,
+        "mode": ran.mode,
+        "images_per_s": rate,
+        "p50_ms": 1e3 * latency,
+        "p95_ms": 1e3 * float(np.percentile(ran.times, 95)),
+        "calls": len(ran.times) if measured else 0,
+        "first_call_s": ran.first_call_s,
+        "compile_s": ran.first_call_s - min(latency, ran.first_call_s),
+        "first_answer_s": ran.first_answer_s,
+        "peak_mib": ran.peak_mib,
+        "device_peak_mib": ran.device_peak_mib,
         "parameters": known["parameters"],
         "flops_per_image": known["flops"],
         "layer": known["layer"],
-        "gflop_s": known["flops"] * job.batch / np.median(times) / 1e9,
+        "gflop_s": known["flops"] * rate / 1e9,
         "versions": ", ".join(f"{package} {number}" for package, number in versions(name).items()),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
@@ -349,13 +457,31 @@ def versions(name: str) -> dict[str, str]:
     packages = {
         package: distributions().get(package, [package])[0] for package in (*own, *ENGINES[name].packages, *on_jax)
     }
-    return {package: importlib.metadata.version(distribution) for package, distribution in packages.items()}
+    return {package: version(package, distribution) for package, distribution in packages.items()}
+
+
+def version(package: str, distribution: str) -> str:
+    """Of a package; one that was not installed but lies on the path says it itself."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(package), "__version__", "unknown"))
 
 
 @functools.cache
 def distributions() -> Mapping[str, list[str]]:
     """Of each package that can be imported, what was installed for it: tensorflow may come with tensorflow-cpu."""
     return importlib.metadata.packages_distributions()
+
+
+@functools.cache
+def accelerator() -> str:
+    """NVIDIA's GPUs, their driver and power limit, as its tool says it; nothing where there is none."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def machine(rows: Sequence[Row]) -> dict[str, Any]:
@@ -370,6 +496,8 @@ def machine(rows: Sequence[Row]) -> dict[str, Any]:
         "processor": processor or platform.processor(),
         "instruction_sets": list(instruction_sets()),
         "cores": os.cpu_count(),
+        "accelerator": accelerator(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "memory_gib": round(int(meminfo.read_text().split()[1]) / 2**20) if meminfo.exists() else None,
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, **numbers},

@@ -2,11 +2,12 @@
 
 The parent runs this file by its path: as a part of fzoo it would bring JAX into every engine's first answer and memory.
 Lines of JSON come in and each is answered by one: first the `Job`, when its first result is there; then, any number of
-times, the seconds to run for, by what every call took.
+times, {"seconds": ...} to run for, by what every call took, or {"profile": FOLDER} to write a trace.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -15,14 +16,26 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 TASKS = ("inference", "features", "train")
 DTYPES = ("float32", "bfloat16")
+
+#: How products of float32 are computed: as JAX does by default (TF32 on GPUs that have it, bfloat16 on TPUs, float32 on
+#: CPUs), or in float32 everywhere.
+PRECISIONS = ("default", "highest")
+
+#: Where a batch comes from, and its result goes: the device's memory, or the host's.
+INPUTS = ("device", "host")
+
 LEARNING_RATE = 1e-3
+
+#: Calls in a trace.
+PROFILED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +49,8 @@ class Job:
         task, dtype: of `TASKS` and `DTYPES`.
         size: height and width of the images, in pixels.
         devices: how many the batch is spread over.
+        precision, inputs: of `PRECISIONS` and `INPUTS`.
+        in_flight: calls under way at once where throughput is measured; 1 measures it one by one.
         layer: which one the task "features" taps.
         mode: which of the engine's modes.
         path: the ONNX file of the model, for the engines that read one.
@@ -48,20 +63,39 @@ class Job:
     dtype: str
     size: int
     devices: int = 1
+    precision: str = "default"
+    inputs: str = "device"
+    in_flight: int = 1
     layer: str = ""
     mode: str = ""
     path: str = ""
 
 
 class Running(NamedTuple):
-    """A model that is ready: `call()` runs a batch and waits for its result.
+    """A model that is ready.
 
-    `flops` is the work of a call where it is not the model's.
+    Attributes:
+        start: begins a batch, and returns what stands for its result, which may still be under way.
+        wait: waits for what `start` returned; for inputs from the host, until the result is there.
+        device: its kind.
+        flops: the work of a batch where it is not the model's.
+        profile: begins a trace in a folder and ends it, as a context; None for an engine without.
     """
 
-    call: Callable[[], object]
+    start: Callable[[], Any]
+    wait: Callable[[Any], object]
     device: str
     flops: int = 0
+    profile: Callable[[str], contextlib.AbstractContextManager[Any]] | None = None
+
+    def call(self) -> None:
+        """Run a batch, and wait for its result."""
+        self.wait(self.start())
+
+
+def at_once(call: Callable[[], object], device: str) -> Running:
+    """Of a call that returns when its result is there."""
+    return Running(call, lambda result: result, device)
 
 
 class Missing(Exception):
@@ -77,7 +111,7 @@ def images(job: Job) -> Any:
     """(N, H, W, 3), float32, like preprocessed ones."""
     import numpy as np
 
-    return np.random.default_rng(0).normal(size=(job.batch, job.size, job.size, 3)).astype(np.float32)
+    return np.random.default_rng(0).standard_normal((job.batch, job.size, job.size, 3), np.float32)
 
 
 def labels(job: Job) -> Any:
@@ -93,41 +127,62 @@ def labels(job: Job) -> Any:
 def start_fzoo(job: Job, optimized: bool = False) -> Running:
     """`fzoo.predict` and `fzoo.features`, or a training step in one `jax.jit`.
 
-    Optimized: after `reuse_memory()`, the network that `optimize_for_inference` makes.
+    Optimized: after `reuse_memory()`, the network that `optimize_for_inference` makes. Of bfloat16 are the images, and
+    but for training the kernels.
     """
     import jax
-    import numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     import fzoo
+    from fzoo.devices import mesh, replicate, shard
 
     if job.devices > 1:
-        jax.config.update("jax_num_cpu_devices", job.devices)
+        with contextlib.suppress(RuntimeError):  # the backend of several jobs' process has started
+            jax.config.update("jax_num_cpu_devices", job.devices)
     devices = jax.devices()[: job.devices]
     if len(devices) < job.devices:
         raise ValueError(f"--devices {job.devices} given, there are {len(devices)} of {devices[0].device_kind}")
+    row = mesh(devices) if job.devices > 1 else None
     options = {"classifier_activation": None} if job.task == "train" else {}
     shape, dtype = (job.size, job.size, 3), jax.numpy.dtype(job.dtype)
     module, variables = fzoo.load(job.model, weights=None, input_shape=shape, dtype=dtype, **options)
     if optimized:
         fzoo.reuse_memory()
         module, variables = fzoo.optimize_for_inference(module, variables, dtype=dtype)
-    x, y, place = images(job), labels(job), lambda array: array
-    if job.devices > 1:
-        mesh = Mesh(np.array(devices), ("batch",))
-        variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        place = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec("batch")))
+    elif job.task != "train":
+        variables = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, variables
+        )
+    variables = jax.device_put(variables, devices[0]) if row is None else replicate(variables, row)
+    x, y = images(job).astype(dtype), labels(job)
+
+    def place(array: Any) -> Any:
+        return jax.device_put(array, devices[0]) if row is None else shard(array, row)
+
+    if job.inputs == "device":
+        x, y = place(x), place(y)
     if job.task == "train":
         step = training(module, variables)
-        return Running(lambda: step(place(x), place(y)), devices[0].device_kind)
+        return on_jax(job, lambda: step(place(x), place(y)))
     if job.task == "features":
-        tap = functools.partial(fzoo.features, module, variables, layers=[job.layer], batch_size=job.batch)
-        return Running(lambda: np.asarray(tap(images=place(x))[job.layer]), devices[0].device_kind)
-    predict = functools.partial(fzoo.predict, module, variables, batch_size=job.batch)
-    return Running(lambda: np.asarray(predict(place(x))), devices[0].device_kind)
+        tap = functools.partial(fzoo.features, module, variables, layers=[job.layer], batch_size=job.batch, mesh=row)
+        return on_jax(job, lambda: tap(images=x)[job.layer])
+    return on_jax(job, lambda: fzoo.predict(module, variables, x, batch_size=job.batch, mesh=row))
 
 
-def training(module: Any, variables: Any) -> Callable[[Any, Any], float]:
+def on_jax(job: Job, start: Callable[[], Any]) -> Running:
+    """Of a call of JAX's, which returns before its result is there; products are as precise as the job says."""
+    import jax
+    import numpy as np
+
+    def started() -> Any:
+        with jax.default_matmul_precision("highest" if job.precision == "highest" else None):
+            return start()
+
+    wait = jax.block_until_ready if job.inputs == "device" else np.asarray
+    return Running(started, wait, jax.devices()[0].device_kind, profile=jax.profiler.trace)
+
+
+def training(module: Any, variables: Any) -> Callable[[Any, Any], Any]:
     """A step of SGD on (images, labels), which gives the loss; the state is updated in place."""
     import jax
     import optax
@@ -147,6 +202,7 @@ def training(module: Any, variables: Any) -> Callable[[Any, Any], float]:
             logits, updates = module.apply(
                 {**variables, "params": params}, x, train=True, mutable=["batch_stats"], rngs={"dropout": dropout}
             )
+            logits = logits.astype(jax.numpy.float32)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), updates
 
         (loss, updates), gradients = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
@@ -155,11 +211,15 @@ def training(module: Any, variables: Any) -> Callable[[Any, Any], float]:
         return ({**variables, **updates, "params": params}, moments, key), loss
 
     state = (variables, optimizer.init(variables["params"]), jax.random.key(0))
+    # All of it where the variables are: left to JAX, what the first step returns would be of another kind, and the
+    # second step compiled again.
+    at = jax.tree.leaves(variables)[0].sharding
+    state = jax.device_put(state, at)
 
     def call(x, y):
         nonlocal state
         state, loss = step(state, x, y)
-        return float(loss)
+        return loss
 
     return call
 
@@ -175,73 +235,152 @@ def keras_model(job: Job) -> Any:
 
 
 def start_keras(job: Job) -> Running:
-    """`predict_on_batch` and `train_on_batch`, on the backend that KERAS_BACKEND names."""
+    """Keras on the backend that KERAS_BACKEND names.
+
+    `predict_on_batch` and `train_on_batch` for inputs from the host; on JAX, what is on the device goes through its
+    `stateless_call` in a `jax.jit`.
+    """
     keras = get("keras")
     model = keras_model(job)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     how = {"xla": True, "graph": False}.get(job.mode, "auto")
     model.compile(optimizer=keras.optimizers.SGD(LEARNING_RATE), loss=loss, jit_compile=how)
-    if keras.config.backend() == "jax":
-        device = get("jax").devices()[0].device_kind
-    else:
-        device = "gpu" if get("tensorflow").config.list_physical_devices("GPU") else "cpu"
     x, y = images(job), labels(job)
+    if keras.config.backend() != "jax":
+        device = "gpu" if get("tensorflow").config.list_physical_devices("GPU") else "cpu"
+        if device == "gpu" and job.inputs == "device":
+            raise Missing("Keras on TensorFlow gives its results on the host: --inputs host")
+        call = (lambda: float(model.train_on_batch(x, y))) if job.task == "train" else lambda: model.predict_on_batch(x)
+        return at_once(call, device)
+    jax = get("jax")
+    if job.inputs == "device":
+        x, y = jax.device_put((x.astype(jax.numpy.dtype(job.dtype)), y))
     if job.task == "train":
-        return Running(lambda: float(model.train_on_batch(x, y)), device)
-    return Running(lambda: model.predict_on_batch(x), device)
+        return on_jax(job, lambda: model.train_on_batch(x, y))
+    if job.inputs == "host":
+        return on_jax(job, lambda: model.predict_on_batch(x))
+    state = [[v.value for v in each] for each in (model.trainable_variables, model.non_trainable_variables)]
+    forward = jax.jit(lambda *given: model.stateless_call(*given, training=False)[0])
+    return on_jax(job, lambda: forward(*state, x))
 
 
 #: torchvision's names, where it has the network. Its ResNet50 strides in the 3x3 convolutions: some 6 % more work.
 TORCHVISION = {
+    "ConvNeXtBase": "convnext_base",
+    "ConvNeXtLarge": "convnext_large",
+    "ConvNeXtSmall": "convnext_small",
+    "ConvNeXtTiny": "convnext_tiny",
     "DenseNet121": "densenet121",
     "DenseNet169": "densenet169",
     "DenseNet201": "densenet201",
+    **{f"EfficientNetB{i}": f"efficientnet_b{i}" for i in range(8)},
     "InceptionV3": "inception_v3",
     "MobileNetV2": "mobilenet_v2",
+    "MobileNetV3Large": "mobilenet_v3_large",
+    "MobileNetV3Small": "mobilenet_v3_small",
     "ResNet50": "resnet50",
     "VGG16": "vgg16",
     "VGG19": "vgg19",
 }
 
+#: timm's.
+TIMM = {
+    **{name: theirs for name, theirs in TORCHVISION.items() if name.startswith(("ConvNeXt", "DenseNet", "Eff", "VGG"))},
+    "InceptionResNetV2": "inception_resnet_v2",
+    "InceptionV3": "inception_v3",
+    "MobileNetV2": "mobilenetv2_100",
+    "MobileNetV3Large": "mobilenetv3_large_100",
+    "MobileNetV3Small": "mobilenetv3_small_100",
+    "NASNetLarge": "nasnetalarge",
+    "ResNet50": "resnet50",
+    "ResNet50V2": "resnetv2_50",
+    "Xception": "xception",
+}
+
 
 def start_torchvision(job: Job) -> Running:
-    """torchvision's network of that name, channels last: eager, compiled, or traced and frozen."""
+    """torchvision's network of that name."""
     if job.model not in TORCHVISION:
         raise Missing(f"torchvision has no {job.model}")
+    special = {"InceptionV3": {"aux_logits": False, "init_weights": False}}.get(job.model, {})
+    return start_torch(
+        job, lambda: get("torchvision.models").get_model(TORCHVISION[job.model], weights=None, **special)
+    )
+
+
+def start_timm(job: Job) -> Running:
+    """timm's network of that name."""
+    if job.model not in TIMM:
+        raise Missing(f"timm has no {job.model}")
+    return start_torch(job, lambda: get("timm").create_model(TIMM[job.model], pretrained=False))
+
+
+def start_torch(job: Job, build: Callable[[], Any]) -> Running:
+    """A network of PyTorch's, channels last: eager, compiled, or traced and frozen.
+
+    In training with bfloat16, parameters are float32, as fzoo's are. On a GPU, cuDNN tries its algorithms first
+    (`benchmark`), as XLA does, and an event marks the end of each call.
+    """
     if (job.task, job.mode) == ("train", "frozen"):
         raise Missing("what is frozen is not trained")
     torch = get("torch")
-    special = {"InceptionV3": {"aux_logits": False, "init_weights": False}}
-    network = get("torchvision.models").get_model(TORCHVISION[job.model], weights=None, **special.get(job.model, {}))
     device = "cuda" if torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu" else "cpu"
-    to = functools.partial(dict, device=device, dtype=getattr(torch, job.dtype), memory_format=torch.channels_last)
-    network = network.train(job.task == "train").to(**to())
-    host = torch.from_numpy(images(job)).permute(0, 3, 1, 2)  # a view, channels last
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = job.precision == "default"
+    torch.backends.cudnn.benchmark = True
+    dtype, mixed = getattr(torch, job.dtype), job.task == "train" and job.dtype == "bfloat16"
+    network = build().train(job.task == "train")
+    network = network.to(device, torch.float32 if mixed else dtype, memory_format=torch.channels_last)
+    host = torch.from_numpy(images(job)).permute(0, 3, 1, 2).to(dtype)  # a view, channels last
+    targets = torch.from_numpy(labels(job)).long()
+    if job.inputs == "device":
+        host, targets = host.to(device), targets.to(device)
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+    def ended(result: Any) -> tuple[Any, Any]:
+        event = torch.cuda.Event() if device == "cuda" else None
+        if event is not None:
+            event.record()
+        return result, event
+
+    def wait(started: tuple[Any, Any]) -> Any:
+        result, event = started
+        if event is not None:
+            event.synchronize()
+        return result.cpu() if job.inputs == "host" else result
+
+    @contextlib.contextmanager
+    def profile(folder: str) -> Iterator[None]:
+        with torch.profiler.profile() as found:
+            yield
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        found.export_chrome_trace(str(Path(folder, "trace.json")))
+
     if job.task == "train":
-        targets = torch.from_numpy(labels(job)).long()
         optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE)
         forward = torch.compile(network) if job.mode == "compile" else network
 
         def step():
             optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(forward(host.to(**to())).float(), targets.to(device))
+            with torch.autocast(device, torch.bfloat16, enabled=mixed):
+                logits = forward(host.to(device))
+            loss = torch.nn.functional.cross_entropy(logits.float(), targets.to(device))
             loss.backward()
             optimizer.step()
-            return loss.item()
+            return ended(loss.detach())
 
-        return Running(step, name)
+        return Running(step, wait, name, profile=profile)
     with torch.inference_mode():
         if job.mode == "frozen":
-            network = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(network, host.to(**to()))))
+            traced = torch.jit.trace(network, host.to(device))
+            network = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
         elif job.mode == "compile":
             network = torch.compile(network)
 
     @torch.inference_mode()
-    def call():
-        return network(host.to(**to())).cpu()
+    def start():
+        return ended(network(host.to(device)))
 
-    return Running(call, name)
+    return Running(start, wait, name, profile=profile)
 
 
 def start_onnxruntime(job: Job) -> Running:
@@ -250,7 +389,7 @@ def start_onnxruntime(job: Job) -> Running:
     options = onnxruntime.SessionOptions()
     options.add_free_dimension_override_by_name("n", job.batch)
     session = onnxruntime.InferenceSession(job.path, options, providers=["CPUExecutionProvider"])
-    return Running(lambda: session.run(None, {"images": x}), "cpu")
+    return at_once(lambda: session.run(None, {"images": x}), "cpu")
 
 
 def start_openvino(job: Job, precision: str = "") -> Running:
@@ -264,29 +403,33 @@ def start_openvino(job: Job, precision: str = "") -> Running:
     model.reshape(list(x.shape))
     options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(model, "CPU", options).create_infer_request()
-    return Running(lambda: request.infer([x], share_inputs=True)[0], "cpu")
+    return at_once(lambda: request.infer([x], share_inputs=True)[0], "cpu")
 
 
 def start_ceiling(job: Job) -> Running:
-    """The fastest matrix product: what the device does at best with the arithmetic of a convolution."""
+    """The fastest matrix product: what the device does at best with the arithmetic of a convolution.
+
+    In the job's dtype and precision; on a CPU, whose units for bfloat16 may be slower, the faster of that and float32.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     device = jax.devices()[0]
-    sizes = (512, 1024, 2048) if device.platform == "cpu" else (2048, 4096, 8192)
-    best, fastest = Running(lambda: None, device.device_kind), 0.0
-    for n in sizes:
-        a = np.random.default_rng(0).normal(size=(n, n)).astype(np.float32)
-        calls: list[Callable[[], object]] = [functools.partial(np.matmul, a, a)] if device.platform == "cpu" else []
-        for dtype in {"float32", job.dtype}:
+    on_cpu = device.platform == "cpu"
+    best, fastest = at_once(lambda: None, device.device_kind), 0.0
+    for n in (512, 1024, 2048) if on_cpu else (4096, 8192):
+        a = np.random.default_rng(0).standard_normal((n, n), np.float32)
+        ways = [at_once(functools.partial(np.matmul, a, a), device.device_kind)] if on_cpu else []
+        for dtype in {job.dtype, *(["float32"] if on_cpu else [])}:
             product, b = jax.jit(jnp.matmul), jnp.asarray(a, dtype)
-            calls.append(lambda product=product, b=b: product(b, b).block_until_ready())
-        for call in calls:
-            call()
-            speed = 2 * n**3 / min(timed(call) for _ in range(3))
+            ways.append(on_jax(job, functools.partial(product, b, b)))
+        for way in ways:
+            way = way._replace(wait=jax.block_until_ready, flops=2 * n**3)
+            way.call()
+            speed = way.flops / min(timed(way.call) for _ in range(3))
             if speed > fastest:
-                best, fastest = Running(call, device.device_kind, 2 * n**3), speed
+                best, fastest = way, speed
     return best
 
 
@@ -331,6 +474,13 @@ ENGINES = {
         ("torch", "torchvision"),
         tasks=("inference", "train"),
         modes=("eager", "frozen", "compile"),
+        env={"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+    ),
+    "timm": Engine(
+        start_timm,
+        ("torch", "timm"),
+        tasks=("inference", "train"),
+        modes=("eager", "compile"),
         env={"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
     ),
     "onnxruntime": Engine(
@@ -433,16 +583,55 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def turn(call: Callable[[], object], seconds: float) -> list[float]:
-    """Call for some seconds, once at least; what each call took."""
+def turn(running: Running, seconds: float, in_flight: int) -> dict[str, Any]:
+    """Run batches for some seconds, one at least.
+
+    Returns:
+        {"times": what each took, one by one}, and where several are to be in flight, which then has half of the time,
+        {"in_flight_times": [seconds for a batch]}.
+    """
+    if in_flight == 1:
+        return {"times": one_by_one(running, seconds)}
+    return {
+        "times": one_by_one(running, seconds / 2),
+        "in_flight_times": [with_several_in_flight(running, seconds / 2, in_flight)],
+    }
+
+
+def one_by_one(running: Running, seconds: float) -> list[float]:
+    """What each batch took, the next begun when it was done."""
     start, times = time.perf_counter(), []
     while not times or time.perf_counter() - start < seconds:
-        times.append(timed(call))
+        times.append(timed(running.call))
     return times
 
 
+def with_several_in_flight(running: Running, seconds: float, in_flight: int) -> float:
+    """Seconds for a batch where the next ones are begun before it is done."""
+    pending: deque[Any] = deque()
+    start, count = time.perf_counter(), 0
+    while count < in_flight or time.perf_counter() - start < seconds:
+        pending.append(running.start())
+        count += 1
+        if len(pending) == in_flight:
+            running.wait(pending.popleft())
+    while pending:
+        running.wait(pending.popleft())
+    return (time.perf_counter() - start) / count
+
+
+def profiled(running: Running, folder: str) -> dict[str, Any]:
+    """Write a trace of some calls; says whether the engine has one."""
+    if running.profile is None:
+        return {"profile": None}
+    with running.profile(folder):
+        for _ in range(PROFILED):
+            running.call()
+    return {"profile": folder}
+
+
 def memory() -> dict[str, float]:
-    """The most memory that this process has held, in MiB, and that its JAX device has, where JAX knows."""
+    """The most memory that this process has held, in MiB, and on its device, where JAX or PyTorch knows."""
     # Not ru_maxrss alone: on Linux it counts the parent, as which every process begins.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -452,6 +641,8 @@ def memory() -> dict[str, float]:
         stats = sys.modules["jax"].devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in stats:
             found["device_peak_mib"] = stats["peak_bytes_in_use"] / 2**20
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        found["device_peak_mib"] = sys.modules["torch"].cuda.max_memory_allocated() / 2**20
     return found
 
 
@@ -476,9 +667,11 @@ def main() -> None:
             return answer(**PREPARATIONS[job.engine](job))
         running = start_ceiling(job) if job.engine == CEILING else ENGINES[job.engine].start(job)
         answer(first_call_s=timed(running.call), device=running.device, flops=running.flops)
-        for request in requests:
-            times = turn(running.call, float(request))
-            answer(times=times, **memory())
+        for request in map(json.loads, requests):
+            if "profile" in request:
+                answer(**profiled(running, request["profile"]))
+            else:
+                answer(**turn(running, request["seconds"], job.in_flight), **memory())
     except Missing as e:
         answer(missing=str(e))
     except Exception as e:
