@@ -467,9 +467,8 @@ def hurry(small: bool) -> dict[str, str]:
     """Flags with which the CPU compiles in little time, for a trial."""
     if not small:
         return {}
-    flags = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "hurry.py")], capture_output=True, text=True, check=True
-    )
+    command, env = [sys.executable, str(ROOT / "tests" / "hurry.py")], {**os.environ, "PYTHONPATH": str(ROOT)}
+    flags = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags.stdout}".strip()}
 
 

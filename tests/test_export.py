@@ -1,6 +1,7 @@
 """A network as one file: for all platforms, of any batch, run by a process that has no fzoo."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -287,3 +288,28 @@ def test_what_can_not_be_written_is_said_and_leaves_the_file(small, tmp_path, mo
     with pytest.raises(ValueError, match="GiB given, less than"):
         fzoo.export(module, variables, path)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+#: Convolutions that a layer of a kind is made of; a Sequential is one of ConvNeXt's, with a normalisation.
+CONVOLUTIONS = {"Conv2D": 1, "DepthwiseConv2D": 1, "SeparableConv2D": 2, "Sequential": 1}
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", by_model(SMALL, quick=("MobileNetV2", "ResNet50")))
+def test_accelerators_get_plain_convolutions(name, platform):
+    """Those of bfloat16, and nothing that only a CPU wants: its libraries' own is what a GPU or TPU is fast at."""
+    plain = fzoo.create(name, **small_options(name))
+    layers = [node.kind for node in trace(plain).nodes]
+    variables = random_variables(plain, statistics={})
+    module, variables = fzoo.optimize_for_inference(plain, variables, dtype=jnp.bfloat16, platform=platform)
+    assert module.prepared and not module.prepared.tiles
+    images = jax.ShapeDtypeStruct((4, *module.example_shape), jnp.bfloat16)
+    exported = jax.export.export(jax.jit(module.apply), platforms=[platform])(variables, images)
+    text = exported.mlir_module()
+    convolutions = re.findall(r"stablehlo\.convolution.*", text)
+    called = re.findall(r"call @(_by_platform\w*)", text)  # a function for each shape, which holds one
+    functions = len(set(called))
+    assert len(convolutions) - functions + len(called) == sum(CONVOLUTIONS.get(kind, 0) for kind in layers)
+    assert all(line.count("xbf16>") == 3 for line in convolutions), convolutions
+    assert text.count("stablehlo.dot_general") == layers.count("Dense")
+    assert "stablehlo.optimization_barrier" not in text  # which the forms for a CPU have
