@@ -39,9 +39,9 @@ PLATFORMS = os.environ.get("JAX_PLATFORMS")
 if "--phase" not in sys.argv:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
-from fzoo.bench import report, runner, worker  # noqa: E402
+from fzoo.bench import engines, report, runner, worker  # noqa: E402
+from fzoo.bench.engines import Job  # noqa: E402
 from fzoo.bench.peaks import published_peak  # noqa: E402
-from fzoo.bench.worker import Job  # noqa: E402
 
 #: Networks, the most important first, and the sides of their images.
 MODELS = {
@@ -133,7 +133,7 @@ def phase_errors(families: list[str], small: bool, threads: int) -> None:
     from stored import small_network  # pyright: ignore[reportMissingImports]
 
     import fzoo
-    from fzoo.layers import trace
+    from fzoo.layers.graph import trace
 
     device, cpu = jax.devices()[0], jax.local_devices(backend="cpu")[0]
     say(device=device.device_kind, platform=device.platform)
@@ -200,7 +200,7 @@ def phase_measure(jobs: list[Job], small: bool, threads: int) -> None:
     def prepared(job: Job) -> tuple[Any, float] | BaseException:
         say(begin=key(job))
         try:
-            running = worker.ENGINES[job.engine].start(job)
+            running = engines.ENGINES[job.engine].start(job)
             return running, worker.timed(running.call)
         except Exception as e:
             return e
@@ -221,7 +221,7 @@ def phase_measure(jobs: list[Job], small: bool, threads: int) -> None:
         for job, found in zip(group, ready, strict=True):
             say(measuring=key(job))
             if isinstance(found, BaseException):
-                status = "missing" if isinstance(found, worker.Missing) else "error"
+                status = "missing" if isinstance(found, engines.Missing) else "error"
                 reason = str(found) if status == "missing" else worker.one_line(found)
                 say(case=key(job), status=status, reason=reason)
                 continue
@@ -533,7 +533,7 @@ def installed_peers(results: Results) -> list[str]:
     found = [
         name
         for name in ("torchvision", "timm")
-        if all(importlib.util.find_spec(package) for package in worker.ENGINES[name].packages)
+        if all(importlib.util.find_spec(package) for package in engines.ENGINES[name].packages)
     ]
     if not found:
         results.notes.append("Neither torchvision nor timm is installed, and so there are no peers")

@@ -18,8 +18,10 @@ import numpy as np
 from jax import lax
 
 from fzoo import ops
-from fzoo.compiler import compiler_options
-from fzoo.runtime import instruction_sets
+from fzoo.inference.compiler import compiler_options
+from fzoo.inference.runtime import instruction_sets
+from fzoo.ops.convolution import FILTERED
+from fzoo.ops.shapes import NHWC
 
 #: (height and width, channels in, channels out, kernel, stride, groups), from the networks.
 SHAPES = (
@@ -61,7 +63,7 @@ def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
 
     def library(x, w):
         return lax.conv_general_dilated(
-            x, w, conv.strides, conv.pads, dimension_numbers=ops.NHWC, feature_group_count=conv.groups
+            x, w, conv.strides, conv.pads, dimension_numbers=NHWC, feature_group_count=conv.groups
         )
 
     found = {"XLA": (library, False), "XLA + YNNPACK": (library, True)}
@@ -74,7 +76,7 @@ def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
         del found["columns"]
     if ops.is_small_stem(conv):
         found["columns by rows"] = (lambda x, w: ops.row_columns(conv, x, w), False)
-    if conv.kernel in ops.FILTERED and conv.groups == 1 and conv.strides == (1, 1) and conv.inputs > 3:
+    if conv.kernel in FILTERED and conv.groups == 1 and conv.strides == (1, 1) and conv.inputs > 3:
         found["Winograd"] = (lambda x, w: ops.winograd(conv, x, w), False)
         found["Winograd, prepared"] = (lambda x, w: ops.winograd_transformed(conv, x, w), False)
     return found

@@ -27,8 +27,8 @@ from PIL import Image, ImageEnhance
 
 import fzoo
 from fzoo import Phase
-from fzoo.demo import load_digits
-from fzoo.finetune import Finetuned
+from fzoo.apps.demo import load_digits
+from fzoo.training.results import Finetuned
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
 TEXTURES = ("brick", "grass", "gravel")

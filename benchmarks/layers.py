@@ -22,10 +22,12 @@ import jax
 import numpy as np
 
 import fzoo
-from fzoo import inference
-from fzoo.bench import worker
+from fzoo.bench import engines
 from fzoo.bench.runner import Worker, environment
-from fzoo.layers import Classifier, Node, trace
+from fzoo.inference import predict as inference
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import trace
+from fzoo.layers.record import Node
 
 TURNS = 30
 LEAST = 0.04  # of all FLOPs, for a stage of its own
@@ -71,7 +73,7 @@ def fzoo_times(module: Classifier, variables: Any, images: np.ndarray, ends: lis
 
 def openvino_times(path: str, images: np.ndarray, stage_of: dict[str, int], count: int) -> list[float]:
     """Seconds of each stage, in the run whose sum is the least; the classifier is left out."""
-    openvino: Any = worker.get("openvino")
+    openvino: Any = engines.get("openvino")
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(list(images.shape))
@@ -95,7 +97,7 @@ def openvino_times(path: str, images: np.ndarray, stage_of: dict[str, int], coun
 
 def convert(name: str, batch: int, size: int, path: str) -> None:
     """Write the Keras network as ONNX, in a process of its own: TensorFlow keeps its share of the cores."""
-    job = worker.Job("convert", name, batch, "inference", "float32", size, path=path)
+    job = engines.Job("convert", name, batch, "inference", "float32", size, path=path)
     Worker(job, environment("convert", Path(path).parent)).stop()
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import fzoo
-from fzoo import inference
+from fzoo.inference import predict as inference
 
 SIZES, SECONDS = (1, 2, 4, 8), 15
 

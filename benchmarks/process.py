@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 import fzoo
-from fzoo import inference
 from fzoo.bench import worker
+from fzoo.inference import predict as inference
 
 
 def memory(name: str, count: int) -> None:

@@ -6,22 +6,25 @@ fzoo.decode_predictions(fzoo.predict(module, variables, x))
 """
 
 from fzoo._version import __version__
+from fzoo.apps.picture import save_picture
 from fzoo.convert import inspect_weights
-from fzoo.explain import explain, feature_sheet, grad_cam, overlay
-from fzoo.export import export
-from fzoo.finetune import evaluate, finetune
-from fzoo.inference import features, predict
-from fzoo.jobs import run_job
-from fzoo.labels import decode_predictions
-from fzoo.layers import Head, layer_names
-from fzoo.optimize import optimize_for_inference
-from fzoo.picture import save_picture
-from fzoo.preprocessing import load_image, preprocess_input
-from fzoo.registry import create, list_models, load, spec
-from fzoo.runs import load_run
-from fzoo.runtime import enable_compilation_cache, reuse_memory
-from fzoo.training import Phase, cross_entropy, train_step, trainable_mask, transfer
+from fzoo.images.labels import decode_predictions
+from fzoo.images.preprocessing import load_image
+from fzoo.inference import devices
+from fzoo.inference.explain import explain, feature_sheet, grad_cam, overlay
+from fzoo.inference.export import export
+from fzoo.inference.optimize import optimize_for_inference
+from fzoo.inference.predict import features, predict
+from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
+from fzoo.jobs.pipeline import run_job
+from fzoo.layers.classifier import Head
+from fzoo.layers.graph import layer_names
+from fzoo.training.evaluate import evaluate
+from fzoo.training.finetune import finetune
+from fzoo.training.runs import load_run
+from fzoo.training.steps import Phase, cross_entropy, train_step, trainable_mask, transfer
 from fzoo.weights import load_keras_weights, load_variables, save_keras_weights, save_variables
+from fzoo.zoo import create, list_models, load, preprocess_input, spec
 
 __all__ = [
     "Head",
@@ -30,6 +33,7 @@ __all__ = [
     "create",
     "cross_entropy",
     "decode_predictions",
+    "devices",
     "enable_compilation_cache",
     "evaluate",
     "explain",

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fzoo.layers import Classifier
-from fzoo.registry import create, family_defaults, list_models, load, spec
+from fzoo.layers.classifier import Classifier
 from fzoo.weights import kind, save_variables
 from fzoo.weights.files import FileLayer, open_layers
 from fzoo.weights.mapping import match, pair_up, regrouped, slots
+from fzoo.zoo import create, family_defaults, list_models, load, spec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,8 +43,8 @@ def pytest_unconfigure(config):
 
 
 def pytest_report_header():
-    """Say what the sums rest on: see `fzoo.compiler`."""
-    code = "from fzoo.compiler import sum_protection; print(sum_protection())"
+    """Say what the sums rest on: see `fzoo.inference.compiler`."""
+    code = "from fzoo.inference.compiler import sum_protection; print(sum_protection())"
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env).stdout
     return f"protection from the wrong sums of jax issue 39103: {said.strip()}"
@@ -82,16 +82,18 @@ def unchecked(request):
 @pytest.fixture
 def command_line(monkeypatch, capsys):
     """The command line in this process, without its settings of one: exit code, lines of output, lines of errors."""
-    from fzoo import cli
+    from fzoo.cli.main import main
+    from fzoo.inference import runtime
 
-    monkeypatch.setattr(cli, "prepare_process", lambda cache: None)
+    monkeypatch.setattr(runtime, "reuse_memory", lambda: None)
+    monkeypatch.setattr(runtime, "enable_compilation_cache", lambda: None)
 
     def run(*arguments) -> tuple[object, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", ["fzoo", *map(str, arguments)])
         handler = signal.getsignal(signal.SIGTERM)  # `fzoo bench` has its own
         try:
             with pytest.raises(SystemExit) as ended:
-                cli.main()
+                main()
         finally:
             signal.signal(signal.SIGTERM, handler)
         output, errors = capsys.readouterr()

@@ -3,7 +3,7 @@
 Run as a program, it prints the flags for XLA_FLAGS: a jaxlib aborts a process that has one which it doesn't know.
 """
 
-from fzoo.compiler import YNN_FUSIONS, known_options
+from fzoo.inference.compiler import YNN_FUSIONS, known_options
 
 #: Quick to compile, and without the fusions that sum wrongly in jaxlib 0.10.2, in Keras as well (jax issue 39103).
 COMPILER_OPTIONS = known_options(

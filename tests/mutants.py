@@ -61,7 +61,7 @@ class Mutant(NamedTuple):
 MUTANTS = (
     Mutant(
         "predict: images are zero",
-        "inference.py",
+        "inference/predict.py",
         "return module.apply(variables, images)\n",
         "return module.apply(variables, 0 * images)\n",
         "test_inference.py",
@@ -69,7 +69,7 @@ MUTANTS = (
     ),
     Mutant(
         "predict: rows in reverse",
-        "inference.py",
+        "inference/predict.py",
         "return jax.device_put(whole, device)",
         "return jax.device_put(jax.tree.map(lambda y: y[::-1], whole), device)",
         "test_inference.py",
@@ -77,7 +77,7 @@ MUTANTS = (
     ),
     Mutant(
         "predict: the padding of the last batch is kept",
-        "inference.py",
+        "inference/predict.py",
         """np.empty((count, *y.shape[1:]), y.dtype), part)
         for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
             whole_leaf[start : start + size] = leaf[: count - start]
@@ -91,7 +91,7 @@ MUTANTS = (
     ),
     Mutant(
         "predict: pixels are not preprocessed",
-        "inference.py",
+        "inference/predict.py",
         "return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))",
         "return function(what, variables, images)",
         "test_inference.py",
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         "predict: in a jit, pixels are not preprocessed",
-        "inference.py",
+        "inference/predict.py",
         "images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)\n",
         "jnp.asarray(images, jnp.float32)\n",
         "test_inference.py",
@@ -107,7 +107,7 @@ MUTANTS = (
     ),
     Mutant(
         "a tap is what comes into its layer",
-        "layers.py",
+        "layers/keras.py",
         "self.tapped[name] = y",
         "self.tapped[name] = inputs[0] if inputs and inputs[0].shape == y.shape else y",
         "test_models.py",
@@ -131,7 +131,7 @@ MUTANTS = (
     ),
     Mutant(
         "BN: epsilon is left out",
-        "layers.py",
+        "layers/modules.py",
         "lax.rsqrt(var + epsilon) * scale",
         "lax.rsqrt(var) * scale",
         "test_models.py",
@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     Mutant(
         "padding before strides by the wrong parity",
-        "layers.py",
+        "layers/keras.py",
         "even = [1 - n % 2 if",
         "even = [n % 2 if",
         "test_models.py",
@@ -147,7 +147,7 @@ MUTANTS = (
     ),
     Mutant(
         "optimized: the bias from the BN is dropped",
-        "optimize.py",
+        "inference/optimize.py",
         '(layer.get("bias", 0) * scale + shift)',
         '(layer.get("bias", 0) * scale + 0 * shift)',
         "test_optimize.py",
@@ -155,7 +155,7 @@ MUTANTS = (
     ),
     Mutant(
         "optimized: BN's variance without its root",
-        "optimize.py",
+        "inference/optimize.py",
         'scale = 1 / np.sqrt(stats["var"].astype(np.float64) + node.config["epsilon"])',
         'scale = 1 / (stats["var"].astype(np.float64) + node.config["epsilon"])',
         "test_optimize.py",
@@ -163,7 +163,7 @@ MUTANTS = (
     ),
     Mutant(
         "average pooling counts the padding",
-        "ops.py",
+        "ops/pooling.py",
         "inside = np.pad(np.ones(x.shape[axis]), (before, after))",
         "inside = np.ones(before + x.shape[axis] + after)",
         "test_ops.py",
@@ -171,7 +171,7 @@ MUTANTS = (
     ),
     Mutant(
         "channel_mean: of the first image",
-        "ops.py",
+        "ops/reductions.py",
         "return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0]",
         "return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ jnp.broadcast_to(x[:1], x.shape)"
         ".reshape(-1, x.shape[-1]))[0]",
@@ -180,7 +180,7 @@ MUTANTS = (
     ),
     Mutant(
         "caffe: RGB is not turned into BGR",
-        "preprocessing.py",
+        "images/preprocessing.py",
         "np_like.flip(x, axis) - constant(_CAFFE_MEAN)",
         "x - constant(_CAFFE_MEAN)",
         "test_preprocessing.py",
@@ -209,7 +209,7 @@ MUTANTS = (
     ),
     Mutant(
         "given: dense blocks go on from what they computed",
-        "layers.py",
+        "layers/keras.py",
         "self._growing[0] is x:",
         "self._growing[0].shape == x.shape:",
         "test_composition.py",
@@ -217,7 +217,7 @@ MUTANTS = (
     ),
     Mutant(
         "fine-tuning: zeros for the kept features",
-        "finetune.py",
+        "training/finetune.py",
         "found[name].append(np.asarray(array))",
         "found[name].append(np.zeros_like(array))",
         "test_finetune.py",
@@ -225,7 +225,7 @@ MUTANTS = (
     ),
     Mutant(
         "fine-tuning: labels of the kept features in another order",
-        "finetune.py",
+        "training/finetune.py",
         "np.concatenate(all_labels))",
         "np.concatenate(all_labels)[::-1])",
         "test_finetune.py",
@@ -233,7 +233,7 @@ MUTANTS = (
     ),
     Mutant(
         "fine-tuning: kept features of another image",
-        "data.py",
+        "training/data.py",
         "return {layer: array[index] for layer, array in self.arrays.items()}",
         "return {layer: array[index - 1] for layer, array in self.arrays.items()}",
         "test_finetune.py",
@@ -241,7 +241,7 @@ MUTANTS = (
     ),
     Mutant(
         "fine-tuning: labels shuffled, images in place",
-        "data.py",
+        "training/data.py",
         """found = source.read(int(index), rng)
         return None if found is None else (found, labels[index])""",
         """found = source.read(int(index), rng)
@@ -251,7 +251,7 @@ MUTANTS = (
     ),
     Mutant(
         "fine-tuning: what is frozen trains",
-        "finetune.py",
+        "training/finetune.py",
         'trained, frozen = split(variables["params"], mask)',
         'frozen, trained = split(variables["params"], mask)',
         "test_finetune.py",
@@ -259,7 +259,7 @@ MUTANTS = (
     ),
     Mutant(
         "fine-tuning: a run is resumed in its first phase",
-        "finetune.py",
+        "training/finetune.py",
         "for number in range(progress.phase, len(phases)):",
         "for number in range(len(phases)):",
         "test_finetune.py",
@@ -267,7 +267,7 @@ MUTANTS = (
     ),
     Mutant(
         "fine-tuning: no smoothing of labels",
-        "training.py",
+        "training/steps.py",
         "if not label_smoothing:",
         "if label_smoothing < 1:",
         "test_finetune.py",
@@ -275,7 +275,7 @@ MUTANTS = (
     ),
     Mutant(
         "fine-tuning: BN's momentum is that of the batch",
-        "layers.py",
+        "layers/modules.py",
         "self.momentum * running.value + (1 - self.momentum) * new",
         "(1 - self.momentum) * running.value + self.momentum * new",
         "test_finetune.py",
@@ -283,7 +283,7 @@ MUTANTS = (
     ),
     Mutant(
         "evaluation: labels of the image before",
-        "finetune.py",
+        "training/evaluate.py",
         "np.add.at(confusion, (labels, logits.argmax(1)), 1)",
         "np.add.at(confusion, (np.roll(labels, 1), logits.argmax(1)), 1)",
         "test_finetune.py",
@@ -291,7 +291,7 @@ MUTANTS = (
     ),
     Mutant(
         "jobs: a shard is written twice",
-        "results.py",
+        "jobs/results.py",
         "parts = [self.path(number) for number in range(count)]",
         "parts = [self.path(number) for number in [*range(count - 1), max(count - 2, 0)]]",
         "test_jobs.py",
@@ -299,7 +299,7 @@ MUTANTS = (
     ),
     Mutant(
         "jobs: a shard is lost",
-        "results.py",
+        "jobs/results.py",
         'rows = sum(len(names) for names in each(parts, IMAGES))',
         'parts = parts[:-1]\n        rows = sum(len(names) for names in each(parts, IMAGES))',
         "test_jobs.py",
@@ -307,7 +307,7 @@ MUTANTS = (
     ),
     Mutant(
         "jobs: rows of other images beside those that can't be read",
-        "jobs.py",
+        "jobs/network.py",
         "{name: np.asarray(array)[good] for name, array in outputs.items()}",
         "{name: np.asarray(array)[: len(good)] for name, array in outputs.items()}",
         "test_jobs.py",
@@ -315,7 +315,7 @@ MUTANTS = (
     ),
     Mutant(
         "jobs: the unlikeliest classes",
-        "jobs.py",
+        "jobs/network.py",
         'np.argsort(-p, axis=1, kind="stable")',
         'np.argsort(p, axis=1, kind="stable")',
         "test_jobs.py",

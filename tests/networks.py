@@ -14,7 +14,8 @@ import numpy as np
 from hurry import COMPILER_OPTIONS
 
 import fzoo
-from fzoo.layers import Classifier, trace
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import trace
 
 #: How much outputs must differ, between two images and between two classes: a share of the largest magnitude.
 LEAST_DIFFERENCE = 0.05

@@ -18,7 +18,8 @@ import numpy as np
 from networks import SMALL, images_for, measured_statistics, random_variables, small_options
 
 import fzoo
-from fzoo.layers import Classifier, trace
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import trace
 
 FOLDER = Path(__file__).parent / "stored"
 LAYERS, VALUES = FOLDER / "layers.json.gz", FOLDER / "values.npz"

@@ -16,4 +16,4 @@ CONFIGURATION = BeartypeConf(is_pep484_tower=True)
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """Check a function's arguments and its result; the command line's are annotated for Typer, which checks them."""
-    return function if function.__module__ == "fzoo.cli" else beartype(conf=CONFIGURATION)(function)
+    return function if function.__module__.startswith("fzoo.cli.") else beartype(conf=CONFIGURATION)(function)

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 import fzoo
-from fzoo.bench import report, worker
+from fzoo.bench import engines, report
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "accelerator.py"
 SCHEMA = json.loads(Path(report.__file__).with_name("results.schema.json").read_text())
@@ -90,7 +90,7 @@ def test_cases(accelerator):
     peers = accelerator.cases(("torchvision", "timm"), accelerator.MODELS, False)
     assert {job.mode for job in peers} == {"eager", "compile"}
     for job in jobs + peers:
-        assert job.task in worker.ENGINES[job.engine].tasks
+        assert job.task in engines.ENGINES[job.engine].tasks
         fzoo.create(job.model, input_shape=(job.size, job.size, 3))
 
 

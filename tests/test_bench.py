@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 import fzoo
-from fzoo.bench import report, runner, worker
+from fzoo.bench import engines, report, runner, worker
 from fzoo.bench.peaks import published_peak
 
 SCHEMA = json.loads(Path(report.__file__).with_name("results.schema.json").read_text())
@@ -41,7 +41,7 @@ def bench(*args, **env):
 
 def row(**values):
     """One as `runner.row` makes it."""
-    job = worker.Job("fzoo", "MobileNet", 1, "inference", "float32", 224)
+    job = engines.Job("fzoo", "MobileNet", 1, "inference", "float32", 224)
     times, in_flight_times = values.pop("times", [0.1, 0.2, 0.3]), values.pop("in_flight_times", [])
     measured = runner.Measured("cpu", "", times, in_flight_times, 0.5, 1.0, 100.0, np.nan)
     known = {"device": "cpu", "parameters": 10, "flops": 10**9, "layer": ""}
@@ -227,7 +227,7 @@ def test_rows_that_are_older_than_some_options(tmp_path):
 
 
 def test_what_failed_is_a_row_of_the_schema(tmp_path):
-    job = worker.Job("fzoo", "MobileNet", 1, "inference", "float32", 224)
+    job = engines.Job("fzoo", "MobileNet", 1, "inference", "float32", 224)
     known = {"device": "cpu", "parameters": 10, "flops": 10**9, "layer": ""}
     shares = {"ceiling_gflop_s": None, "utilisation": None, "peak_tflop_s": None, "peak_share": None}
     found = runner.row(job, "fzoo", known, None, runner.NoAnswer("missing", "why")) | shares
@@ -243,7 +243,7 @@ def test_throughput_is_of_calls_in_flight():
 def test_calls_in_flight():
     """So many are begun before the first is waited for, and none is left."""
     log: list[str] = []
-    running = worker.Running(lambda: log.append("start"), lambda _: log.append("wait"), "cpu")
+    running = engines.Running(lambda: log.append("start"), lambda _: log.append("wait"), "cpu")
     assert worker.with_several_in_flight(running, 0, 3) > 0
     assert log == ["start"] * 3 + ["wait"] * 3
     log.clear()
@@ -253,8 +253,8 @@ def test_calls_in_flight():
     assert set(worker.turn(running, 0.001, 1)) == {"times"}
 
 
-@pytest.mark.parametrize("inputs", worker.INPUTS)
-@pytest.mark.parametrize("task", worker.TASKS)
+@pytest.mark.parametrize("inputs", engines.INPUTS)
+@pytest.mark.parametrize("task", engines.TASKS)
 def test_where_inputs_come_from_and_results_go(task, inputs, monkeypatch):
     """And the same numbers, whether a batch is spread over devices or not."""
     given = []
@@ -269,8 +269,8 @@ def test_where_inputs_come_from_and_results_go(task, inputs, monkeypatch):
     layer = "conv_pw_3_relu" if task == "features" else ""
     results = []
     for devices in (1, 2):
-        job = worker.Job("fzoo", "MobileNet", 2, task, "float32", 32, devices, inputs=inputs, layer=layer)
-        running = worker.start_fzoo(job)
+        job = engines.Job("fzoo", "MobileNet", 2, task, "float32", 32, devices, inputs=inputs, layer=layer)
+        running = engines.start_fzoo(job)
         started = running.start()
         assert isinstance(started, jax.Array) and len(started.devices()) == devices
         results.append(running.wait(started))
@@ -290,19 +290,19 @@ def test_types_and_precisions(monkeypatch):
 
     monkeypatch.setattr(fzoo, "predict", spy)
     for dtype, precision in (("float32", "default"), ("float32", "highest"), ("bfloat16", "default")):
-        job = worker.Job("fzoo", "MobileNet", 1, "inference", dtype, 32, precision=precision)
+        job = engines.Job("fzoo", "MobileNet", 1, "inference", dtype, 32, precision=precision)
         for optimized in (False, True):
-            worker.start_fzoo(job, optimized).start()
+            engines.start_fzoo(job, optimized).start()
     wide, narrow = jnp.dtype("float32"), jnp.dtype("bfloat16")
     assert seen[::2] == seen[1::2]
     assert seen[::2] == [(wide, wide, wide, None), (wide, wide, wide, "highest"), (narrow, narrow, narrow, None)]
 
 
 def test_a_trace(tmp_path):
-    running = worker.start_fzoo(worker.Job("fzoo", "MobileNet", 1, "inference", "float32", 32))
+    running = engines.start_fzoo(engines.Job("fzoo", "MobileNet", 1, "inference", "float32", 32))
     assert worker.profiled(running, str(tmp_path)) == {"profile": str(tmp_path)}
     assert any(path.stat().st_size > 10_000 for path in tmp_path.rglob("*.xplane.pb"))
-    assert worker.profiled(worker.at_once(lambda: None, "cpu"), str(tmp_path)) == {"profile": None}
+    assert worker.profiled(engines.at_once(lambda: None, "cpu"), str(tmp_path)) == {"profile": None}
 
 
 def test_published_peaks():
@@ -355,7 +355,7 @@ def test_plots_of_every_kind(tmp_path, models):
     rows = [
         row(model=model, engine=engine, batch=batch, size=fzoo.spec(model).input_size, images_per_s=batch + 3.0, **more)
         for model in models
-        for engine in worker.ENGINES
+        for engine in engines.ENGINES
         for batch in (1, 4)
         for more in ({}, {"task": "train", "dtype": "bfloat16"})
     ]
@@ -370,7 +370,7 @@ def test_plots_of_every_kind(tmp_path, models):
 def test_a_training_step_learns():
     options = {"classes": 4, "input_shape": (32, 32, 3), "classifier_activation": None, "dropout": 0}
     module, variables = networks.network("MobileNet", alpha=0.25, **options)
-    step = worker.training(module, jax.tree.map(jnp.array, variables))  # which are updated in place
+    step = engines.training(module, jax.tree.map(jnp.array, variables))  # which are updated in place
     x = networks.random_images((4, 32, 32, 3))
     losses = [float(step(x, np.arange(4))) for _ in range(40)]
     assert np.isfinite(losses).all() and min(losses[-10:]) < losses[0] / 2
@@ -382,7 +382,7 @@ def test_a_training_step_learns():
 def test_the_layer_in_the_middle(name):
     """It can be tapped, and about half of the work is before it."""
     size = fzoo.spec(name).input_size
-    known = {task: worker.facts(worker.Job("facts", name, 1, task, "float32", size)) for task in worker.TASKS}
+    known = {task: worker.facts(engines.Job("facts", name, 1, task, "float32", size)) for task in engines.TASKS}
     assert known["train"]["flops"] == 3 * known["inference"]["flops"]
     assert 0.3 < known["features"]["flops"] / known["inference"]["flops"] < 0.8
     assert known["features"]["layer"] in fzoo.layer_names(fzoo.create(name))
@@ -397,14 +397,14 @@ def test_engines_of_pytorch(engine, task, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     for inputs, dtype in (("device", "float32"), ("host", "bfloat16")):
         options = {"engines": [engine], "batches": [2], "size": 32, "seconds": 0.1, "task": task}
-        monkeypatch.setattr(runner, "ENGINES", {engine: dataclasses.replace(worker.ENGINES[engine], modes=("eager",))})
+        monkeypatch.setattr(runner, "ENGINES", {engine: dataclasses.replace(engines.ENGINES[engine], modes=("eager",))})
         (found,) = runner.bench(["MobileNetV2"], **options, inputs=inputs, dtype=dtype, profile=tmp_path)
         assert found["status"] == "ok", found["reason"]
         assert (tmp_path / f"MobileNetV2-{task}-{dtype}-2-{engine}" / "trace.json").stat().st_size > 10_000
 
 
 def skip_without(engine):
-    for package in worker.ENGINES[engine].packages:
+    for package in engines.ENGINES[engine].packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
 

@@ -249,19 +249,20 @@ def test_interrupted_in_a_callback():
     """JAX has Python call it at each garbage collection, and what is raised there is ignored."""
     code = """
 import gc, signal, time
-from fzoo import cli
+from fzoo.cli.console import command
+from fzoo.cli.main import main
 
 def callback(phase, info):
     gc.callbacks.remove(callback)
     signal.raise_signal(signal.SIGINT)
 
-@cli.command
+@command
 def wait():
     gc.callbacks.append(callback)
     gc.collect()
     time.sleep(2)
 
-cli.main()
+main()
 """
     done = subprocess.run([sys.executable, "-c", code, "wait"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "fzoo: interrupted\n")
@@ -338,7 +339,7 @@ def mirror(monkeypatch, tmp_path, mobilenets):
 
 def test_download(offline, mirror, monkeypatch, command_line):
     (mirror / "imagenet_class_index.json").write_text("{}")
-    monkeypatch.setattr("fzoo.labels.CLASS_INDEX_HASH", "md5:99914b932bd37a50b983c5e7c90ae93b")
+    monkeypatch.setattr("fzoo.images.labels.CLASS_INDEX_HASH", "md5:99914b932bd37a50b983c5e7c90ae93b")
     arguments = ("download", "mobilenet", "-o", "alpha=0.25")
     names = [*MOBILENET, "imagenet_class_index.json"]
     for state in ("downloaded", "cached"):

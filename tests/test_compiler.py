@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fzoo import compiler
+from fzoo.inference import compiler
 
 
 def test_options_that_this_jaxlib_does_not_know():
@@ -24,7 +24,7 @@ def test_sums_are_right():
     In a process without the tests' own flags, which would hide what JAX does by itself.
     """
     code = """
-from fzoo.compiler import compiler_options, sum_protection, sums_rightly
+from fzoo.inference.compiler import compiler_options, sum_protection, sums_rightly
 print(sum_protection(), sums_rightly(None), sums_rightly(compiler_options("cpu")))
 """
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}

@@ -16,7 +16,9 @@ from reference import FAMILIES, assert_close, by_model
 from stored import small_network
 
 import fzoo
-from fzoo.layers import OPERATION, Classifier, trace
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import trace
+from fzoo.layers.record import OPERATION
 
 
 class Parent(nn.Module):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from fzoo import devices
+from fzoo.inference import devices
 
 EIGHT = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
 

@@ -18,7 +18,7 @@ from reference import (
 )
 
 import fzoo
-from fzoo.explain import HEAT, map_layer
+from fzoo.inference.explain import HEAT, map_layer
 
 SIZE = {"input_shape": (64, 64, 3), "classes": 7}
 CLASSES = np.array([[6, 0], [2, 5]])

@@ -18,7 +18,8 @@ from stored import small_network
 
 import fzoo
 from fzoo import ops
-from fzoo.layers import trace
+from fzoo.inference import export
+from fzoo.layers.graph import trace
 
 ALL = ("cpu", "cuda", "tpu")
 
@@ -284,7 +285,7 @@ def test_what_can_not_be_written_is_said_and_leaves_the_file(small, tmp_path, mo
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'fzoo\[export\]'"):
         fzoo.export(module, variables, path)
-    monkeypatch.setattr(sys.modules["fzoo.export"], "MOST", 1000)
+    monkeypatch.setattr(export, "MOST", 1000)
     with pytest.raises(ValueError, match="GiB given, less than"):
         fzoo.export(module, variables, path)
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

@@ -28,8 +28,9 @@ from stored import small_network
 import fzoo
 from fzoo import Head, Phase
 from fzoo.models.efficientnet_v2 import Stage
-from fzoo.runs import describe, network, options_of
-from fzoo.training import flow, logits_of, phase_mask, split, trained_layers
+from fzoo.training import finetune as loop
+from fzoo.training.runs import describe, network, options_of
+from fzoo.training.steps import flow, logits_of, phase_mask, split, trained_layers
 
 TINY = {
     "stages": (Stage(True, 1, 32, 1, 2), Stage(True, 2, 32, 1, 2), Stage(False, 2, 64, 1, 2)),
@@ -471,7 +472,7 @@ def test_options_of_training(arrays, tiny, trains, options):
 
 def test_augmented_images():
     """Other parts of the image each time, mirrored or not, the same for the same seed; none in evaluation."""
-    from fzoo.data import Recipe, random_box
+    from fzoo.training.data import Recipe, random_box
 
     boxes = [random_box(400, 300, np.random.default_rng(i)) for i in range(200)]
     areas = [(right - left) * (bottom - top) / 120000 for left, top, right, bottom in boxes]
@@ -545,7 +546,7 @@ def test_long_epoch(arrays, tiny, tmp_path, monkeypatch):
     whole = fzoo.finetune(batches, "EfficientNetV2B0", **options)
     options["out"] = tmp_path / "run"
     with pytest.raises(OSError, match="gone"), monkeypatch.context() as patch:
-        patch.setattr(sys.modules["fzoo.finetune"], "LONG_EPOCH_SECONDS", 0)  # fzoo.finetune is the function
+        patch.setattr(loop, "LONG_EPOCH_SECONDS", 0)
         fzoo.finetune(stops(), "EfficientNetV2B0", **options)
     said = []
     again = fzoo.finetune(batches, "EfficientNetV2B0", **options, resume=True, report=said.append)
@@ -611,7 +612,8 @@ def test_processes_begin_a_run_together(tmp_path):
     """The one that comes late finds the folder begun, and takes it for no other run; all end where the first can't."""
     code = """
 import pathlib, sys, time
-from fzoo import devices, runs
+from fzoo import devices
+from fzoo.training import runs
 number, _ = devices.start_distributed(sys.argv[2])
 time.sleep(2 * number)
 run = runs.Run(pathlib.Path(sys.argv[1]), {"model": "MobileNet"}, False)

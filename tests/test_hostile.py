@@ -32,7 +32,8 @@ import numpy as np
 import pytest
 
 import fzoo
-from fzoo.layers import Classifier, Layers
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.keras import Layers
 from fzoo.weights.files import MAX_NAMES, MAX_UNPACKED
 from fzoo.weights.mapping import slots
 

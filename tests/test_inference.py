@@ -11,8 +11,8 @@ from hurry import COMPILER_OPTIONS
 from networks import assert_alive, network, random_images
 
 import fzoo
-from fzoo import inference
-from fzoo.layers import trace
+from fzoo.inference import predict as inference
+from fzoo.layers.graph import trace
 
 #: Of a user, quick to compile.
 quick = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)

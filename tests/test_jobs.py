@@ -28,7 +28,9 @@ from PIL import Image
 from test_devices import EIGHT
 
 import fzoo
-from fzoo import devices, jobs, results, sources
+from fzoo.inference import devices
+from fzoo.jobs import pipeline as jobs
+from fzoo.jobs import results, sources
 
 SMALL = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 5}
 OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "5"]
@@ -601,7 +603,7 @@ def test_a_fingerprint_is_the_same_in_each_process(network):
     module, variables = fzoo.optimize_for_inference(*network)
     script = f"""
 import fzoo
-from fzoo.jobs import fingerprint
+from fzoo.jobs.pipeline import fingerprint
 network = fzoo.load("MobileNet", weights="weights.h5", **{SMALL})
 print(fingerprint(*fzoo.optimize_for_inference(*network)))
 """

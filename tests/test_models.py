@@ -48,8 +48,9 @@ from stored import (
 )
 
 import fzoo
-import fzoo.published
-from fzoo.layers import Classifier, trace
+import fzoo.weights.published
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import trace
 
 #: Families that stand for all where Keras itself is asked: with nested layers, with arrays that are never trained, and
 #: with neither. The tests of the others are slow.
@@ -453,7 +454,7 @@ def test_efficientnets_published_files_are_divided_by_the_deviation(include_top,
         assert_close(ours, expected, "divided")
         assert not fzoo.load("EfficientNetB0", weights=path, divide_by_std=False, **options)[0].divide_by_std
     finally:
-        object.__setattr__(fzoo.spec("EfficientNetB0"), "weight_files", fzoo.published.FILES["EfficientNetB0"])
+        object.__setattr__(fzoo.spec("EfficientNetB0"), "weight_files", fzoo.weights.published.FILES["EfficientNetB0"])
     assert not fzoo.load("EfficientNetB0", weights=path, **options)[0].divide_by_std
 
 

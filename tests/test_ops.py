@@ -10,7 +10,8 @@ from reference import assert_close
 
 import fzoo
 from fzoo import ops
-from fzoo.compiler import compiler_options
+from fzoo.inference.compiler import compiler_options
+from fzoo.ops.shapes import NHWC
 
 #: (images, kernel, stride, padding, groups), and the form that a CPU takes; None for XLA's own.
 CONVOLUTIONS = {
@@ -45,7 +46,7 @@ def forms(images, kernel, stride, padding, groups):
 
     def theirs(x, w):
         return lax.conv_general_dilated(
-            x, w, (stride, stride), padding, dimension_numbers=ops.NHWC, feature_group_count=groups
+            x, w, (stride, stride), padding, dimension_numbers=NHWC, feature_group_count=groups
         )
 
     return ours, theirs
@@ -85,7 +86,7 @@ def test_dilated_is_left_to_xla(dilation):
     x, w = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 20, 20, 64), (3, 3, 64, 64)))
     options = {"padding": "SAME" if dilation[0] == "r" else ((1, 1), (1, 1)), dilation: (2, 2)}
     found = ops.conv_general_dilated(x, w, (1, 1), **options)
-    wanted = lax.conv_general_dilated(x, w, (1, 1), dimension_numbers=ops.NHWC, **options)
+    wanted = lax.conv_general_dilated(x, w, (1, 1), dimension_numbers=NHWC, **options)
     np.testing.assert_array_equal(found, wanted)
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 from reference import FAMILIES
 
 import fzoo
-from fzoo.layers import trace
-from fzoo.picture import FRAME, Box, blocks, draw, save_picture
+from fzoo.apps.blocks import blocks
+from fzoo.apps.picture import FRAME, Box, draw, save_picture
+from fzoo.layers.graph import trace
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -24,7 +24,7 @@ from PIL import Image
 from reference import build
 
 import fzoo
-from fzoo import demo
+from fzoo.apps import demo
 
 README = Path(__file__).parent.parent / "README.md"
 INSTALL = r"python3 -m venv \.venv && \. \.venv/bin/activate && pip install -e '\.\[(\w+)\]' && "
@@ -90,7 +90,7 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "parrot.jpg")
     index = {str(i): [f"n{i:08d}", f"label_{i}"] for i in range(1000)}
     (offline / "imagenet_class_index.json").write_text(json.dumps(index))
-    monkeypatch.setattr("fzoo.registry.fetch", lambda url, *rest: random_weights(tmp_path, url))
+    monkeypatch.setattr("fzoo.zoo.fetch", lambda url, *rest: random_weights(tmp_path, url))
     monkeypatch.chdir(tmp_path)
 
     namespace: dict[str, Any] = {"__name__": "recipe"}

@@ -13,7 +13,7 @@ import pytest
 from reference import build
 
 import fzoo
-from fzoo.registry import needed, published
+from fzoo.zoo import needed, published
 
 
 def test_list_models():

@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from networks import images_for, network
 
 import fzoo
+from fzoo.inference.runtime import instruction_sets
 
 SCRIPT = """
 import sys
@@ -103,10 +104,10 @@ def test_a_file_in_the_folder_s_place(tmp_path):
 def test_instruction_sets(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text("processor : 0\nmodel name : x\nflags : fpu avx2 fma avx512f avx512_vnni avx512vl\n" * 2)
-    assert fzoo.runtime.instruction_sets(path) == ("AVX2", "FMA", "AVX-512", "AVX-512 VNNI")
+    assert instruction_sets(path) == ("AVX2", "FMA", "AVX-512", "AVX-512 VNNI")
     path.write_text("Features : fp asimd sve bf16\n")
-    assert fzoo.runtime.instruction_sets(path) == ("NEON", "SVE", "NEON BF16")
-    assert fzoo.runtime.instruction_sets(tmp_path / "none") == ()
+    assert instruction_sets(path) == ("NEON", "SVE", "NEON BF16")
+    assert instruction_sets(tmp_path / "none") == ()
 
 
 def test_memory_is_kept_where_glibc_can():

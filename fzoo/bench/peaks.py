@@ -49,7 +49,7 @@ def published_peak(device_kind: str, dtype: str, precision: str) -> float | None
     Args:
         device_kind: JAX's name of the device.
         dtype: "float32" or "bfloat16".
-        precision: of `worker.PRECISIONS`, for float32.
+        precision: of `engines.PRECISIONS`, for float32.
     """
     for peak in PEAKS:
         if re.search(peak.chip, device_kind):

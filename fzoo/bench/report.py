@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import fzoo
-from fzoo.bench.runner import KEY, Row
-from fzoo.bench.worker import ENGINES
-from fzoo.runtime import instruction_sets
-from fzoo.weights.files import replacing
+from fzoo.bench.engines import ENGINES
+from fzoo.bench.facts import Row
+from fzoo.bench.runner import KEY
+from fzoo.files import replacing
+from fzoo.inference.runtime import instruction_sets
 
 REFERENCE = "keras-jax"
 

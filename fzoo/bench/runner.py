@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,23 +21,26 @@ import numpy as np
 
 import fzoo
 from fzoo.bench import worker
+from fzoo.bench.engines import DTYPES, ENGINES, INPUTS, PRECISIONS, TASKS, Engine, Job
+from fzoo.bench.facts import Row, machine, versions
 from fzoo.bench.peaks import published_peak
-from fzoo.bench.worker import CEILING, ENGINES, Engine, Job
-from fzoo.layers import unknown
-from fzoo.runtime import instruction_sets
+from fzoo.bench.worker import CEILING
+from fzoo.errors import unknown
 
 #: Seconds of a turn, of the pause before it (in which the threads of the last one fall asleep), and for an answer.
 TURN, PAUSE, PATIENCE = 0.5, 0.25, 1200.0
 
+
 #: Calls in flight where throughput is measured, by default: a CPU computes one at a time, and what an accelerator waits
 #: for between two is the time to begin the next.
 IN_FLIGHT = {"cpu": 1}
+
+
 IN_FLIGHT_ELSEWHERE = 8
+
 
 #: What a row is known by: of two that agree in these, the newer one counts.
 KEY = ("model", "engine", "batch", "task", "dtype", "precision", "size", "device", "devices", "inputs", "in_flight")
-
-Row = dict[str, Any]
 
 
 class NoAnswer(ChildProcessError):
@@ -215,10 +214,10 @@ def bench(
         ModuleNotFoundError: an engine was asked for that is not installed; the message says how to.
     """
     for given, offered, what in (
-        (task, worker.TASKS, "task"),
-        (dtype, worker.DTYPES, "dtype"),
-        (precision, worker.PRECISIONS, "precision"),
-        (inputs, worker.INPUTS, "place of the inputs"),
+        (task, TASKS, "task"),
+        (dtype, DTYPES, "dtype"),
+        (precision, PRECISIONS, "precision"),
+        (inputs, INPUTS, "place of the inputs"),
     ):
         if given not in offered:
             raise ValueError(unknown(what, given, offered))
@@ -448,57 +447,3 @@ def tidy(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.4g}") if np.isfinite(value) else None
-
-
-def versions(name: str) -> dict[str, str]:
-    """Of an engine's packages."""
-    own = () if ENGINES[name].packages else ("fzoo", "flax")
-    on_jax = ("jax", "jaxlib") if own or ENGINES[name].env.get("KERAS_BACKEND") == "jax" else ()
-    packages = {
-        package: distributions().get(package, [package])[0] for package in (*own, *ENGINES[name].packages, *on_jax)
-    }
-    return {package: version(package, distribution) for package, distribution in packages.items()}
-
-
-def version(package: str, distribution: str) -> str:
-    """Of a package; one that was not installed but lies on the path says it itself."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return str(getattr(importlib.import_module(package), "__version__", "unknown"))
-
-
-@functools.cache
-def distributions() -> Mapping[str, list[str]]:
-    """Of each package that can be imported, what was installed for it: tensorflow may come with tensorflow-cpu."""
-    return importlib.metadata.packages_distributions()
-
-
-@functools.cache
-def accelerator() -> str:
-    """NVIDIA's GPUs, their driver and power limit, as its tool says it; nothing where there is none."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def machine(rows: Sequence[Row]) -> dict[str, Any]:
-    """What it ran on, and how. The instruction sets decide which way of computing is the fastest."""
-    cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    numbers = {key: value for each in rows for key, value in versions(each["engine"]).items()}
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["fzoo", *sys.argv[1:]]),
-        "processor": processor or platform.processor(),
-        "instruction_sets": list(instruction_sets()),
-        "cores": os.cpu_count(),
-        "accelerator": accelerator(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "memory_gib": round(int(meminfo.read_text().split()[1]) / 2**20) if meminfo.exists() else None,
-        "system": platform.platform(),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, **numbers},
-    }

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 from jaxtyping import Array, Float
 
-from fzoo.layers import Classifier, Layers
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.keras import Layers
 
 
 class ConvNeXt(Classifier):

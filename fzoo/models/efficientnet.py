@@ -11,8 +11,10 @@ from functools import partial
 
 from jaxtyping import Array, Float
 
-from fzoo.initializers import VarianceScaling
-from fzoo.layers import Classifier, Layers, make_divisible
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.conventions import make_divisible
+from fzoo.layers.initializers import VarianceScaling
+from fzoo.layers.keras import Layers
 
 CONV_INIT = VarianceScaling(2.0, "fan_out", "truncated_normal")
 DENSE_INIT = VarianceScaling(1 / 3, "fan_out", "uniform")

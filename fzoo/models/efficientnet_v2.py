@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from fzoo.layers import Layers
+from fzoo.layers.keras import Layers
 from fzoo.models.efficientnet import CONV_INIT, Scaled, residual, squeeze_and_excite
 
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from jaxtyping import Array, Float
 
-from fzoo.layers import Classifier, Layers
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.keras import Layers
 from fzoo.models.inception_v3 import chain, conv_bn
 
 #: For each kind of block, the arguments of `conv_bn` along its branches.

@@ -10,7 +10,8 @@ from functools import partial
 
 from jaxtyping import Array, Float
 
-from fzoo.layers import Classifier, Layers
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.keras import Layers
 
 
 class InceptionV3(Classifier):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from fzoo.layers import Classifier, Layers
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.keras import Layers
 
 #: (filters, stride) of the thirteen blocks, the paper's table 1.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))

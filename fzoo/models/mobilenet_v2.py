@@ -10,7 +10,9 @@ from functools import partial
 
 from jaxtyping import Array, Float
 
-from fzoo.layers import Classifier, Layers, make_divisible
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.conventions import make_divisible
+from fzoo.layers.keras import Layers
 
 #: (expansion, filters, repeats, stride of the first), the paper's table 2.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

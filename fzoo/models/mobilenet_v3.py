@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from fzoo.layers import Classifier, Layers, make_divisible
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.conventions import make_divisible
+from fzoo.layers.keras import Layers
 
 
 class Block(NamedTuple):

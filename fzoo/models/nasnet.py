@@ -11,8 +11,9 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from fzoo.initializers import he_normal
-from fzoo.layers import Classifier, Layers
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.initializers import he_normal
+from fzoo.layers.keras import Layers
 
 
 class NASNet(Classifier):

@@ -11,7 +11,8 @@ from functools import partial
 
 from jaxtyping import Array, Float
 
-from fzoo.layers import Classifier, Layers
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.keras import Layers
 
 
 class ResNet(Classifier):

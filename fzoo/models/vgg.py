@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float
 
-from fzoo.layers import Classifier, Layers
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.keras import Layers
 
 WIDTHS = (64, 128, 256, 512, 512)
 

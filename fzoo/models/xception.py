@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float
 
-from fzoo.layers import Activation, Classifier, Layers
+from fzoo.layers.activations import Activation
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.keras import Layers
 
 
 class Xception(Classifier):

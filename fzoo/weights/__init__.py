@@ -12,8 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fzoo.layers import Classifier, Node, snake_case, trace
-from fzoo.weights.files import WRITERS, SavedLayer, WeightsMismatch, open_layers, replacing
+from fzoo.files import replacing
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.conventions import snake_case
+from fzoo.layers.graph import trace
+from fzoo.layers.record import Node
+from fzoo.weights.files import WRITERS, SavedLayer, WeightsMismatch, open_layers
 from fzoo.weights.formats import load_orbax, load_safetensors, save_orbax, save_safetensors
 from fzoo.weights.mapping import Slot, check_variables, match, slots
 

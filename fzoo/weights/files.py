@@ -35,32 +35,40 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
+from fzoo.files import UMASK, one_line
+
 #: HDF5's limit on an object header; Keras splits a longer attribute into name0, name1, ...
 HEADER_LIMIT = 64512
+
 
 #: A `.keras` file is a zip; this bounds what one may unpack to (the largest published model has 1.4 GB).
 MAX_UNPACKED = 8 << 30
 
+
 #: What an archive may unpack to for each of its bytes: Keras does not compress, and random numbers hardly shrink.
 MAX_RATIO = 100
+
 
 #: How deep models may be nested in models; links in a file can make circles.
 MAX_DEPTH = 8
 
+
 #: How many names a list may have, and how many groups and arrays a file: a dozen times those of the largest model.
 MAX_NAMES = 1 << 14
+
 
 #: How many strings longer than a name a file may keep, and how often each may be used: a model's configuration is one.
 MAX_TEXTS = 8
 
+
 #: How long a name may be.
 MAX_NAME = 1 << 10
+
 
 #: Whose layouts are written.
 KERAS_VERSION = "3.15.0"
 
 
-UMASK = os.umask(0)  # of the process; read once, since reading sets it for all threads
 os.umask(UMASK)
 
 
@@ -149,13 +157,6 @@ class WeightsMismatch(ValueError):
         self.problems = problems
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
         super().__init__(f"{summary}: {shown}" if problems else summary)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's text on one line that can be shown; KeyError puts its own in quotes."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text[:4000].split()))
-    return (text if len(text) < 1000 else text[:1000] + "...") or type(error).__name__
 
 
 def unpacked(path: Path) -> Path | io.BytesIO:
@@ -448,26 +449,3 @@ WRITERS: dict[str, Callable[[Path, Sequence[SavedLayer]], None]] = {
     ".hdf5": write_legacy,
     ".keras": write_archive,
 }
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A new name beside `path` to write to; renamed to `path` at the end, removed if anything fails."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory, the name of a file expected")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {path.parent}")
-    try:
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    except OSError as e:
-        raise OSError(e.errno, e.strerror, str(path)) from e  # not the temporary's name
-    os.close(fd)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~UMASK)  # mkstemp's 0600 is for secrets
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

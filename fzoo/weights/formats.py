@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fzoo.layers import Classifier, trace
-from fzoo.weights.files import one_line, replacing
+from fzoo.files import one_line, replacing
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import trace
 from fzoo.weights.mapping import check_variables
 
 #: Between the keys of a path in a safetensors file: "params.conv1_conv.kernel".

@@ -16,7 +16,10 @@ import h5py
 import jax
 import numpy as np
 
-from fzoo.layers import Classifier, Node, snake_case, trace
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.conventions import snake_case
+from fzoo.layers.graph import trace
+from fzoo.layers.record import Node
 from fzoo.weights.files import FileLayer, WeightsMismatch, by_number
 
 _KERNEL, _BIAS = ("kernel", ("params", "kernel")), ("bias", ("params", "bias"))

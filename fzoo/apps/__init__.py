@@ -1,0 +1,1 @@
+"""What is drawn or shown: a picture of a network, the demo."""

@@ -1,0 +1,76 @@
+"""What a benchmark ran on, and with which versions."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fzoo.bench.engines import ENGINES
+from fzoo.inference.runtime import instruction_sets
+
+Row = dict[str, Any]
+
+
+def versions(name: str) -> dict[str, str]:
+    """Of an engine's packages."""
+    own = () if ENGINES[name].packages else ("fzoo", "flax")
+    on_jax = ("jax", "jaxlib") if own or ENGINES[name].env.get("KERAS_BACKEND") == "jax" else ()
+    packages = {
+        package: distributions().get(package, [package])[0] for package in (*own, *ENGINES[name].packages, *on_jax)
+    }
+    return {package: version(package, distribution) for package, distribution in packages.items()}
+
+
+def version(package: str, distribution: str) -> str:
+    """Of a package; one that was not installed but lies on the path says it itself."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(package), "__version__", "unknown"))
+
+
+@functools.cache
+def distributions() -> Mapping[str, list[str]]:
+    """Of each package that can be imported, what was installed for it: tensorflow may come with tensorflow-cpu."""
+    return importlib.metadata.packages_distributions()
+
+
+@functools.cache
+def accelerator() -> str:
+    """NVIDIA's GPUs, their driver and power limit, as its tool says it; nothing where there is none."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def machine(rows: Sequence[Row]) -> dict[str, Any]:
+    """What it ran on, and how. The instruction sets decide which way of computing is the fastest."""
+    cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    numbers = {key: value for each in rows for key, value in versions(each["engine"]).items()}
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["fzoo", *sys.argv[1:]]),
+        "processor": processor or platform.processor(),
+        "instruction_sets": list(instruction_sets()),
+        "cores": os.cpu_count(),
+        "accelerator": accelerator(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "memory_gib": round(int(meminfo.read_text().split()[1]) / 2**20) if meminfo.exists() else None,
+        "system": platform.platform(),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, **numbers},
+    }

@@ -1,0 +1,106 @@
+"""`fzoo bench`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fzoo.cli.console import command, complain, show
+from fzoo.cli.options import Size
+
+
+@command
+def bench(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Names; all if left out.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", "-e", help="What to measure, e.g. fzoo or keras-jax; all installed if left out."),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Images in a call; 1 and 16 if left out.")] = None,
+    task: Annotated[str, typer.Option(help="inference, features (to a layer in the middle), or train.")] = "inference",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Of products of float32: default (TF32 on GPUs that have it, bfloat16 on TPUs) or highest (float32)."
+        ),
+    ] = "default",
+    inputs: Annotated[
+        str, typer.Option(help="device (a batch and its result are in the device's memory) or host (both are moved).")
+    ] = "device",
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Calls under way at once where images/s are measured; 1 on a CPU, 8 elsewhere, if left out. p50 and "
+            "p95 are of calls one by one.",
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of calls, for each engine, model and batch size.")] = 3.0,
+    devices: Annotated[int, typer.Option(min=1, help="How many of JAX's a batch is spread over.")] = 1,
+    size: Size = None,
+    reference: Annotated[str, typer.Option(help="The engine that ratios are given to.")] = "keras-jax",
+    profile: Annotated[
+        Path | None, typer.Option(help="Folder for a trace of a few calls of each engine that has a profiler.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results and plots; what it has of other rows stays.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Show such a folder again, instead of measuring.")] = None,
+) -> None:
+    """Measure fzoo beside other engines, which take turns, each in a process of its own."""
+    from fzoo.bench import bench as measure
+    from fzoo.bench import report as reports
+    from fzoo.bench.engines import ENGINES
+    from fzoo.errors import unknown
+
+    if reference not in ENGINES:
+        raise ValueError(unknown("engine", reference, ENGINES, show=len(ENGINES)))
+    if report is not None:
+        rows = reports.read(report)["rows"]
+        show(*reports.table(rows, reference, narrow=sys.stdout.isatty()))
+        reports.plot(report, rows)
+        return
+    if out is not None:
+        reports.check(out)
+    status = Console(stderr=True).status("", spinner="line") if sys.stderr.isatty() else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which stops what was started, and removes its files
+
+    def finished(rows: list[Any], machine: Any) -> None:
+        if out is not None:
+            reports.write(out, rows, machine, reference)
+
+    with status or contextlib.nullcontext():
+        rows = measure(
+            models or (),
+            engines=engine or (),
+            batches=batch or (1, 16),
+            task=task,
+            dtype=dtype,
+            precision=precision,
+            inputs=inputs,
+            in_flight=in_flight,
+            seconds=seconds,
+            devices=devices,
+            profile=profile,
+            size=size,
+            finished=finished,
+            say=complain,
+            progress=status.update if status else lambda line: None,
+        )
+    show(*reports.table(rows, reference, narrow=sys.stdout.isatty()))
+    if out is not None:
+        reports.plot(out, reports.read(out)["rows"])
+    failed = [row for row in rows if row["status"] == "error"]
+    for row in failed:
+        complain(f"{row['model']}, batch {row['batch']}, {row['engine']}: {row['reason']}")
+    if failed:
+        raise typer.Exit(1)

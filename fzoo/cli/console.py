@@ -1,0 +1,108 @@
+"""The application, how its commands fail, and what they print."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+#: Exit code after Ctrl-C.
+INTERRUPTED = 130
+
+
+app = typer.Typer(
+    help="A functional model zoo for JAX: the image classifiers of keras.applications as pure Flax modules.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def command(function: Callable) -> Callable:
+    """Register a command whose bad input ends in one line and exit code 2."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        try:
+            function(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader of a pipe has left: say nothing
+            silence()
+            raise typer.Exit(141) from None
+        except KeyboardInterrupt:
+            complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except (ValueError, OSError, ImportError) as e:
+            complain(f"error: {e}")
+            silence()
+            raise typer.Exit(2) from None
+
+    return app.command(function.__name__.rstrip("_"), help=(function.__doc__ or "").split("\n\n")[0])(wrapped)
+
+
+def silence() -> None:
+    """Keep the interpreter's last flush of standard output from failing again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(line: str) -> None:
+    """One line on standard error, whatever breaks the text has."""
+    print(f"fzoo: {' '.join(line.split())}", file=sys.stderr, flush=True)
+
+
+def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = "") -> None:
+    """A table on a terminal; in a pipe a line for each row, its cells separated by tabs, without the headers."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            print("\t".join(str(cell) for cell in row))
+        if footer:
+            print(footer)
+        return
+    table = Table(box=None, pad_edge=False)
+    numeric = [
+        all(str(row[i]).replace(",", "").replace(".", "").replace("-", "0").isdigit() for row in rows)
+        for i in range(len(headers))
+    ]
+    for header, right in zip(headers, numeric, strict=True):
+        table.add_column(header, justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))  # a path may look like markup
+    Console().print(table)
+    if footer:
+        print(footer)
+
+
+@app.callback(invoke_without_command=True)
+def before(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
+) -> None:
+    """What comes without a command: the version, or the help."""
+    if version:
+        from fzoo._version import __version__
+
+        print(f"fzoo {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def prepare_process(cache: bool) -> None:
+    """Settings for a process that is our own: memory is kept, and so are compiled programs unless `cache` is off."""
+    from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
+
+    reuse_memory()
+    if cache:
+        try:
+            enable_compilation_cache()
+        except OSError as e:
+            complain(f"no compilation cache: {e} (--no-cache does without)")

@@ -1,0 +1,146 @@
+"""Options that several commands share, and how their values are parsed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model; `fzoo list` shows them.")]
+
+
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="'imagenet', a Keras file (.h5, .weights.h5, .keras), or the folder of a `fzoo finetune`, which says the "
+        "model, too.",
+    ),
+]
+
+
+Size = Annotated[int | None, typer.Option(help="Height and width in pixels; the model's own if left out.")]
+
+
+Classes = Annotated[int, typer.Option(help="Number of classes of the weights.")]
+
+
+Labels = Annotated[
+    Path | None, typer.Option(help="Names of the classes, one a line, where the weights are not ImageNet's.")
+]
+
+
+Option = Annotated[
+    list[str] | None, typer.Option("--option", "-o", help="An option of the model's family, e.g. -o alpha=0.5.")
+]
+
+
+Interpolation = Annotated[
+    str | None, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")
+]
+
+
+Crop = Annotated[
+    float | None,
+    typer.Option(
+        help="Cut out the centre instead of squeezing: how much of the resized shorter side is kept, e.g. 0.875."
+    ),
+]
+
+
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Images at once, on all devices together; for each 32 on a CPU and some 256 elsewhere if left out."
+    ),
+]
+
+
+Devices = Annotated[
+    int | None, typer.Option(min=1, help="How many of this machine's a batch is spread over; all if left out.")
+]
+
+
+Distributed = Annotated[
+    str | None,
+    typer.Option(
+        help="Share the job with other processes, started alike, on one file system: auto with a cluster manager "
+        "(SLURM, Open MPI, ...), else HOST:PORT,PROCESS,COUNT."
+    ),
+]
+
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode; one for each core if left out.")]
+
+
+ShardSize = Annotated[int | None, typer.Option(min=1, help="Images in a shard: what a killed job loses at most.")]
+
+
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what another job on the same --out has done.")]
+
+
+Cache = Annotated[
+    bool, typer.Option("--cache/--no-cache", help="Keep compiled programs in the user's cache, for the next start.")
+]
+
+
+Images = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="IMAGE...",
+        help="Image files, folders, globs in quotes, .tar or .tar.gz archives, @FILE with such a path on each line.",
+        show_default=False,
+    ),
+]
+
+
+def some(images: Sequence[Path] | None) -> Sequence[Path]:
+    """The images asked for; none is an error."""
+    if not images:
+        raise ValueError("no images given: `fzoo classify IMAGE...` takes one path or more")
+    return images
+
+
+def parse_phase(text: str) -> Any:
+    """A `fzoo.Phase` from 'NAME=VALUE NAME=VALUE'; what is none of its fields is the optimizer's."""
+    import dataclasses
+
+    import fzoo
+
+    fields = {field.name for field in dataclasses.fields(fzoo.Phase)} - {"options"}
+    known: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for part in text.replace(",", " ").split():
+        name, equals, value = part.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"--phase {text!r} given, NAME=VALUE pairs expected, e.g. 'trains=head epochs=5'")
+        try:
+            parsed = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed = value  # a name
+        (known if name in fields else options)[name] = parsed
+    return fzoo.Phase(**known, options=options)
+
+
+def parse_options(model: str, options: Sequence[str] | None) -> dict[str, Any]:
+    """Options of a model's family from NAME=VALUE, the value as in Python."""
+    import fzoo
+    from fzoo.errors import unknown
+    from fzoo.zoo import family_defaults
+
+    known, parsed = family_defaults(fzoo.spec(model)), {}
+    for text in options or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--option {text!r} given, NAME=VALUE expected, e.g. alpha=0.5")
+        if key not in known:
+            raise ValueError(unknown(f"option of {model}", key, known or ["none"]))
+        try:
+            parsed[key] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            raise ValueError(f"--option {text!r} given, a number, True or False, or a tuple expected") from None
+    return parsed

@@ -1,0 +1,197 @@
+"""`fzoo finetune`, `evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fzoo.cli.console import command, complain, prepare_process, show
+from fzoo.cli.loading import class_names, join_processes, opened
+from fzoo.cli.options import Cache, Classes, Devices, Model, Option, Size, parse_options, parse_phase
+from fzoo.cli.predict import finish
+
+
+@command
+def finetune(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA_DIR", help="A folder for each class, or train/ and val/ that hold these.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run: metrics, curves, checkpoints, weights.")],
+    model: Model = "MobileNetV2",
+    weights: Annotated[
+        str, typer.Option("--weights", "-w", help="Of the backbone: 'imagenet', 'none' for random, or a file.")
+    ] = "imagenet",
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What trains, how long, and how, e.g. 'from_layer=mixed8 epochs=5 optimizer=sgd learning_rate=1e-4 "
+            "momentum=0.9'; again for the next. See fzoo.Phase. If left out: the head alone, then the top of the "
+            "backbone, 5 epochs each."
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, where it was.")] = False,
+    pooling: Annotated[str, typer.Option(help="Of the head: avg or max.")] = "avg",
+    hidden: Annotated[int | None, typer.Option(min=1, help="Units of a hidden layer in the head.")] = None,
+    dropout: Annotated[float, typer.Option(help="Before the last layer.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step, on all devices.")] = 32,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches whose gradients make one step.")] = 1,
+    augment: Annotated[bool, typer.Option(help="Train on random, mirrored parts of the images.")] = False,
+    label_smoothing: Annotated[float, typer.Option(help="How much of each label is spread over all classes.")] = 0.0,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16; parameters are float32.")] = False,
+    validation_split: Annotated[float, typer.Option(help="Share held out where there is no val/.")] = 0.2,
+    cache_features: Annotated[
+        bool | None, typer.Option(help="Keep what the frozen part computes; where possible if left out.")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps; by default at the end of epochs, and each 5 min of a long one.")
+    ] = None,
+    max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
+    devices: Devices = None,
+    distributed: Annotated[
+        str | None,
+        typer.Option(
+            help="Train with other processes, started alike: auto with a cluster manager (SLURM, Open MPI, ...), else "
+            "HOST:PORT,PROCESS,COUNT."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random.")] = 0,
+    size: Size = None,
+    interpolation: Annotated[str, typer.Option(help="Of the resize.")] = "bicubic",
+    crop: Annotated[float, typer.Option(min=0, max=1, help="As in `classify`; 0 squeezes.")] = 0.875,
+    option: Option = None,
+    cache: Cache = True,
+) -> None:
+    """Adapt a pretrained model to other classes, in phases: first the new head, then the top of the backbone."""
+    import jax.numpy as jnp
+
+    import fzoo
+    from fzoo.inference.devices import mesh
+    from fzoo.training.steps import TWO_PHASES
+
+    join_processes(distributed)
+    phases = [parse_phase(text) for text in phase or ()] or TWO_PHASES
+    options = parse_options(model, option)
+    prepare_process(cache)
+    result = fzoo.finetune(
+        data,
+        model,
+        weights=None if weights == "none" else weights,
+        out=out,
+        phases=phases,
+        head=fzoo.Head(pooling, hidden, dropout),
+        size=size,
+        interpolation=interpolation,
+        crop=crop or None,
+        augment=augment,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        label_smoothing=label_smoothing,
+        dtype=jnp.bfloat16 if bfloat16 else jnp.float32,
+        validation_split=validation_split,
+        cache_features=cache_features,
+        checkpoint_every=checkpoint_every,
+        max_broken=max_broken,
+        workers=workers,
+        seed=seed,
+        resume=resume,
+        mesh=mesh(devices) if devices else None,
+        report=complain,
+        **options,
+    )
+    rows: list[tuple[str, Any]] = [("weights, as Keras h5", out / "model.h5"), ("curves", out / "curves.png")]
+    if result.evaluation is not None:
+        rows.insert(0, ("accuracy on held-out images", f"{result.evaluation.top1:.1%} of {result.evaluation.images}"))
+    show(("", ""), rows)
+    if result.broken:
+        complain(f"{len(result.broken)} images could not be read")
+        raise typer.Exit(1)
+
+
+@command
+def evaluate(
+    data: Annotated[Path, typer.Argument(metavar="DATA_DIR", help="A folder for each class, e.g. ImageNet's val/.")],
+    model: Model = "MobileNetV2",
+    weights: Annotated[
+        str, typer.Option("--weights", "-w", help="'imagenet', a file, or the folder of a `fzoo finetune`.")
+    ] = "imagenet",
+    out: Annotated[Path | None, typer.Option(help="A .csv of the classes to write.")] = None,
+    classes: Classes = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
+    size: Size = None,
+    interpolation: Annotated[str | None, typer.Option(help="Of the resize: bicubic if left out.")] = None,
+    crop: Annotated[
+        float | None, typer.Option(help="Share of the shorter side that is seen: 0.875 if left out, 0 squeezes.")
+    ] = None,
+    option: Option = None,
+    cache: Cache = True,
+) -> None:
+    """Measure a classifier on labelled images: top-1, top-5, loss, each class; with the accuracy that Keras publishes.
+
+    Folders are named as the classes: ImageNet's by their WordNet IDs.
+    """
+    import numpy as np
+
+    import fzoo
+    from fzoo.files import replacing
+    from fzoo.training.data import Broken, Recipe, in_order, read_folder
+    from fzoo.training.runs import is_run
+
+    if out is not None and out.suffix != ".csv":
+        raise ValueError(f"--out {out}: a name that ends in .csv expected")
+    prepare_process(cache)
+    published = classes == 1000 and not is_run(weights)
+    usual = {"interpolation": "bicubic", "crop": 0.875}
+    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option, usual=usual)
+    names = [label if id == "-" else id for id, label in network.names or class_names(None, classes)]
+    recipe = Recipe(**network.reading)
+    broken = Broken(max_broken, complain)
+    files = relabelled(read_folder(data, recipe, broken, least=1), names)
+    module, variables = fzoo.optimize_for_inference(network.module, network.variables)
+    found = fzoo.evaluate(
+        module, variables, in_order(files, batch_size, workers), preprocess=network.model, batch_size=batch_size
+    )
+    s = fzoo.spec(network.model)
+    rows = [
+        ("images", f"{found.images:,} of {len(set(files.labels.tolist()))} classes"),
+        ("recipe", str(recipe)),
+        ("top-1", f"{found.top1:.2%}" + (f" (Keras publishes {s.top1:.1%} on ImageNet)" if published else "")),
+        ("top-5", f"{found.top5:.2%}" + (f" (Keras publishes {s.top5:.1%})" if published and s.top5 else "")),
+        ("loss", f"{found.mean_loss:.4f}"),
+    ]
+    seen = np.flatnonzero(found.confusion.sum(1))
+    worst = sorted(seen, key=lambda i: found.recall[i])
+    table = [(names[i], int(found.confusion[i].sum()), f"{found.recall[i]:.2%}") for i in worst]
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(
+                "class,images,top1\n" + "".join(f"{n},{c},{r}\n" for n, c, r in table), encoding="utf-8"
+            )
+    show(("", ""), rows)
+    if out is None or not sys.stdout.isatty():
+        show(("class", "images", "top-1"), table)
+    finish(len(broken.paths), len(files.paths))
+
+
+def relabelled(files: Any, names: Sequence[str]) -> Any:
+    """Images whose labels are the places of their folders' names among a classifier's classes."""
+    import dataclasses
+
+    import numpy as np
+
+    from fzoo.errors import unknown
+
+    places = {name: i for i, name in enumerate(names)}
+    if all(name.isdigit() for name in names) and len(files.class_names) == len(names):
+        places = {name: i for i, name in enumerate(files.class_names)}  # a classifier without names: in their order
+    for name in files.class_names:
+        if name not in places:
+            raise ValueError(f"{unknown('class folder', name, places)} (the folders are named as the classes)")
+    order = np.array([places[name] for name in files.class_names], np.int32)
+    return dataclasses.replace(files, labels=order[files.labels], class_names=tuple(names))

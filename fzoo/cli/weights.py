@@ -1,0 +1,162 @@
+"""`fzoo convert`, `download`, `export`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fzoo.cli.console import command, complain, show
+from fzoo.cli.loading import load_model
+from fzoo.cli.options import Classes, Option, Size, Weights, parse_options
+
+
+@command
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A Keras file, .safetensors, or the directory of an Orbax checkpoint.")
+    ],
+    destination: Annotated[
+        Path | None,
+        typer.Argument(help="What to write: .h5, .weights.h5, .keras, .safetensors, or .orbax for a checkpoint."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Name of the model; a Keras file tells it if left out.")
+    ] = None,
+    include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
+    classes: Classes = 1000,
+    option: Option = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a Keras file is, and write nothing.")] = False,
+) -> None:
+    """Write weights as another kind of file; with --dry-run say what a file is, and which models it fits."""
+    from fzoo.convert import convert, inspect_weights
+
+    if dry_run:
+        report = inspect_weights(source)
+        fit = report.fits[0] if report.fits else None
+        goes_to = {array: variable for array, variable, _ in fit.arrays} if fit else {}
+        show(
+            ("layer", "array", "shape", "dtype", "variable"),
+            [
+                (layer, array, " x ".join(map(str, shape)) or "scalar", dtype, goes_to.get(array, "-"))
+                for layer, array, shape, dtype in report.arrays
+            ],
+            f"{source}: {report.layout}, {len(report.arrays)} arrays, {report.parameters:,} values; "
+            f"fits {'; '.join(map(str, report.fits)) or 'no model of fzoo list'}",
+        )
+        return
+    if destination is None:
+        raise ValueError("the name of a file to write expected, or --dry-run")
+    options: dict[str, Any] = {}
+    if model is not None:
+        options = {"include_top": include_top, **({"classes": classes} if include_top else {})}
+        options |= parse_options(model, option)
+    elif option or not include_top or classes != 1000:
+        raise ValueError("--model NAME expected with --option, --no-include-top or --classes")
+    module = convert(source, destination, model, **options)
+    print(f"{destination}: {type(module).__name__}" if sys.stdout.isatty() else destination)
+
+
+@command
+def download(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Models, with wildcards, e.g. 'ResNet*'.", show_default=False),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All models.")] = False,
+    include_top: Annotated[
+        bool | None, typer.Option(help="Only the files with the classifier, or only those without; both if left out.")
+    ] = None,
+    size: Size = None,
+    option: Option = None,
+) -> None:
+    """Fill the cache for a machine without a network: with the published files of models, and ImageNet's class names.
+
+    In a pipe: path, bytes, whether it was cached or downloaded, and what was checked, separated by tabs. The cache is
+    Keras's: $KERAS_HOME/models, or ~/.keras/models. The environment variable FZOO_WEIGHTS_URL names a mirror.
+    """
+    import fzoo
+    from fzoo.images.labels import CLASS_INDEX_HASH, CLASS_INDEX_URL
+    from fzoo.weights.download import UNPROVEN, Proof, cache_dir, cached, fetch
+    from fzoo.zoo import needed, proof_of, published
+
+    if bool(names) == every:
+        raise ValueError("names of models or --all expected; `fzoo list` shows the names")
+    found: dict[str, None] = {}
+    for name in names or ["*"]:
+        found |= dict.fromkeys(fzoo.list_models(name) or [fzoo.spec(name).name])
+    shape = None if size is None else (size, size, 3)
+    files: dict[str, tuple[str, Proof]] = {}  # the URL of each name, and what it is known by
+    megabytes = 0
+    for name in found:
+        options = needed(name) | parse_options(name, option)
+        for top in (True, False) if include_top is None else (include_top,):
+            module = fzoo.create(name, include_top=top, input_shape=shape, **options)
+            file = published(name, module)
+            files[file.name] = file.url, proof_of(file, module)
+            megabytes += fzoo.spec(name).size_mb
+    if include_top is not False:
+        files[CLASS_INDEX_URL.rsplit("/", 1)[1]] = CLASS_INDEX_URL, CLASS_INDEX_HASH
+    if sys.stderr.isatty():
+        complain(f"{len(files)} files, about {megabytes:,} MB, in {cache_dir()}")
+    failed = 0
+    for name, (url, proof) in files.items():
+        try:
+            path = cached(name, proof)
+            state = "cached" if path else "downloaded"
+            path = path or fetch(url, name, proof)
+            length = path.stat().st_size
+        except OSError as e:
+            complain(str(e))
+            failed += 1
+        else:
+            checked = "hash is right" if isinstance(proof, str) else UNPROVEN
+            at_terminal = f"{path}  {length / 1e6:,.1f} MB  {state}"  # `fetch` says there what was checked
+            print(at_terminal if sys.stdout.isatty() else f"{path}\t{length}\t{state}\t{checked}", flush=True)
+    if failed:
+        complain(f"{failed} of {len(files)} files could not be had")
+        raise typer.Exit(2 if failed == len(files) else 1)
+
+
+@command
+def export(
+    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    out: Annotated[Path, typer.Argument(help="The .stablehlo file to write.")],
+    weights: Weights = "imagenet",
+    platform: Annotated[
+        list[str] | None, typer.Option(help="cpu, cuda, rocm or tpu; may be given again. cpu, cuda, tpu if left out.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images in a call; any number if left out.")] = None,
+    preprocess: Annotated[
+        bool, typer.Option("--preprocess", help="Take pixels of uint8, and preprocess them in the program.")
+    ] = False,
+    optimize: Annotated[bool, typer.Option(help="Fold batch normalisation into the kernels.")] = True,
+    include_top: Annotated[
+        bool,
+        typer.Option("--include-top/--no-include-top", " /--no-top", help="Whether the weights have the classifier."),
+    ] = True,
+    classes: Classes = 1000,
+    size: Size = None,
+    option: Option = None,
+) -> None:
+    """Write a model and its weights as one file of StableHLO, which JAX runs without fzoo.
+
+    In a pipe: file, input, output, platforms and MB, separated by tabs.
+    """
+    import fzoo
+    from fzoo.inference.export import check_target
+
+    platforms = check_target(out, platform or ("cpu", "cuda", "tpu"))
+    module, variables, _ = load_model(name, weights, size, classes=classes, option=option, include_top=include_top)
+    if optimize:
+        # Kernels that are kept as a CPU wants them would be the only ones in the file, for all platforms.
+        target = platforms[0] if len(platforms) == 1 else "several"
+        module, variables = fzoo.optimize_for_inference(module, variables, platform=target)
+    exported = fzoo.export(
+        module, variables, out, platforms=platforms, preprocess=name if preprocess else None, batch_size=batch
+    )
+    takes, gives = (aval.str_short(short_dtypes=False) for aval in (*exported.in_avals, *exported.out_avals))
+    megabytes = f"{out.stat().st_size / 1e6:,.1f}"
+    show(("file", "input", "output", "platforms", "MB"), [(out, takes, gives, ", ".join(platforms), megabytes)])

@@ -1,0 +1,1 @@
+"""Pixels in, class names out."""

@@ -1,0 +1,1 @@
+"""Networks applied to images: batches, devices, a form for inference, export, explanations."""

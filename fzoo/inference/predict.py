@@ -1,0 +1,268 @@
+"""The jit boundary: networks applied to any number of images."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from numbers import Integral
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Num
+
+from fzoo.inference.compiler import compiler_options
+from fzoo.inference.devices import BATCH, along_batch, replicate, shard
+from fzoo.layers.classifier import Classifier
+from fzoo.zoo import preprocess_input
+
+#: What a batch is cut to when the caller does not say: on a CPU, which gains nothing from more, and at the least.
+BATCH_SIZE = 32
+
+
+#: And elsewhere, where it takes hundreds of images to keep a device busy, as many as have about so many pixels: 32 at
+#: 600 x 600 take the memory that 256 take at 224 x 224.
+PIXELS, MOST = 256 * 224 * 224, 1024
+
+
+#: Batches under way at once: one is computed, the next is on its way to the device.
+IN_FLIGHT = 2
+
+
+def predict(
+    module: nn.Module,
+    variables: Any,
+    images: Num[np.ndarray | Array, "n h w c"],
+    *,
+    batch_size: int | None = None,
+    preprocess: str | None = None,
+    mesh: Mesh | None = None,
+) -> Array:
+    """The network's output for a batch of any size.
+
+    The network is compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a
+    stream of batches of one `batch_size` compiles once. A CPU runs a batch in micro-batches of a few images, inside
+    of the one program. Inside a caller's own `jax.jit` it is traced as part of that.
+
+    Args:
+        module: from `fzoo.create`, `fzoo.load` or `fzoo.optimize_for_inference`.
+        variables: its variables.
+        images: (N, H, W, C), NumPy or JAX: floats, preprocessed (see `preprocess_input`), or with `preprocess` pixels
+            from 0 to 255, integer or float.
+        batch_size: how many images go through at once. By default the power of two that holds them: 32 at most on a
+            CPU, elsewhere as many as have the pixels of 256 of 224 x 224, between 32 and 1,024.
+        preprocess: the model ("ResNet50") whose `preprocess_input` is to be part of the compiled program. Pixels of
+            uint8 are a quarter of the bytes to move.
+        mesh: devices of this process, from `fzoo.devices.mesh()`. The variables are put on each, and each computes its
+            part of a batch, which is filled up to a multiple of them; the default batch is that for each at most.
+            Variables that `fzoo.devices.replicate` has put there are not moved at each call. Inside of a caller's own
+            `jax.jit`, the shardings are the caller's, and this is ignored.
+
+    Returns:
+        What `module.apply(variables, images)` gives: (N, classes) with the top.
+
+    Raises:
+        ValueError: images of integers without `preprocess`, of another rank, or none at all; an unknown model; a mesh
+            with devices of another process.
+    """
+    return in_batches(run, module, variables, images, batch_size, preprocess, mesh)
+
+
+def features(
+    module: Classifier,
+    variables: Any,
+    images: Num[np.ndarray | Array, "n h w c"],
+    layers: str | Sequence[str],
+    *,
+    batch_size: int | None = None,
+    preprocess: str | None = None,
+    mesh: Mesh | None = None,
+) -> dict[str, Float[Array, "n ..."]]:
+    """The outputs of Keras layers, by name; what none of them needs is not computed.
+
+    Args:
+        module, variables, images, batch_size, preprocess, mesh: as for `predict`.
+        layers: names from `fzoo.layer_names(module)`, or one.
+
+    Returns:
+        {layer name: (N, ...) array}.
+
+    Raises:
+        ValueError: an unknown layer, or one that `optimize_for_inference` folded away; images as for `predict`.
+    """
+    names = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not names:
+        raise ValueError("no layers given: at least one name of fzoo.layer_names(module) expected")
+    return in_batches(taps, (module, names), variables, images, batch_size, preprocess, mesh)
+
+
+def run(module: nn.Module, variables: Any, images: Array | np.ndarray) -> Any:
+    """The forward pass for inference."""
+    return module.apply(variables, images)
+
+
+def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Array | np.ndarray) -> Any:
+    """The forward pass up to some layers."""
+    module, layers = module_and_layers
+    return module.apply(variables, images, layers, method="endpoints")
+
+
+@functools.lru_cache
+def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = None) -> Callable:
+    """`function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
+
+    On a mesh, every device runs that program on its part of the images; they have nothing to tell each other. Called
+    with (what, name of the model to preprocess for or None, variables, images).
+    """
+
+    def program(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
+        def step(images: Array) -> Any:
+            return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
+
+        count = images.shape[0]
+        micro = math.gcd(count, micro_batch(what)) if platform == "cpu" else count
+        if micro == count:
+            return step(images)
+        out = lax.map(step, images.reshape(count // micro, micro, *images.shape[1:]))
+        return jax.tree.map(lambda y: y.reshape(count, *y.shape[2:]), out)
+
+    def spread(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
+        part = functools.partial(program, what, preprocess)
+        specs = (PartitionSpec(), PartitionSpec(BATCH))
+        return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)(variables, images)
+
+    whole = spread if mesh is not None and mesh.size > 1 else program
+    return jax.jit(whole, static_argnums=(0, 1), compiler_options=compiler_options(platform, dtype))
+
+
+def in_batches(
+    function: Callable,
+    what: Any,
+    variables: Any,
+    images: Any,
+    batch_size: int | None,
+    preprocess: str | None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
+    check_images(images, pixels=preprocess is not None)
+    if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
+        raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
+    count, leaves = images.shape[0], jax.tree.leaves((variables, images))
+    # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
+    if any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.zeros(())]):
+        images = images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)
+        size = batch_size or count
+        parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
+        return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
+    call, device, variables = for_devices(function, what, variables, images, mesh)
+    devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
+    size = batch_size or min(default_batch(device.platform, images.shape) * devices, 1 << (count - 1).bit_length())
+    size = -(-size // devices) * devices
+    if count == size:
+        return call(what, preprocess, variables, place(images))
+    # Put together on the host: there, no count of images needs a program of its own.
+    whole: Any = None
+    results = in_flight(call(what, preprocess, variables, place(batch)) for batch in padded(images, size))
+    for start, part in zip(range(0, count, size), results, strict=True):
+        part = jax.tree.map(np.asarray, part)
+        if whole is None:
+            whole = jax.tree.map(lambda y: np.empty((count, *y.shape[1:]), y.dtype), part)
+        for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+            whole_leaf[start : start + size] = leaf[: count - start]
+    return jax.device_put(whole, device)
+
+
+def default_batch(platform: str, shape: Sequence[int]) -> int:
+    """Return how many images a device takes at once when the caller does not say, of their shape (..., H, W, C)."""
+    if platform == "cpu":
+        return BATCH_SIZE
+    *_, height, width, _ = shape
+    return min(MOST, max(BATCH_SIZE, 1 << (PIXELS // (height * width)).bit_length() - 1))
+
+
+def for_devices(function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None) -> tuple[Any, Any, Any]:
+    """The jitted function, the (first) device that it is for, and the variables where they are wanted."""
+    if mesh is None:
+        arrays = [leaf for leaf in jax.tree.leaves((variables, images)) if isinstance(leaf, jax.Array)]
+        device = next(iter(arrays[0].devices())) if arrays else jax.devices()[0]
+    elif mesh.is_multi_process:
+        raise ValueError("a mesh with devices of other processes given, this process's expected: fzoo.devices.mesh()")
+    else:
+        device, variables = mesh.devices.flat[0], replicate(variables, mesh)
+    dtype = getattr(module_of(what), "dtype", None) or jnp.float32
+    return compiled(function, device.platform, jnp.dtype(dtype), mesh), device, variables
+
+
+def output_shapes(
+    module: Classifier,
+    variables: Any,
+    images: jax.ShapeDtypeStruct,
+    layers: tuple[str, ...] | None,
+    *,
+    preprocess: str | None = None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Shapes of what `predict`, or with `layers` `features`, gives for a whole batch.
+
+    Nothing is computed or compiled, and the call that comes then does not trace the network again.
+    """
+    function, what = (run, module) if layers is None else (taps, (module, layers))
+    check_images(images, pixels=preprocess is not None)
+    call, _, variables = for_devices(function, what, variables, images, mesh)
+    if mesh is not None:
+        images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=along_batch(mesh))
+    return call.eval_shape(what, preprocess, variables, images)
+
+
+def module_of(what: Any) -> nn.Module:
+    """The network of `run`'s or `taps`' first argument."""
+    return what[0] if isinstance(what, tuple) else what
+
+
+def micro_batch(what: Any) -> int:
+    """How many images a CPU computes together: more fall out of its cache."""
+    return getattr(module_of(what), "micro_batch", Classifier.micro_batch)
+
+
+def in_flight(started: Iterable[Any]) -> Iterator[Any]:
+    """Results that are under way, in their order, `IN_FLIGHT` of them at a time."""
+    pending: deque[Any] = deque()
+    for result in started:
+        pending.append(result)
+        if len(pending) == IN_FLIGHT:
+            yield pending.popleft()
+    yield from pending
+
+
+def check_images(images: Any, pixels: bool) -> None:
+    """Raise ValueError unless these are one or more images: preprocessed, or pixels that will be."""
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or dtype is None:
+        raise ValueError(f"an array of images expected, {type(images).__name__} given")
+    if len(shape) != 4:
+        raise ValueError(f"images of shape {shape} given, (N, H, W, C) expected; for one image: image[None]")
+    if shape[0] == 0:
+        raise ValueError("no images given: an array of shape (0, ...)")
+    if not (jnp.issubdtype(dtype, jnp.floating) or (pixels and jnp.issubdtype(dtype, jnp.integer))):
+        raise ValueError(
+            f"images of {dtype} given, floats expected: preprocess_input(images, name) makes them, "
+            "or preprocess=name here"
+        )
+
+
+def padded(images: Any, size: int) -> Iterator[Any]:
+    """Batches of exactly `size` images, the last one filled up with zeros."""
+    for start in range(0, images.shape[0], size):
+        batch = images[start : start + size]
+        if batch.shape[0] < size:
+            pad = jnp.pad if isinstance(batch, jax.Array) else np.pad
+            batch = pad(batch, ((0, size - batch.shape[0]), (0, 0), (0, 0), (0, 0)))
+        yield batch

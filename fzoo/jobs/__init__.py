@@ -1,0 +1,1 @@
+"""Batch jobs: images in, files of results out."""

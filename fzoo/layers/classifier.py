@@ -1,0 +1,308 @@
+"""What all networks share: their options, how they are called, a new head."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fzoo.errors import unknown
+from fzoo.layers.activations import Activation, activation_function
+from fzoo.layers.keras import Layers, Training
+from fzoo.layers.record import Prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A new classifier for a pretrained backbone: pooling, a hidden layer if wanted, dropout, the classes.
+
+    Keras's GlobalAveragePooling2D, Dense (relu), Dropout, and a Dense named "predictions".
+
+    Attributes:
+        pooling: "avg" or "max", over the last feature map.
+        hidden: units of the hidden layer; None for no such layer.
+        dropout: rate before the last layer.
+
+    Raises:
+        ValueError: one of these can't be honoured.
+    """
+
+    pooling: str = "avg"
+    hidden: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        """Check the options."""
+        if self.pooling not in ("avg", "max"):
+            raise ValueError(f"pooling={self.pooling!r} given, 'avg' or 'max' expected")
+        if self.hidden is not None:
+            check_like_default("hidden", self.hidden, 1)
+        check_like_default("dropout", self.dropout, 0.0)
+
+    def __call__(
+        self, k: Layers, x: Float[Array, "n c"], classes: int, activation: Activation
+    ) -> Float[Array, "n classes"]:
+        """Apply the layers after the pooling."""
+        if self.hidden is not None:
+            x = k.dense(x, self.hidden, activation="relu")
+        if self.dropout:
+            x = k.dropout(x, self.dropout)
+        return k.dense(x, classes, activation=activation, name="predictions")
+
+
+class Classifier(nn.Module):
+    """An image classifier of keras.applications: images (N, H, W, C) in, class probabilities or features out.
+
+    Called as any Flax module: `module.apply(variables, images, train=False)`. With `train=True` it needs
+    `mutable=["batch_stats"]`, and `rngs={"dropout": key}` where the family drops out. `train=frozenset(names)` has
+    these layers behave so, and the others as in inference: what Keras's `trainable` does to a BatchNormalization.
+
+    Attributes:
+        include_top: whether the classifier at the end is part of the network.
+        classes: number of outputs of the classifier.
+        pooling: without the top, what follows the last block: None for the feature map, "avg" or "max" for a vector.
+        classifier_activation: of the last layer: a name of Keras's, a callable, or None for logits. The classifier's
+            output is computed in float32, whatever `dtype` is.
+        input_shape: (height, width, channels); height and width may be None. When given, other images are refused.
+            Left out, RGB images of any size from the family's minimum up are taken (only VGG's top fixes one).
+            As in Keras, a network built without the top and without a size pads for even sizes where parity matters
+            (MobileNetV2): give the size for one that follows an odd input.
+        dtype: of the computation; parameters are float32.
+        head: a new classifier in place of the family's own; needs the top.
+        prepared: not an option: what `optimize_for_inference` did.
+
+    Raises:
+        ValueError: an argument, or the shape of the images, can't be honoured.
+    """
+
+    include_top: bool = True
+    classes: int = 1000
+    pooling: str | None = None
+    classifier_activation: Activation = "softmax"
+    input_shape: tuple[int | None, int | None, int] | None = None
+    dtype: Any = jnp.float32
+    head: Head | None = None
+    prepared: Prepared | None = None
+
+    # Facts of a family; not options.
+    default_size = 224
+    min_size = 32
+    fixed_size = False  # the top flattens, so its weights fix the size of the input
+    top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
+    weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
+    named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
+    micro_batch = 4  # how many images a CPU computes together at best, by benchmarks/micro_batches.py
+
+    def __post_init__(self):
+        """Check the options, so that what can't be honoured fails here and not in the middle of a trace."""
+        for field in dataclasses.fields(self):
+            if isinstance(getattr(self, field.name), (list, np.ndarray)):  # a module must be hashable
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        self.check_options()
+        super().__post_init__()
+
+    @nn.nowrap
+    def check_options(self) -> None:
+        """Raise ValueError for an option that can't be honoured; a family adds its own."""
+        common = {field.name for field in dataclasses.fields(Classifier)}
+        for field in dataclasses.fields(self):
+            optional = getattr(self, field.name) is None and str(field.type).endswith("| None")
+            if field.name not in common and not optional:
+                check_like_default(field.name, getattr(self, field.name), field.default)
+        check_common_options(self)
+
+    @staticmethod
+    def current_name(old: str) -> str:
+        """Today's name of a layer that older files of the family call otherwise."""
+        return old
+
+    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """All layers up to the last feature map; what a family defines."""
+        raise NotImplementedError
+
+    def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
+        """The classifier on top of the last feature map; most families share this one."""
+        x = k.global_avg_pool(x, name=self.top_pool)
+        return k.dense(x, self.classes, activation=self.probabilities, name="predictions")
+
+    def pooled(self, k: Layers, x: Float[Array, "n ho wo f"], pooling: str | None) -> Float[Array, "n ..."]:
+        """What takes the top's place without it; most families share this one, too."""
+        if pooling == "avg":
+            return k.global_avg_pool(x, name="avg_pool" if self.named_pools else None)
+        if pooling == "max":
+            return k.global_max_pool(x, name="max_pool" if self.named_pools else None)
+        return x
+
+    def probabilities(self, logits: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
+        """`classifier_activation`, computed in float32 at least."""
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return activation_function(self.classifier_activation)(logits)
+
+    @property
+    def known_size(self) -> bool:
+        """Whether Keras would know the input's height and width when it builds this network."""
+        return self.own_top if self.input_shape is None else None not in self.input_shape
+
+    @property
+    def own_top(self) -> bool:
+        """Whether the classifier is the family's own."""
+        return self.include_top and self.head is None
+
+    @property
+    def example_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image that this network takes: `input_shape`, or the family's default."""
+        height, width, channels = self.input_shape or (None, None, 3)
+        return height or self.default_size, width or self.default_size, channels
+
+    def check_images(self, shape: tuple[Any, ...]) -> None:
+        """Raise ValueError unless images of this shape, in which `jax.export` may leave sides open, can be taken."""
+        wanted = self.example_shape if self.fixed_size and self.own_top else self.input_shape
+        wanted = wanted or (None, None, 3)
+        if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
+            sizes = ["any" if w is None else str(w) for w in wanted]
+            raise ValueError(f"images of shape {shape} given, (N, H, W, C) with H, W, C = {', '.join(sizes)} expected")
+        if min(shape[1:3]) < self.min_size:
+            raise ValueError(
+                f"images of {shape[1]} x {shape[2]} given, {type(self).__name__} takes "
+                f"{self.min_size} x {self.min_size} at the least"
+            )
+
+    @nn.compact
+    def run(
+        self,
+        x: Float[Array | np.ndarray, "n h w c"],
+        train: Training = False,
+        taps: Sequence[str] = (),
+        given: Mapping[str, Array] | None = None,
+        record: bool = False,
+    ) -> tuple[Array, Layers]:
+        """The forward pass: its output, and the `Layers` that kept what was asked for.
+
+        The outputs of layers that are `given` are not computed, nor what they alone need, once XLA has seen it.
+        """
+        self.check_images(x.shape)
+        if train and self.prepared:
+            raise ValueError("train=True given, but optimize_for_inference made this network: train the plain one")
+        k = Layers(
+            train=train,
+            dtype=self.dtype,
+            known_size=self.known_size,
+            taps=taps,
+            given=given,
+            record=record,
+            prepared=self.prepared,
+        )
+        x = self.backbone(k, k.input(jnp.asarray(x, self.dtype)))
+        if not self.include_top:
+            y = self.pooled(k, x, self.pooling)
+        elif self.head is None:
+            y = self.top(k, x)
+        else:
+            y = self.head(k, self.pooled(k, x, self.head.pooling), self.classes, self.probabilities)
+        for name in k.not_given():
+            raise ValueError(unknown("layer", name, self.names(k)))
+        return y, k
+
+    @nn.nowrap
+    def names(self, k: Layers) -> list[str]:
+        """Names of the layers that a call went through, and that are there to be tapped."""
+        gone = dict(self.prepared.gone) if self.prepared else {}
+        return [name for name in k.names if name not in gone]
+
+    def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: Training = False) -> Array:
+        """Class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
+        return self.run(x, train)[0]
+
+    def endpoints(
+        self, x: Float[Array | np.ndarray, "n h w c"], layers: Sequence[str], train: Training = False
+    ) -> dict[str, Float[Array, "n ..."]]:
+        """The outputs of Keras layers by name; XLA drops what none of them needs.
+
+        `module.apply(variables, x, ("mixed8",), method="endpoints")`, or called as a submodule.
+
+        Raises:
+            ValueError: the network has no layer of that name.
+        """
+        gone = dict(self.prepared.gone) if self.prepared else {}
+        for name in layers:
+            if name in gone:
+                raise ValueError(
+                    f"layer {name!r} is gone: optimize_for_inference folded it with others into one, whose output is "
+                    f"that of {gone[name]!r}; tap this, or the plain network"
+                )
+        _, k = self.run(x, train, layers)
+        for name in layers:
+            if name not in k.tapped:
+                raise ValueError(unknown("layer", name, self.names(k)))
+        return {name: k.tapped[name] for name in layers}
+
+
+def check_like_default(name: str, value: Any, default: Any) -> None:
+    """Raise ValueError unless a family's option is of its default's kind, and positive."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        fits, wanted = isinstance(value, bool), "True or False"
+    elif isinstance(default, str):
+        fits, wanted = isinstance(value, str) and bool(value), "a name"
+    elif name == "dropout" or name.endswith("_rate"):
+        fits, wanted = number and 0 <= float(value) < 1, "a rate from 0 to less than 1"
+    elif isinstance(default, tuple) and isinstance(default[0], tuple):  # rows of a table
+        row = type(default[0])
+        fits = isinstance(value, tuple) and len(value) > 0 and all(isinstance(each, row) for each in value)
+        wanted = f"a tuple of {row.__name__}"
+    elif isinstance(default, tuple):
+        fits = isinstance(value, tuple) and len(value) == len(default) and all(is_count(n) for n in value)
+        wanted = f"{len(default)} positive integers"
+    elif isinstance(default, int):
+        fits, wanted = is_count(value), "a positive integer"
+    else:
+        fits, wanted = number and 0 < float(value) < float("inf"), "a positive number"
+    if not fits:
+        raise ValueError(f"{name}={value!r} given, {wanted} expected")
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a positive integer."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def check_common_options(module: Classifier) -> None:
+    """Raise ValueError for an option of every family that can't be honoured."""
+    shape, family = module.input_shape, type(module).__name__
+    if not isinstance(module.include_top, bool):
+        raise ValueError(f"include_top={module.include_top!r} given, True or False expected")
+    if module.pooling not in (None, "avg", "max"):
+        raise ValueError(f"pooling={module.pooling!r} given, None, 'avg' or 'max' expected")
+    if not (module.head is None or isinstance(module.head, Head)):
+        raise ValueError(f"head={module.head!r} given, a fzoo.Head or None expected")
+    if module.head is not None and not module.include_top:
+        raise ValueError("head goes with include_top=True: it is the classifier")
+    if module.pooling and module.include_top:
+        raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
+    if not is_count(module.classes):
+        raise ValueError(f"classes={module.classes!r} given, a positive integer expected")
+    if module.default_size < module.min_size:
+        raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")
+    activation_function(module.classifier_activation)
+    try:
+        floating = jnp.issubdtype(jnp.dtype(module.dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(f"dtype={module.dtype!r} given, a floating dtype expected, e.g. jnp.bfloat16")
+    if shape is None:
+        return
+    three = isinstance(shape, tuple) and len(shape) == 3 and is_count(shape[2])
+    if not three or not all(n is None or isinstance(n, Integral) for n in shape):
+        raise ValueError(f"input_shape={shape!r} given, (height, width, channels) expected")
+    if any(n is not None and n < module.min_size for n in shape[:2]):
+        least = f"{module.min_size} x {module.min_size}"
+        raise ValueError(f"input_shape={shape} given, {least} is the least that {family} takes")
+    if module.fixed_size and module.own_top and None in shape:
+        raise ValueError(f"input_shape={shape} given, {family} with its top needs a fixed size")

@@ -1,0 +1,185 @@
+"""The Flax modules of layers with variables."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+from jaxtyping import Array, Float
+
+from fzoo import ops
+from fzoo.layers.initializers import glorot_uniform
+
+
+class Layer(nn.Module):
+    """A Flax layer whose parameters are checked by their shapes alone; Flax traces the initializers for that."""
+
+    @nn.nowrap
+    def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:
+        """As in Flax; the first of `init_args` is the shape."""
+        if self.scope is None or not self.scope.has_variable("params", name):
+            return super().param(name, init_fn, *init_args, **options)
+        value = nn.meta.unbox(self.get_variable("params", name))
+        if jnp.shape(value) != tuple(init_args[0]):
+            raise ScopeParamShapeError(name, self.scope.path_text, jnp.shape(value), tuple(init_args[0]))
+        return value
+
+
+class Conv(Layer, nn.Conv):
+    """`flax.linen.Conv`."""
+
+
+class Dense(Layer, nn.Dense):
+    """`flax.linen.Dense`."""
+
+
+class LayerNorm(Layer, nn.LayerNorm):
+    """`flax.linen.LayerNorm`."""
+
+
+class SeparableConv(nn.Module):
+    """A depthwise, then a pointwise convolution under one Keras name."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    padding: str
+    conv: Callable[..., nn.Conv]
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """Apply both convolutions."""
+        channels = x.shape[-1]
+        x = self.conv(
+            channels,
+            self.kernel_size,
+            self.strides,
+            padding=self.padding,
+            feature_group_count=channels,
+            name="depthwise",
+        )(x)
+        return self.conv(self.features, (1, 1), use_bias=self.use_bias, name="pointwise")(x)
+
+
+class WinogradConv(Layer):
+    """A convolution of stride 1 whose kernel is kept transformed."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    padding: str | tuple[tuple[int, int], tuple[int, int]]
+    tile: int
+    dtype: Any
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """Apply it."""
+        products = ops.winograd_products(self.kernel_size, self.tile)
+        kernel = self.param("kernel", glorot_uniform, (products, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        conv = ops.Convolution.of(x.shape, (*self.kernel_size, x.shape[-1], self.features), (1, 1), self.padding)
+        y = ops.winograd_transformed(conv, x, kernel)
+        return y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim)
+
+
+@functools.partial(jax.jit, static_argnums=5)  # a network repeats its shapes: each is traced once
+def normalised(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """Batch normalisation by given statistics."""
+    mean, factor, bias = (lax.broadcast_to_rank(v, x.ndim) for v in (mean, lax.rsqrt(var + epsilon) * scale, bias))
+    return (x - mean) * factor + bias
+
+
+class BatchNorm(Layer):
+    """`flax.linen.BatchNorm` over the last axis: the same variables and numbers, its sums as `ops` lowers them.
+
+    The variance is that of the centred values: E[x^2] - E[x]^2 cancels in float32 where the mean is large.
+    """
+
+    train: bool
+    epsilon: float
+    momentum: float
+    use_scale: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        """Normalise by the batch's statistics in training, by the running ones otherwise."""
+        channels = x.shape[-1:]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(())
+        bias = self.param("bias", nn.initializers.zeros, channels)
+        if not self.train:
+            y = normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
+            return jnp.asarray(y, self.dtype)
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        mean = ops.channel_mean(wide)
+        centred = wide - ops.spread(mean, wide)
+        var = ops.channel_mean(jnp.square(centred))
+        if not self.is_initializing():
+            for running, new in ((running_mean, mean), (running_var, var)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
+        factor = lax.rsqrt(var + self.epsilon) * scale
+        return jnp.asarray(centred * ops.spread(factor, wide) + ops.spread(bias, wide), self.dtype)
+
+
+class LayerScale(Layer):
+    """A factor for each channel that starts small."""
+
+    start: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        """Apply it."""
+        gamma = self.param("gamma", nn.initializers.constant(self.start), x.shape[-1:])
+        x, gamma = promote_dtype(x, gamma, dtype=self.dtype)
+        return x * lax.broadcast_to_rank(gamma, x.ndim)
+
+
+class Normalization(nn.Module):
+    """A mean and a variance of each channel that came with the weights, not from training."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Centre and scale; the count of images that Keras keeps beside them plays no part."""
+        channels = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        deviation = jnp.maximum(jnp.sqrt(var.value), 1e-7)
+        return (x - lax.broadcast_to_rank(mean.value, x.ndim)) / lax.broadcast_to_rank(deviation, x.ndim)
+
+
+class Sequential(nn.Module):
+    """Layers under one Keras name, which is the first key of their variables, too."""
+
+    layers: Callable[[Array], Array]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Apply them."""
+        return self.layers(x)
+
+
+class ScaleShift(Layer):
+    """What is left of a BN in inference: a factor and a term for each channel."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        """Apply it."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        x, scale, bias = promote_dtype(x, scale, bias, dtype=self.dtype)
+        return x * lax.broadcast_to_rank(scale, x.ndim) + lax.broadcast_to_rank(bias, x.ndim)

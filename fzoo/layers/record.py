@@ -1,0 +1,58 @@
+"""What is known of a network's layers: the record of a call, and how a form for inference differs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fzoo.layers.initializers import VarianceScaling
+
+#: `Node.kind` of what a Keras file says by an operator (`x + y`): a step of the graph, but no layer.
+OPERATION = "Operation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One Keras layer of a network, as one call of it saw it.
+
+    Attributes:
+        name: Keras's name, e.g. "block1_conv1".
+        kind: Keras's class, e.g. "Conv2D"; `OPERATION` for a step between layers.
+        inputs: names of the layers that feed it, in the order of its arguments.
+        shape: of its output, without the batch.
+        flops: analytic, for one image: 2 for each multiply-add of convolutions and dense layers, otherwise 0.
+        kernel_init: how its kernels start.
+        config: Keras's options of the layer, where something asks for them: "activation" of a layer with
+            weights, "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a BatchNormalization; and
+            "rate" of a Dropout, "init" of a LayerScale.
+        parts: the layers inside of a Sequential, in their order.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    flops: int
+    kernel_init: VarianceScaling
+    config: Mapping[str, Any]
+    parts: tuple[Node, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Where a network that `optimize_for_inference` made differs from Keras's.
+
+    Attributes:
+        biased: convolutions that got a bias, from the BN folded into them.
+        folded: BNs and LayerScales that do nothing any more.
+        scaled: BNs that are left: a factor and a term for each channel.
+        tiles: (convolution, tile) of the kernels that are kept transformed for Winograd.
+        gone: (layer, the layer that has its output now): what can't be tapped any more.
+    """
+
+    biased: frozenset[str] = frozenset()
+    folded: frozenset[str] = frozenset()
+    scaled: frozenset[str] = frozenset()
+    tiles: tuple[tuple[str, int], ...] = ()
+    gone: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,231 @@
+"""How a convolution is lowered on each platform.
+
+`conv_general_dilated` has the signature that `flax.linen.Conv` calls, so a model says *what* it convolves
+and this file says *how*. Everything here differentiates, and `lax.platform_dependent` picks the form when
+the program is lowered, so the same trace runs on (and exports for) CPU, GPU and TPU.
+
+GPUs and TPUs get the plain convolution, which their libraries run well. On CPU, `CPU_FORMS` is the choice: the first
+row that fits. What each row is worth is measured by `benchmarks/convolutions.py`, beside XLA's own convolution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from fzoo.ops.reductions import _spread
+from fzoo.ops.shapes import NHWC, Convolution, product, windows
+from fzoo.ops.winograd import winograd_kernel, winograd_tile, winograd_transformed
+
+
+def conv_general_dilated(
+    lhs: Float[Array, "n h w c"],
+    rhs: Float[Array, "kh kw i o"],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = NHWC,
+    feature_group_count: int = 1,
+    **options: Any,
+) -> Float[Array, "n ho wo o"]:
+    """`lax.conv_general_dilated`, in a faster form where `CPU_FORMS` has one and the platform is a CPU."""
+    plain = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
+    if plain and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))):
+        conv = Convolution.of(lhs.shape, rhs.shape, window_strides, padding, feature_group_count, lhs.dtype)
+        run = cpu_form(conv)
+        if run is not None:
+            return _by_platform(run, conv, tuple(options.items()), lhs, rhs)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        **options,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # a network repeats its shapes: each is traced once
+def _by_platform(
+    run: Callable[[Convolution, Array, Array], Array],
+    conv: Convolution,
+    options: tuple[tuple[str, Any], ...],
+    lhs: Array,
+    rhs: Array,
+) -> Array:
+    library = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=conv.strides,
+        padding=conv.pads,
+        dimension_numbers=NHWC,
+        feature_group_count=conv.groups,
+        **dict(options),
+    )
+    return lax.platform_dependent(lhs, rhs, cpu=functools.partial(run, conv), default=library)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)  # its derivative calls it, too
+def depthwise_shifted(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 cm"]
+) -> Float[Array, "n ho wo cm"]:
+    """A depthwise convolution as one multiply-add of a shifted image for each kernel element."""
+    return _shifted(conv, x, kernel, lambda values, like: lax.broadcast_to_rank(values, like.ndim))
+
+
+@depthwise_shifted.defjvp
+def _depthwise_jvp(
+    conv: Convolution, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    """The same sums, but the kernel's gradient, a sum over all pixels, is as `spread` has it."""
+    (x, kernel), (dx, dkernel) = primals, tangents
+    return depthwise_shifted(conv, x, kernel), depthwise_shifted(conv, dx, kernel) + _shifted(conv, x, dkernel, _spread)
+
+
+def _shifted(conv: Convolution, x: Array, kernel: Array, spread: Callable[[Array, Array], Array]) -> Array:
+    if conv.outputs != conv.inputs:  # output c * m + j reads channel c
+        x = jnp.repeat(x, conv.outputs // conv.inputs, axis=3)
+    total = jnp.zeros((), jnp.float32)
+    weights = kernel.reshape(-1, conv.outputs)
+    for i, (_, window) in enumerate(windows(conv, x)):
+        total = total + window * spread(lax.index_in_dim(weights, i, keepdims=False), window)
+    return lax.convert_element_type(total, x.dtype)
+
+
+def pointwise(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "1 1 c o"]
+) -> Float[Array, "n ho wo o"]:
+    """A 1x1 convolution as a matrix product."""
+    [(_, x)] = windows(conv, x)
+    return product(x.reshape(-1, conv.inputs), kernel[0, 0]).reshape(*x.shape[:3], conv.outputs)
+
+
+def columns(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
+) -> Float[Array, "n ho wo o"]:
+    """A convolution as a matrix product with the windows written out (im2col)."""
+    x = lax.optimization_barrier(jnp.concatenate([window for _, window in windows(conv, x)], axis=-1))
+    kernel = kernel.reshape(-1, conv.outputs)
+    return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(*x.shape[:3], conv.outputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
+def row_columns(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
+) -> Float[Array, "n ho wo o"]:
+    """`columns`, a row of a window at a time: its pixels lie side by side, which counts where they are small."""
+    (kh, kw), (down, right), (ho, wo) = conv.kernel, conv.strides, conv.size
+    x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0)))
+    x = x.reshape(*x.shape[:2], -1)
+    runs = np.arange(wo)[:, None] * right * conv.inputs + np.arange(kw * conv.inputs)
+    rows = [lax.slice_in_dim(x, i, i + (ho - 1) * down + 1, down, 1)[:, :, runs] for i in range(kh)]
+    x = lax.optimization_barrier(jnp.concatenate(rows, axis=-1))
+    kernel = kernel.reshape(-1, conv.outputs)
+    return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(*x.shape[:3], conv.outputs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
+def winograd(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
+) -> Float[Array, "n ho wo o"]:
+    """A convolution of stride 1 by Winograd's minimal filtering, its kernel transformed on the way."""
+    return winograd_transformed(conv, x, winograd_kernel(kernel, winograd_tile(conv)))
+
+
+def _plain_jvp(form: Any, conv: Convolution, primals: tuple[Array, Array], tangents: Any) -> tuple[Array, Any]:
+    """The derivative by XLA's convolution: the transposes of a form's steps are ten times slower than its own."""
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=conv.strides, padding=conv.pads, dimension_numbers=NHWC
+    )
+    (x, kernel), (dx, dkernel) = primals, tangents
+    pairs = [pair for pair in ((dx, kernel), (x, dkernel)) if not any(isinstance(a, SymbolicZero) for a in pair)]
+    y = form(conv, x, kernel)
+    return y, sum((plain(*pair) for pair in pairs[1:]), plain(*pairs[0]))
+
+
+for _form in (row_columns, winograd):
+    _form.defjvp(functools.partial(_plain_jvp, _form), symbolic_zeros=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A way to lower a convolution.
+
+    Attributes:
+        fits: whether it is the way for such a convolution.
+        run: (convolution, images, kernel) to output.
+    """
+
+    fits: Callable[[Convolution], bool]
+    run: Callable[[Convolution, Array, Array], Array]
+
+
+def is_depthwise(conv: Convolution) -> bool:
+    """One kernel for each channel."""
+    return conv.groups == conv.inputs > 1
+
+
+def is_pointwise(conv: Convolution) -> bool:
+    """A kernel of one pixel, and all channels together."""
+    return conv.kernel == (1, 1) and conv.groups == 1
+
+
+def is_small_stem(conv: Convolution) -> bool:
+    """So few terms in a sum that XLA's convolution can't use its vectors: 3x3 on RGB."""
+    return conv.groups == 1 and conv.kernel[0] * conv.kernel[1] * conv.inputs <= 32 and conv.inputs <= 4
+
+
+def is_narrow(conv: Convolution) -> bool:
+    """Of bfloat16, for which only a matrix product reaches a CPU's units; the windows must stay in its cache."""
+    windows = conv.images * math.prod(conv.size) * math.prod(conv.kernel) * conv.inputs
+    return conv.dtype == jnp.bfloat16 and conv.groups == 1 and 2 * windows <= 1 << 24
+
+
+#: The kernels that minimal filtering was measured for.
+FILTERED = ((3, 3), (5, 5), (1, 7), (7, 1))
+
+
+def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
+    """A kernel of `FILTERED` where the products saved outweigh the transforms.
+
+    Those of the image touch each pixel once for each channel, so there must be channels enough; a transformed tile is
+    2.25 to 6.25 times its pixels, so past some size memory is what counts. That of the kernel, unless it is prepared,
+    needs many pixels to pay where it has two dimensions.
+    """
+    if conv.kernel not in FILTERED or conv.groups != 1 or conv.strides != (1, 1) or conv.dtype != jnp.float32:
+        return False
+    pixels = conv.images * conv.size[0] * conv.size[1]
+    few, many = sorted((conv.inputs, conv.outputs))
+    cheap = prepared or 1 in conv.kernel or pixels >= 4 * conv.inputs
+    return few >= 48 and 150 <= pixels <= (1 << 21) // many and cheap
+
+
+#: What a CPU runs instead of XLA's convolution: the first that fits.
+CPU_FORMS = (
+    Form(is_depthwise, depthwise_shifted),
+    Form(is_pointwise, pointwise),
+    Form(is_small_stem, row_columns),
+    Form(is_narrow, columns),
+    Form(is_winograd, winograd),
+)
+
+
+def cpu_form(conv: Convolution) -> Callable[[Convolution, Array, Array], Array] | None:
+    """How a CPU runs a convolution, of (convolution, images, kernel); None for XLA's own way."""
+    return next((form.run for form in CPU_FORMS if form.fits(conv)), None)

@@ -1,0 +1,44 @@
+"""Sums over images, and how they are lowered on each platform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+@jax.jit
+def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
+    """The mean over all axes but the last.
+
+    On CPU it is a product with ones: XLA sums down columns on one core, without its vectors.
+    """
+
+    def cpu(x: Array) -> Array:
+        return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0] / (x.size // x.shape[-1])
+
+    return lax.platform_dependent(x, cpu=cpu, default=lambda x: jnp.mean(x, range(x.ndim - 1)))
+
+
+@jax.custom_jvp
+def spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Float[Array, "... c"]:
+    """Values of the channels at every pixel: a broadcast, whose gradient on CPU is a product with ones, too."""
+    return _broadcast(values, like)
+
+
+@spread.defjvp
+def _spread_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    (values, like), (dvalues, _) = primals, tangents
+    return spread(values, like), lax.platform_dependent(dvalues, like, cpu=_spread, default=_broadcast)
+
+
+def _broadcast(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Array:
+    return jnp.broadcast_to(values, like.shape)
+
+
+def _spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Array:
+    ones = jnp.ones((like.size // like.shape[-1], 1), values.dtype)
+    return (ones @ values[None]).reshape(like.shape)

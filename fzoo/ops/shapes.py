@@ -1,0 +1,91 @@
+"""The shape of a convolution, and the steps that several ways to compute it share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """The shape of an undilated NHWC convolution: what a form is chosen by.
+
+    Attributes:
+        images, height, width, inputs: shape of the input; one image where `jax.export` leaves their number open.
+        kernel, outputs, groups: of the kernel.
+        strides, pads: for height and width.
+        dtype: of the images and the kernel.
+    """
+
+    images: int
+    height: int
+    width: int
+    inputs: int
+    kernel: tuple[int, int]
+    outputs: int
+    groups: int
+    strides: tuple[int, int]
+    pads: Pads
+    dtype: Any
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[Any],
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        padding: str | Sequence[tuple[int, int]],
+        groups: int = 1,
+        dtype: Any = jnp.float32,
+    ) -> Convolution:
+        """From the shapes (n, h, w, c) and (kh, kw, i, o), and lax's padding."""
+        (n, h, w, c), (kh, kw, _, outputs) = images, kernel
+        n = int(n) if isinstance(n, Integral) else 1  # a symbolic dimension can't be compared
+        down, right = (int(s) for s in strides)
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads((h, w), (kh, kw), (down, right), padding)
+        rows, columns = ((int(before), int(after)) for before, after in padding)
+        return cls(n, h, w, c, (kh, kw), outputs, groups, (down, right), (rows, columns), jnp.dtype(dtype))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        sides = zip((self.height, self.width), self.kernel, self.strides, self.pads, strict=True)
+        height, width = ((side + sum(pads) - k) // stride + 1 for side, k, stride, pads in sides)
+        return height, width
+
+    @property
+    def flops(self) -> int:
+        """2 for each multiply-add."""
+        terms = self.inputs // self.groups * self.kernel[0] * self.kernel[1]
+        return 2 * self.images * self.size[0] * self.size[1] * self.outputs * terms
+
+
+def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[int, int], Float[Array, "n ho wo c"]]]:
+    """For each kernel element, the part of the padded image that it meets."""
+    x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0))) if any(map(any, conv.pads)) else x
+    (n, _, _, c), (sh, sw), (ho, wo) = x.shape, conv.strides, conv.size
+    return [
+        ((i, j), lax.slice(x, (0, i, j, 0), (n, i + (ho - 1) * sh + 1, j + (wo - 1) * sw + 1, c), (1, sh, sw, 1)))
+        for i in range(conv.kernel[0])
+        for j in range(conv.kernel[1])
+    ]
+
+
+def product(x: Float[Array, "... m k"], kernel: Float[Array, "... k n"]) -> Float[Array, "... m n"]:
+    """A matrix product that sums in float32, whatever its operands are."""
+    batch = tuple(range(x.ndim - 2))
+    dimensions = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return lax.dot_general(x, kernel, dimensions, preferred_element_type=wide).astype(x.dtype)

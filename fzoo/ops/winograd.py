@@ -1,0 +1,107 @@
+"""Winograd's minimal filtering.
+
+Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015): m outputs of a kernel of r elements come
+from m + r - 1 inputs by as many products, where the sum needs m r; in two dimensions, both are squared. The tiles of
+all images are gathered, so that the products are matrix products.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from fzoo.ops.shapes import Convolution, product
+
+#: Where the polynomials behind it are evaluated, the first m + r - 2 of them: small numbers and their inverses keep the
+#: error small, 8e-6 of the largest magnitude where all are used.
+POINTS = tuple(map(Fraction, ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "4/3", "-4/3")))
+
+
+@functools.cache
+def minimal_filtering(kernel: int, tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The matrices B^T (of the input), G (of the kernel) and A^T (of the output) for one dimension (Cook and Toom)."""
+    points = POINTS[: tile + kernel - 2]
+
+    def polynomial(roots: Sequence[Fraction]) -> np.ndarray:
+        """Its coefficients, the constant first, among as many as B^T has columns."""
+        found = functools.reduce(lambda p, root: np.convolve(p, [-root, 1]), roots, np.array([Fraction(1)]))
+        return np.concatenate([found, [0] * (len(points) + 1 - len(found))])
+
+    def powers(point: Fraction, count: int) -> np.ndarray:
+        return np.array([point**i for i in range(count)])
+
+    others = [[q for q in points if q != p] for p in points]
+    factors = [math.prod(p - q for q in rest) for p, rest in zip(points, others, strict=True)]
+    last_kernel, last_output = [0] * (kernel - 1) + [1], [0] * (tile - 1) + [1]
+    b = [polynomial(rest) for rest in others] + [polynomial(points)]
+    g = [powers(p, kernel) / factor for p, factor in zip(points, factors, strict=True)] + [last_kernel]
+    a = np.array([powers(p, tile) for p in points] + [last_output]).T
+    return np.array(b, float), np.array(g, float), a.astype(float)
+
+
+def winograd_tile(conv: Convolution) -> int:
+    """The side of the output tile: 4, or 2 where the image is so small that tiles of 4 would mostly hang over."""
+    return 4 if min(conv.size) > 8 else 2
+
+
+def winograd_kernel(kernel: Any, tile: int) -> Any:
+    """G kernel G^T of a kernel (kh, kw, c, o), NumPy or JAX: a matrix (c, o) for each of the products."""
+    sides = [minimal_filtering(k, tile)[1] if k > 1 else np.ones((1, 1)) for k in kernel.shape[:2]]
+    both = np.kron(*sides).astype(np.float32)
+    return (both @ kernel.reshape(both.shape[1], -1)).reshape(len(both), *kernel.shape[2:])
+
+
+def winograd_transformed(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "products c o"]
+) -> Float[Array, "n ho wo o"]:
+    """A convolution of stride 1 from the kernel that `winograd_kernel` made."""
+    sides = [k for k in conv.kernel if k > 1]
+    inputs = round(kernel.shape[0] ** (1 / len(sides)))  # of a tile, in each dimension that is filtered
+    tile = inputs - sides[0] + 1
+    once = np.ones((1, 1))
+    (bh, ah), (bw, aw) = (minimal_filtering(k, tile)[::2] if k > 1 else (once, once) for k in conv.kernel)
+    (ho, wo), (top, left) = conv.size, (conv.pads[0][0], conv.pads[1][0])
+    mh, mw = len(ah), len(aw)
+    th, tw = -(-ho // mh), -(-wo // mw)
+    bottom, right = (th - 1) * mh + len(bh) - top - conv.height, (tw - 1) * mw + len(bw) - left - conv.width
+    x, n = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0))), x.shape[0]
+    x = filtered(bh, filtered(bw, x, mw, tw, 2), mh, th, 2)  # bh bw n th tw c
+    stacked = x.reshape(kernel.shape[0], -1, conv.inputs)
+    y = product(stacked, kernel).reshape(len(bh), len(bw), n, th, tw, conv.outputs)
+    rows = combine(ah, list(y))
+    y = jnp.stack([jnp.stack(combine(aw, list(row)), axis=3) for row in rows], axis=2)  # n th m tw m o
+    return y.reshape(n, th * mh, tw * mw, conv.outputs)[:, :ho, :wo]
+
+
+def winograd_products(kernel: Sequence[int], tile: int) -> int:
+    """How many matrices `winograd_kernel` makes of a kernel (kh, kw)."""
+    return math.prod(tile + k - 1 for k in kernel if k > 1)
+
+
+def filtered(matrix: np.ndarray, x: Array, step: int, count: int, axis: int) -> Array:
+    """The sums of x moved by 0, 1, ..., as each row of a constant matrix weighs them, at every `step` along an axis.
+
+    As one product: its sums written out would be no faster, and would take many times longer to compile.
+    """
+    if len(matrix) == 1:
+        return x[None]
+    moved = [lax.slice_in_dim(x, i, i + (count - 1) * step + 1, step, axis) for i in range(len(matrix))]
+    terms = lax.optimization_barrier(jnp.stack([each.reshape(-1) for each in moved]))
+    return (jnp.asarray(matrix, x.dtype) @ terms).reshape(len(matrix), *moved[0].shape)
+
+
+def combine(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
+    """Row by row of a constant matrix, the sum of the terms; what is zero is left out."""
+    sums = []
+    for row in matrix.tolist():
+        scaled = [t if c == 1 else t * c for c, t in zip(row, terms, strict=True) if c]
+        sums.append(functools.reduce(jnp.add, scaled))
+    return sums

@@ -1,0 +1,412 @@
+"""Labelled images for training and evaluation: folders and arrays, read in a fixed random order by Grain."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from fzoo.images.preprocessing import INTERPOLATIONS, check_size, load_image, open_image
+
+#: What is taken for an image in a folder, by the end of its name.
+IMAGE_SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+
+
+#: Names of the folders of a data set that is split already.
+TRAIN, VALIDATION = ("train", "training"), ("val", "validation", "valid", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a photograph becomes a network's input.
+
+    The default is how accuracies on ImageNet are published: the shorter side resized by bicubic (to 256 for 224), and
+    the centre cut out. `crop=None` and "nearest" is Keras's `load_img`.
+
+    Attributes:
+        size: (height, width) in pixels.
+        interpolation: as in `load_image`.
+        crop: how much of the shorter side the centre crop keeps; None to squeeze the image to the size.
+        augment: in training, a random part of the image (8 to 100 % of its area, 3:4 to 4:3) instead of the centre,
+            mirrored half of the time, as GoogLeNet was trained (Szegedy et al. 2014, arXiv 1409.4842).
+    """
+
+    size: tuple[int, int]
+    interpolation: str = "bicubic"
+    crop: float | None = 0.875
+    augment: bool = False
+
+    def __post_init__(self):
+        """Check the size."""
+        object.__setattr__(self, "size", check_size(self.size))
+
+    def __str__(self) -> str:
+        """In words, for reports."""
+        height, width = self.size
+        if self.crop is None:
+            return f"squeezed to {height} x {width} by {self.interpolation}"
+        shorter = round(min(height, width) / self.crop)
+        return f"shorter side to {shorter} by {self.interpolation}, centre crop of {height} x {width}"
+
+    def read(self, path: str | os.PathLike, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """Pixels of an image file; with `rng`, augmented. Raises as `load_image` does."""
+        if rng is None or not self.augment:
+            return load_image(path, self.size, self.interpolation, crop=self.crop)
+        image = open_image(path)
+        height, width = self.size
+        image = image.resize((width, height), INTERPOLATIONS[self.interpolation], random_box(*image.size, rng))
+        return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image)
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of 8 to 100 % of an image's area, of a shape from 3:4 to 4:3."""
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    side = min(width, height)  # an image so narrow that no such part was met
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Labelled inputs of a network by index."""
+
+    @property
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """The class of each."""
+        ...
+
+    def read(self, index: int, rng: np.random.Generator | None = None) -> Any:
+        """An image (H, W, C), with `rng` augmented, or a tree of arrays; None for what can't be read."""
+        ...
+
+
+@dataclasses.dataclass
+class Broken:
+    """Images that could not be read, each reported once.
+
+    Attributes:
+        limit: how many are put up with.
+        say: takes a line for each.
+        paths: of those met so far.
+    """
+
+    limit: int
+    say: Callable[[str], None]
+    paths: set[Path] = dataclasses.field(default_factory=set)
+    lock: Any = dataclasses.field(default_factory=threading.Lock)
+
+    def add(self, path: Path, error: Exception) -> None:
+        """Report one; too many are an error."""
+        with self.lock:
+            if path in self.paths:
+                return
+            self.paths.add(path)
+            count = len(self.paths)
+        self.say(f"skipped: {error}")
+        if count > self.limit:
+            raise ValueError(f"more than {self.limit} images could not be read (max_broken)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Images of a folder, decoded when they are asked for."""
+
+    paths: tuple[Path, ...]
+    labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+    recipe: Recipe
+    broken: Broken
+
+    def read(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "h w 3"] | None:
+        """Decode one."""
+        try:
+            return self.recipe.read(self.paths[index], rng)
+        except (ValueError, OSError) as e:
+            self.broken.add(self.paths[index], e)
+            return None
+
+    def fingerprint(self) -> str:
+        """Of names, sizes and labels; the content is not read."""
+        lines = (
+            f"{p.parent.name}/{p.name} {p.stat().st_size} {y}" for p, y in zip(self.paths, self.labels, strict=True)
+        )
+        return hashlib.sha256("\n".join([*self.class_names, *lines]).encode()).hexdigest()
+
+    def subset(self, indices: Sequence[int]) -> Files:
+        """Some of the images."""
+        return dataclasses.replace(self, paths=tuple(self.paths[i] for i in indices), labels=self.labels[list(indices)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Images that are in memory: uint8 pixels, or floats that are preprocessed."""
+
+    images: np.ndarray
+    labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+
+    def read(self, index: int, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Look one up; nothing is augmented."""
+        return self.images[index]
+
+    def subset(self, indices: Sequence[int]) -> Arrays:
+        """Some of the images."""
+        return dataclasses.replace(self, images=self.images[list(indices)], labels=self.labels[list(indices)])
+
+    def fingerprint(self) -> str:
+        """Of the values."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Outputs of layers for images, in memory."""
+
+    arrays: Mapping[str, np.ndarray]
+    labels: Int[np.ndarray, " n"]
+
+    def read(self, index: int, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """Look one up."""
+        return {layer: array[index] for layer, array in self.arrays.items()}
+
+
+class Batches:
+    """Batches that the user makes: an iterable that is gone through once an epoch, or an iterator that goes on.
+
+    The position is the number of batches taken; to come back to it, that many are drawn again.
+    """
+
+    def __init__(self, data: Iterable[tuple[Any, Any]], classes: int, steps: int | None = None):
+        self.endless = iter(data) is data
+        if steps is None:
+            if self.endless or not hasattr(data, "__len__"):
+                raise ValueError("steps_per_epoch expected: the number of batches of this iterable is not known")
+            steps = len(data)  # pyright: ignore[reportArgumentType]
+        self.data, self.classes, self.steps = data, classes, steps
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        """One pass, or what is left of an iterator."""
+        for batch in self.data:
+            if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+                raise ValueError(f"a batch that is {type(batch).__name__} given, (images, labels) expected")
+            images, labels = batch
+            yield images, check_labels(labels, self.classes)
+
+
+class Replayed:
+    """An endless iterator over `Batches`, with Grain's way to keep the position."""
+
+    def __init__(self, batches: Batches):
+        self.batches, self.iterator, self.count = batches, iter(batches), 0
+
+    def __next__(self) -> tuple[Any, Any]:
+        """The next batch, from the next pass where one ends."""
+        try:
+            batch = next(self.iterator)
+        except StopIteration:
+            if self.batches.endless or self.count == 0:
+                raise ValueError(f"the data ended after {self.count} batches, more expected") from None
+            self.iterator = iter(self.batches)
+            batch = next(self.iterator)
+        self.count += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position."""
+        return {"count": self.count}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Go there."""
+        while self.count < state["count"]:
+            next(self)
+
+
+def check_labels(labels: Any, classes: int | None) -> Int[np.ndarray, " n"]:
+    """Labels as int32.
+
+    Raises:
+        ValueError: they are no integers from 0 to below `classes`.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels of shape {labels.shape} and {labels.dtype} given, integers (N,) expected")
+    if labels.size and (labels.min() < 0 or (classes is not None and labels.max() >= classes)):
+        most = "" if classes is None else f" to {classes - 1}"
+        raise ValueError(f"labels from {labels.min()} to {labels.max()} given, 0{most} expected")
+    return labels.astype(np.int32)
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders inside of a folder, in the order of their names: a class each."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least: int = 2) -> Files:
+    """The images of a folder that holds a folder for each class; files in folders below these count, too.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        ValueError: fewer than `least` classes, or one without images.
+    """
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, a folder with a folder for each class expected")
+    classes = class_folders(folder)
+    if len(classes) < least:
+        names = ", ".join(p.name for p in classes) or "none"
+        raise ValueError(
+            f"{folder} has {len(classes)} class folders ({names}), {least} or more expected: a folder each"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, each in enumerate(classes):
+        found = sorted(p for p in each.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        if not found:
+            raise ValueError(f"class folder {each} has no images: fill it or remove it")
+        paths += found
+        labels += [label] * len(found)
+    return Files(tuple(paths), np.array(labels, np.int32), tuple(p.name for p in classes), recipe, broken)
+
+
+def train_and_validation(
+    folder: str | os.PathLike, recipe: Recipe, broken: Broken, share: float, seed: int
+) -> tuple[Files, Files | None]:
+    """A data set's two parts: its folders train/ and val/, or a split of its class folders by seed.
+
+    Args:
+        folder: holds train/ (and val/), or a folder for each class.
+        share: of each class that is held out, where there is no val/; 0 for none.
+        seed: of that split.
+
+    Raises:
+        ValueError: the two have other classes, or see `read_folder`.
+    """
+    folder = Path(folder)
+    train = next((folder / name for name in TRAIN if (folder / name).is_dir()), None)
+    validation = next((folder / name for name in VALIDATION if (folder / name).is_dir()), None)
+    whole = read_folder(train or folder, recipe, broken)
+    if train is not None and validation is not None:
+        held_out = read_folder(validation, recipe, broken)
+        if held_out.class_names != whole.class_names:
+            odd = sorted(set(held_out.class_names) ^ set(whole.class_names))
+            raise ValueError(f"{train} and {validation} have different classes: {', '.join(odd[:5])}")
+        return whole, held_out
+    return hold_out(whole, share, seed)
+
+
+Indexed = TypeVar("Indexed", Files, Arrays)
+
+
+def hold_out(whole: Indexed, share: float, seed: int) -> tuple[Indexed, Indexed | None]:
+    """A share of each class as a set of its own, chosen by seed.
+
+    Raises:
+        ValueError: a class has one image.
+    """
+    if not share:
+        return whole, None
+    rng, held = np.random.default_rng(seed), []
+    for label, name in enumerate(whole.class_names):
+        members = np.flatnonzero(whole.labels == label)
+        if len(members) < 2:
+            raise ValueError(
+                f"class {name} has {len(members)} image: none can be held out (validation_split=0: none is)"
+            )
+        held += rng.permutation(members)[: max(1, round(share * len(members)))].tolist()
+    rest = sorted(set(range(len(whole.labels))) - set(held))
+    return whole.subset(rest), whole.subset(sorted(held))
+
+
+def grain() -> Any:
+    """The library, an extra."""
+    try:
+        import grain
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("grain is not installed: pip install 'fzoo[finetune]'") from None
+    return grain
+
+
+def training_batches(
+    source: Source, batch_size: int, *, seed: int, workers: int, part: tuple[int, int] = (0, 1)
+) -> Any:
+    """An endless Grain iterator over (inputs, labels) batches, each pass in another order.
+
+    Its `get_state` and `set_state` are the position.
+
+    Args:
+        source: the images.
+        batch_size: of this process.
+        seed: of the order, and of the augmentation.
+        workers: threads that decode.
+        part: (number of this process, of all): which share of each batch this process reads.
+    """
+    library, labels = grain(), source.labels
+
+    def read(index: np.integer, rng: np.random.Generator) -> Any:
+        found = source.read(int(index), rng)
+        return None if found is None else (found, labels[index])
+
+    one = library.MapDataset.source(np.arange(len(labels))).seed(seed).shuffle().random_map(read)
+    # The share of a process is taken after the shuffle, so that a batch has the same images however many share it.
+    stream = one[part[0] :: part[1]].repeat(None).to_iter_dataset(ahead(batch_size, workers))
+    return Read(iter(stream.batch(batch_size, drop_remainder=True)))
+
+
+def in_order(
+    source: Source | Batches, batch_size: int, workers: int, part: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[Any, Int[np.ndarray, " n"]]]:
+    """(inputs, labels) batches of all that can be read, once, in their order; or of a share of them."""
+    if isinstance(source, Batches):
+        return itertools.islice(source, source.steps)
+    labels = source.labels
+
+    def read(index: np.integer) -> Any:
+        found = source.read(int(index))
+        return None if found is None else (found, labels[index])
+
+    one = grain().MapDataset.source(np.arange(part[0], len(labels), part[1])).map(read)
+    return Read(iter(one.to_iter_dataset(ahead(batch_size, workers)).batch(batch_size, drop_remainder=False)))
+
+
+class Read:
+    """Grain's iterator, whose errors are those of the source: Grain adds pages on where they came from."""
+
+    def __init__(self, iterator: Any):
+        self.iterator, self.get_state, self.set_state = iterator, iterator.get_state, iterator.set_state
+
+    def __iter__(self) -> Read:
+        """Itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch."""
+        try:
+            return next(self.iterator)
+        except ValueError as e:
+            raise ValueError(str(e).splitlines()[0]) from e
+
+
+def ahead(batch_size: int, workers: int) -> Any:
+    """How far Grain's threads read ahead."""
+    return grain().ReadOptions(num_threads=workers, prefetch_buffer_size=max(2 * batch_size, workers))

@@ -1,0 +1,75 @@
+"""How often a classifier is right."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from fzoo.inference.predict import predict
+from fzoo.layers.classifier import Classifier
+from fzoo.training.data import check_labels
+from fzoo.training.results import Evaluation
+from fzoo.training.steps import logits_of
+
+
+def evaluate(
+    module: Classifier,
+    variables: Any,
+    batches: Iterable[tuple[Any, Int[np.ndarray, " n"]]],
+    *,
+    preprocess: str | None = None,
+    batch_size: int = 32,
+    mesh: Mesh | None = None,
+) -> Evaluation:
+    """Count how often a classifier is right.
+
+    Args:
+        module, variables: the classifier, with a softmax at its end or without.
+        batches: (images (N, H, W, 3), labels (N,)) of any N: preprocessed floats, or pixels of integers.
+        preprocess: the model whose `preprocess_input` the pixels need.
+        batch_size: how many go through at once.
+        mesh: of the devices that each batch is spread over, from `fzoo.devices.mesh`; one by default.
+
+    Raises:
+        ValueError: no images, or labels that the classifier has not.
+    """
+    module = module.clone(classifier_activation=None)
+    confusion = np.zeros((module.classes, module.classes), np.int64)
+    loss, top5 = 0.0, 0
+    for images, labels in batches:
+        labels = check_labels(labels, module.classes)
+        logits = np.asarray(outputs(module, variables, images, preprocess, batch_size, mesh), np.float64)
+        largest = logits.max(1)
+        sums = largest + np.log(np.exp(logits - largest[:, None]).sum(1))
+        right = logits[np.arange(len(labels)), labels]
+        loss += float((sums - right).sum())
+        top5 += int(((logits > right[:, None]).sum(1) < 5).sum())
+        np.add.at(confusion, (labels, logits.argmax(1)), 1)
+    if not confusion.sum():
+        raise ValueError("no images to evaluate on")
+    return Evaluation(confusion, loss, top5)
+
+
+def outputs(
+    module: Classifier, variables: Any, inputs: Any, preprocess: str | None, batch_size: int, mesh: Mesh | None
+) -> Array:
+    """Logits for images, or for the outputs of a frozen part."""
+    if not isinstance(inputs, Mapping):
+        pixels = np.issubdtype(inputs.dtype, np.integer)
+        how = {"batch_size": batch_size, "preprocess": preprocess if pixels else None, "mesh": mesh}
+        return predict(module, variables, inputs, **how)
+    count = len(next(iter(inputs.values())))
+    full = {name: np.pad(x, ((0, batch_size - count), *((0, 0),) * (x.ndim - 1))) for name, x in inputs.items()}
+    return above(module, variables, full)[:count]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def above(module: Classifier, variables: Any, given: Any) -> Float[Array, "n classes"]:
+    """The part of a network above its frozen part."""
+    return logits_of(module, variables, given)[0]

@@ -1,0 +1,341 @@
+"""The folder of a fine-tuning: configuration, checkpoints, metrics, pictures, weights.
+
+config.json      what the run was asked for, as JSON
+checkpoints/     Orbax's, of the last two times
+metrics.jsonl    a line for each epoch
+curves.png       loss and accuracy over the epochs
+confusion.csv, confusion.png   validation images by (true class, predicted class)
+classes.txt      the names of the classes, in the order of the outputs
+model.h5         the weights at the end, as Keras reads them: what says that the run is finished
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fzoo.files import one_line, replacing
+from fzoo.inference.devices import first_alone
+from fzoo.layers.classifier import Classifier, Head
+from fzoo.training.data import Recipe
+from fzoo.training.plots import draw_confusion, draw_curves, figure
+from fzoo.weights import load_keras_weights, save_keras_weights
+from fzoo.zoo import create, family_defaults, spec
+
+if TYPE_CHECKING:
+    from fzoo.training.results import Finetuned
+
+
+#: Which layout of the folder this is.
+FORMAT = 1
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        phase, epoch, step: finished ones, epochs within the phase and steps within the epoch.
+        total: steps of all phases.
+        position: of the input within the phase.
+        loss_sum, accuracy_sum: over the steps of the epoch.
+        last_loss: of the last step.
+        history: a row for each epoch.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    total: int = 0
+    position: Any = None
+    loss_sum: float = 0.0
+    accuracy_sum: float = 0.0
+    last_loss: float = 0.0
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def took(self, loss: float, accuracy: float) -> None:
+        """A step."""
+        self.step, self.total = self.step + 1, self.total + 1
+        self.last_loss = loss
+        self.loss_sum, self.accuracy_sum = self.loss_sum + loss, self.accuracy_sum + accuracy
+
+    def means(self) -> dict[str, float]:
+        """Of the epoch so far."""
+        return {"loss": self.loss_sum / self.step, "accuracy": self.accuracy_sum / self.step}
+
+    def end_of_epoch(self, row: dict[str, Any]) -> None:
+        """Go to the next epoch."""
+        self.history.append(row)
+        self.epoch, self.step, self.loss_sum, self.accuracy_sum = self.epoch + 1, 0, 0.0, 0.0
+
+    def end_of_phase(self) -> None:
+        """Go to the next phase, whose input starts anew."""
+        self.phase, self.epoch, self.position = self.phase + 1, 0, None
+
+
+class Run:
+    """A folder that is being written; of several processes, by the first.
+
+    Args:
+        folder: is made if it is not there.
+        config: from `describe`.
+        resume: go on with what is there.
+
+    Raises:
+        FileExistsError: there is a run already, and it is not to be resumed.
+        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: it is of another configuration.
+        OSError: it can't be written; of several processes, it is not for all to see, or the first has failed.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], resume: bool):
+        figure(1, 1)  # what is missing at the end is missed at the start
+        self.folder, self.config = folder.absolute(), dict(config)
+        self.writes = jax.process_index() == 0
+        first_alone(lambda: self._begin(folder, resume))
+        if not is_run(self.folder):
+            raise OSError(f"{folder} is not the folder that process 0 made: one that all processes see expected")
+        self.checkpoints = checkpoints(self.folder / "checkpoints")
+
+    def _begin(self, folder: Path, resume: bool) -> None:
+        """See that nothing else is there, and write down what this run is."""
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder} is a file, a folder for the run expected")
+        if is_run(folder):
+            if not resume:
+                raise FileExistsError(f"{folder} holds a run already: resume it (--resume), or name another folder")
+            differing = differences(read_config(self.folder), self.config)
+            if differing:
+                raise ValueError(f"{folder} is a run of other settings: {'; '.join(differing)}")
+        elif folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} is not empty, and no run: name another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.json", json.dumps(self.config, indent=1) + "\n")
+
+    def progress(self) -> Progress | None:
+        """How far the last checkpoint is; None if there is none."""
+        import orbax.checkpoint as ocp
+
+        latest = self.checkpoints.latest_step()
+        if latest is None:
+            return None
+        try:
+            found = self.checkpoints.restore(latest, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+            return Progress(**found.progress)
+        except Exception as e:  # of many classes
+            raise ValueError(f"{self.folder}/checkpoints/{latest} can't be read: {one_line(e)}") from e
+
+    def restore(self, item: str, like: Any) -> Any:
+        """What the last checkpoint has as "variables" or "optimizer": a tree of the shapes and placement of `like`."""
+        import orbax.checkpoint as ocp
+
+        latest = self.checkpoints.latest_step()
+        leaves, structure = jax.tree.flatten(like)
+        wanted = {str(i): jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for i, a in enumerate(leaves)}
+        try:
+            arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(wanted)})
+            found = self.checkpoints.restore(latest, args=arguments)[item]
+            return jax.tree.unflatten(structure, [found[str(i)] for i in range(len(leaves))])
+        except Exception as e:  # of many classes
+            raise ValueError(f"{self.folder}/checkpoints/{latest} is not of this network: {one_line(e)}") from e
+
+    def save(self, progress: Progress, variables: Any, opt_state: Any) -> None:
+        """A checkpoint; the one before is kept until it is whole."""
+        import orbax.checkpoint as ocp
+
+        items: dict[str, Any] = {"progress": ocp.args.JsonSave(dataclasses.asdict(progress))}
+        for name, tree in (("variables", variables), ("optimizer", opt_state)):
+            if leaves := jax.tree.leaves(tree):
+                items[name] = ocp.args.StandardSave({str(i): leaf for i, leaf in enumerate(leaves)})
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, opt_state)))
+        if self.writes and shutil.disk_usage(self.folder).free < 1.1 * needed + (1 << 20):
+            raise OSError(errno.ENOSPC, f"No space left for a checkpoint of {needed / 1e6:.0f} MB", str(self.folder))
+        # Numbered by the steps taken and the phase, whose end is a state of its own.
+        number = progress.total * 100 + progress.phase
+        try:
+            self.checkpoints.save(number, args=ocp.args.Composite(**items), force=True)
+        except Exception as e:  # of many classes
+            raise OSError(f"the checkpoint {self.folder}/checkpoints/{number} can't be written: {one_line(e)}") from e
+
+    def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """metrics.jsonl."""
+        if self.writes:
+            write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+
+    def finish(self, result: Finetuned) -> None:
+        """All that a finished run has; the weights last."""
+        self.checkpoints.close()
+        if not self.writes:
+            return
+        self.write_metrics(result.history)
+        write_text(self.folder / "classes.txt", "".join(f"{name}\n" for name in result.class_names))
+        draw_curves(result.history, self.folder / "curves.png")
+        if result.evaluation is not None:
+            confusion = result.evaluation.confusion
+            rows = [",".join(["true \\ predicted", *map(quoted, result.class_names)])]
+            rows += [
+                ",".join([quoted(name), *map(str, row)])
+                for name, row in zip(result.class_names, confusion, strict=True)
+            ]
+            write_text(self.folder / "confusion.csv", "\n".join(rows) + "\n")
+            draw_confusion(confusion, result.class_names, self.folder / "confusion.png")
+        save_keras_weights(result.module, result.variables, self.folder / "model.h5")
+
+
+class LoadedRun(NamedTuple):
+    """What `load_run` gives.
+
+    Attributes:
+        module, variables: the network, with a softmax at its end.
+        model: the backbone's name, for `preprocess_input`.
+        class_names: of the outputs.
+        recipe: how an image becomes its input.
+    """
+
+    module: Classifier
+    variables: Any
+    model: str
+    class_names: tuple[str, ...]
+    recipe: Recipe
+
+
+def load_run(folder: str | os.PathLike) -> LoadedRun:
+    """The network that a fine-tuning made.
+
+    Args:
+        folder: the `out` of `fzoo.finetune`, `--out` of `fzoo finetune`.
+
+    Raises:
+        FileNotFoundError: it is no such folder.
+        ValueError: the run has not finished, or the folder is damaged.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if not (folder / "model.h5").exists():
+        raise ValueError(f"the run in {folder} has not finished: `fzoo finetune ... --out {folder} --resume` goes on")
+    try:
+        module, names = network(config), tuple(config["classes"])
+        recipe = Recipe(**{**config["recipe"], "size": tuple(config["recipe"]["size"])})
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f"{folder}/config.json is damaged: {one_line(e)}") from e
+    return LoadedRun(module, load_keras_weights(module, folder / "model.h5"), config["model"], names, recipe)
+
+
+def options_of(module: Classifier, model: str) -> dict[str, Any]:
+    """What makes a network differ from the model as it is by default, beyond its classifier; for `describe`."""
+    usual = family_defaults(spec(model))
+    own = {name: getattr(module, name) for name, value in usual.items() if getattr(module, name) != value}
+    return {"input_shape": module.input_shape, "dtype": module.dtype, **own}
+
+
+def network(config: Mapping[str, Any]) -> Classifier:
+    """The network of a configuration, with a softmax at its end."""
+    usual = family_defaults(spec(config["model"]))
+    options = {name: as_it_was(each, usual.get(name)) for name, each in config["options"].items()}
+    options["dtype"] = jnp.dtype(options["dtype"])
+    return create(config["model"], classes=len(config["classes"]), head=Head(**config["head"]), **options)
+
+
+def as_it_was(value: Any, default: Any) -> Any:
+    """An option that JSON held: a list is a tuple, of rows where the default has such."""
+    if not isinstance(value, list):
+        return value
+    table = isinstance(default, tuple) and isinstance(default[0], tuple)
+    return tuple(type(default[0])(*row) for row in value) if table else tuple(value)
+
+
+def is_run(folder: str | os.PathLike) -> bool:
+    """Whether this is the folder of a fine-tuning."""
+    return Path(folder, "config.json").is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of a later fzoo.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a fine-tuning: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config["format"] != FORMAT:
+            raise ValueError(f"format {config['format']}, {FORMAT} expected")
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path} is not a run's configuration: {one_line(e)}") from e
+    return config
+
+
+def describe(**settings: Any) -> dict[str, Any]:
+    """Settings as what JSON can hold, and reads back equal."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {str(key): plain(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)) and not isinstance(value, optax.GradientTransformation):
+            return [plain(each) for each in value]
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        try:
+            return jnp.dtype(value).name
+        except TypeError:
+            return "custom"  # an optimizer or a schedule that the user made
+
+    return json.loads(json.dumps({"format": FORMAT, **{name: plain(value) for name, value in settings.items()}}))
+
+
+def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two configurations differ, in words."""
+    found = []
+    for key in dict.fromkeys([*there, *wanted]):
+        a, b = there.get(key), wanted.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(
+                "other images (data)" if key == "data" else f"{prefix}{key} {shortened(a)}, not {shortened(b)}"
+            )
+    return found
+
+
+def shortened(value: Any) -> str:
+    """A value for one line."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def checkpoints(folder: Path) -> Any:
+    """Orbax's manager of a folder."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs, it raises, too
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file that appears when it is whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def quoted(cell: str) -> str:
+    """A cell of a CSV file."""
+    return '"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\n\r') else cell

@@ -1,0 +1,390 @@
+"""Training on top of a pretrained network, as pure functions: what trains, the loss, one step.
+
+`fzoo.finetune` is a loop around these; so is a researcher's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Shaped
+
+from fzoo.errors import unknown
+from fzoo.layers.classifier import Classifier, Head
+from fzoo.layers.graph import layer_names, random_variables, trace
+from fzoo.layers.keras import Training
+from fzoo.weights.mapping import slots, without_top
+from fzoo.zoo import create, list_models, load, spec
+
+
+def transfer(
+    name: str,
+    *,
+    classes: int,
+    head: Head | None = None,
+    weights: Any = "imagenet",
+    rng: jax.Array | None = None,
+    **create_options: Any,
+) -> tuple[Classifier, dict[str, Any]]:
+    """A pretrained backbone with a new classifier, as one network with one tree of variables.
+
+    It is what Keras users build as `Dense(classes)(GlobalAveragePooling2D()(base.output))`, with the same names and
+    order of layers; `save_keras_weights` writes a file that such a model of Keras's loads.
+
+    Args:
+        name: the model.
+        classes: number of outputs of the classifier.
+        head: its layers; average pooling and the classifier by default.
+        weights: of the backbone: "imagenet", a file, or None, as for `load`; a file with a top will do.
+        rng: of the new layers, and of all where `weights` is None; key 0 by default.
+        **create_options: see `create`.
+
+    Returns:
+        (module, variables).
+
+    Raises:
+        ValueError, OSError: as `load`.
+    """
+    head, rng = head or Head(), jax.random.key(0) if rng is None else rng
+    backbone: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    if weights is not None:
+        below = {k: v for k, v in create_options.items() if k != "classifier_activation"}
+        loaded, backbone = load(name, weights=weights, include_top=False, **below)
+        module = loaded.clone(
+            include_top=True,
+            classes=classes,
+            head=head,
+            classifier_activation=create_options.get("classifier_activation", "softmax"),
+        )
+    else:
+        module = create(name, classes=classes, head=head, **create_options)
+    fresh = random_variables(module, rng)
+    return module, {kind: {**tree, **backbone.get(kind, {})} for kind, tree in fresh.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a fine-tuning: what trains, how long, and how.
+
+    Attributes:
+        epochs: passes over the training images.
+        trains: "head", the new classifier alone; "top", the last stage of the backbone, too (all layers of the smallest
+            feature maps that have parameters); "all". Superseded by `from_layer` and `pattern`.
+        from_layer: this layer and all after it in Keras's order: a name ("mixed8") or Keras's index (249).
+        pattern: the layers whose names match ("conv5_*"), and the new classifier.
+        optimizer: a function of optax's by name ("adam", "sgd", "rmsprop", "adamw", ...), which is called with the
+            learning rate and `options`, or an `optax.GradientTransformation`.
+        learning_rate: at the start of the phase.
+        schedule: of the learning rate: "constant", "cosine" or "linear" (both end at 0 with the phase), or a schedule
+            of optax's.
+        options: the optimizer's own, e.g. {"momentum": 0.9}.
+        batch_statistics: whether the BNs that train normalise by the batch and move their statistics, as Keras's do
+            when they are trainable. By default they keep to the pretrained statistics (scale and bias still train),
+            which small data sets want: statistics that are half moved fit neither the old weights nor the new.
+    """
+
+    epochs: int = 5
+    trains: str = "all"
+    from_layer: str | int | None = None
+    pattern: str | None = None
+    optimizer: str | optax.GradientTransformation = "adam"
+    learning_rate: float = 1e-3
+    schedule: str | optax.Schedule = "constant"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batch_statistics: bool = False
+
+    def __post_init__(self):
+        """Check what can be checked without a network."""
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, Integral) or self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs!r} given, a positive number expected")
+        if self.trains not in ("head", "top", "all"):
+            raise ValueError(f"trains={self.trains!r} given, 'head', 'top' or 'all' expected")
+        if not isinstance(self.learning_rate, Real) or not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate={self.learning_rate!r} given, a positive number expected")
+        if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
+            raise ValueError(unknown("schedule", self.schedule, SCHEDULES))
+        if not callable(self.schedule) and not isinstance(self.schedule, str):
+            raise ValueError(f"schedule={self.schedule!r} given, a name or a schedule of optax's expected")
+        self.transformation(1)
+
+    def transformation(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer, for a phase of so many steps.
+
+        Raises:
+            ValueError: optax has no such optimizer, or it has no such option.
+        """
+        if not isinstance(self.optimizer, str):
+            return self.optimizer
+        make = getattr(optax, self.optimizer, None)
+        if self.optimizer not in OPTIMIZERS or make is None:
+            raise ValueError(unknown("optimizer", self.optimizer, OPTIMIZERS))
+        rate = SCHEDULES[self.schedule](self.learning_rate, steps) if isinstance(self.schedule, str) else self.schedule
+        try:
+            return make(rate, **self.options)
+        except TypeError as e:
+            raise ValueError(f"optimizer {self.optimizer} with {dict(self.options)}: {e}") from e
+
+
+#: optax's optimizers that take a learning rate first.
+OPTIMIZERS = ("adabelief", "adagrad", "adam", "adamw", "lamb", "lars", "lion", "nadam", "nadamw", "radam", "rmsprop")
+
+
+OPTIMIZERS += ("sgd", "yogi")
+
+
+#: Of the learning rate, by name: (at the start, steps) to a schedule of optax's.
+SCHEDULES = {
+    "constant": lambda rate, steps: optax.constant_schedule(rate),
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
+    "linear": lambda rate, steps: optax.linear_schedule(rate, 0.0, steps),
+}
+
+
+#: The classic recipe: the head alone, then the top of the backbone, slowly.
+TWO_PHASES = (
+    Phase(epochs=5, trains="head", learning_rate=1e-3),
+    Phase(epochs=5, trains="top", learning_rate=1e-4, schedule="cosine"),
+)
+
+
+def phase_mask(module: Classifier, variables: Any, phase: Phase) -> Any:
+    """Which parameters a phase trains: a tree of bool like `variables["params"]`.
+
+    Raises:
+        ValueError: an unknown layer or pattern, or a network without a new head where that is asked for.
+    """
+    params = variables["params"]
+    head = set(slots(module)) - set(slots(without_top(module))) if module.include_top else set()
+    if phase.from_layer is not None:
+        chosen = trained_layers(trainable_mask(params, from_layer=phase.from_layer, module=module))
+        if phase.pattern is not None:
+            chosen &= trained_layers(trainable_mask(params, pattern=phase.pattern)) | head
+    elif phase.pattern is not None:
+        chosen = trained_layers(trainable_mask(params, pattern=phase.pattern)) | head
+    else:
+        chosen = {"head": head, "top": head | last_stage(module), "all": set(params)}[phase.trains]
+    if not chosen:
+        raise ValueError(f"nothing trains: {phase}")
+    return {layer: jax.tree.map(lambda _, on=layer in chosen: on, arrays) for layer, arrays in params.items()}
+
+
+def trained_layers(mask: Any) -> set[str]:
+    """The layers that a mask over params marks."""
+    return {layer for layer, marks in mask.items() if any(jax.tree.leaves(marks))}
+
+
+def last_stage(module: Classifier) -> set[str]:
+    """The backbone's layers with parameters whose feature maps are as small as the last such."""
+    wanted = slots(without_top(module))
+    maps = [node for node in trace(module).layers if node.name in wanted and len(node.shape) == 3]
+    return {node.name for node in maps if node.shape[:2] == maps[-1].shape[:2]}
+
+
+def split(params: Any, mask: Any) -> tuple[Any, Any]:
+    """(trained, frozen) trees; where a parameter is the other's stands `optax.MaskedNode()`, as in `optax.masked`."""
+
+    def where(wanted: bool) -> Any:
+        return jax.tree.map(lambda on, leaf: leaf if on == wanted else optax.MaskedNode(), mask, params)
+
+    return where(True), where(False)
+
+
+def join(trained: Any, frozen: Any) -> Any:
+    """The tree that `split` took apart."""
+
+    def masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    return jax.tree.map(lambda a, b: b if masked(a) else a, trained, frozen, is_leaf=masked)
+
+
+class Flow(NamedTuple):
+    """What follows for a network from which layers train.
+
+    Attributes:
+        training: the layers that behave as in training: see `Classifier`'s `train`.
+        frontier: the layers whose outputs are all that the trained part needs of the frozen one. No gradient goes
+            below, and the outputs are the same in each epoch for the same image.
+    """
+
+    training: frozenset[str]
+    frontier: tuple[str, ...]
+
+
+def flow(module: Classifier, trained: set[str], batch_statistics: bool = False) -> Flow:
+    """What follows from these layers' training: dropout is on above them, and BNs among them may move."""
+    nodes = trace(module).nodes
+    live, training, frontier = set(trained), set(), set()
+    for node in nodes:  # each after all that feed it
+        if live.intersection(node.inputs):
+            live.add(node.name)
+        if node.name in live:
+            frontier.update(set(node.inputs) - live)
+            moves = batch_statistics and node.kind == "BatchNormalization" and node.name in trained
+            if moves or node.kind == "Dropout":
+                training.add(node.name)
+    return Flow(frozenset(training), tuple(node.name for node in nodes if node.name in frontier))
+
+
+def cross_entropy(
+    logits: Float[Array, "n classes"], labels: Int[Array, " n"], label_smoothing: float = 0.0
+) -> Float[Array, " n"]:
+    """The loss of each image: softmax cross-entropy, with `label_smoothing` of each label spread over all classes."""
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    wanted = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, wanted)
+
+
+class TrainState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        trained: parameters; `optax.MaskedNode()` for those that are frozen.
+        batch_stats: of all BNs.
+        opt_state: the optimizer's; it has nothing of what is frozen.
+    """
+
+    trained: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+def logits_of(module: Classifier, variables: Any, inputs: Any, **options: Any) -> tuple[Array, Any]:
+    """(logits, batch statistics) for images, or for the outputs of some layers as {layer: (N, ...)}.
+
+    Args:
+        module: the network.
+        variables: of it.
+        inputs: images (N, H, W, C), or {layer: its outputs} of all of a `Flow`'s frontier.
+        **options: `train` and `rngs`, as for `module.apply`.
+    """
+    module = module.clone(classifier_activation=None)
+    given = inputs if isinstance(inputs, Mapping) else {}
+    if given:
+        count = next(iter(given.values())).shape[0]
+        inputs = jnp.zeros((count, *module.example_shape), module.dtype)  # what is given makes it superfluous
+    (logits, _), changed = module.apply(
+        variables, inputs, given=given, mutable=["batch_stats"], method="run", **options
+    )
+    return logits, changed.get("batch_stats", {})
+
+
+def train_step(
+    module: Classifier,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    frozen: Any,
+    inputs: Any,
+    labels: Int[Array, " n"],
+    rng: Array,
+    *,
+    train: Training = frozenset(),
+    label_smoothing: float = 0.0,
+) -> tuple[TrainState, dict[str, Shaped[Array, ""]]]:
+    """One step of gradient descent; pure, to be jitted with `module` and `optimizer` bound.
+
+    The gradient is taken with respect to what trains alone, so none is computed below the lowest trained layer.
+
+    Args:
+        module: the network.
+        optimizer: of optax, with `optimizer.init(trained)` in the state.
+        state: see `TrainState`.
+        frozen: the other parameters, as `split` gives them.
+        inputs: preprocessed images (N, H, W, C), or what is above the frozen part: see `logits_of`.
+        labels: the class of each.
+        rng: a key, for dropout.
+        train: what behaves as in training: `flow(...).training`; True for everything.
+        label_smoothing: see `cross_entropy`.
+
+    Returns:
+        (the new state, {"loss": mean over the batch, "accuracy": the share that was right}).
+    """
+
+    def loss_of(trained: Any) -> tuple[Array, tuple[Array, Any]]:
+        variables = {"params": join(trained, frozen), "batch_stats": state.batch_stats}
+        logits, batch_stats = logits_of(module, variables, inputs, train=train, rngs={"dropout": rng})
+        return cross_entropy(logits, labels, label_smoothing).mean(), (logits, batch_stats)
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+    trained: Any = optax.apply_updates(state.trained, updates)
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+    return TrainState(trained, batch_stats or state.batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
+
+
+def trainable_mask(
+    variables: Any,
+    *,
+    from_layer: str | int | None = None,
+    pattern: str | None = None,
+    module: Classifier | None = None,
+) -> Any:
+    """Which variables to train, as a tree of bool for `optax.masked` or `optax.multi_transform`.
+
+    Batch statistics are never trained. For what is frozen, keep BN from moving, too: call the network with
+    `train=False`.
+
+    Args:
+        variables: of one network: {"params": ..., "batch_stats": ...}, or its "params" alone.
+        from_layer: train this layer and all after it in Keras's order: a name, those of layers without weights too
+            ("mixed8"), or Keras's index (249).
+        pattern: train the layers whose name matches, with `fnmatch`'s wildcards ("conv5_*"). With `from_layer`, those
+            that meet both. With neither, every parameter is trained.
+        module: the network. Without it, `from_layer` needs the variables of a model as the registry has it, whose
+            order of layers then is known.
+
+    Returns:
+        A tree like `variables`, True where a parameter is to be trained.
+
+    Raises:
+        ValueError: an unknown layer, a pattern that matches none, or variables of an unknown network.
+    """
+    params = variables.get("params", variables)
+    chosen = set(params)
+    if module is not None and set(slots(module)) != chosen:
+        raise ValueError(f"these are not the variables of this {type(module).__name__}: their layers differ")
+    if from_layer is not None:
+        chosen &= _from(from_layer, module or _recognise(params))
+    if pattern is not None:
+        matching = set(fnmatch.filter(params, pattern))
+        if not matching:
+            raise ValueError(unknown("layer pattern", pattern, params))
+        chosen &= matching
+    mask = {layer: jax.tree.map(lambda _, on=layer in chosen: on, arrays) for layer, arrays in params.items()}
+    if "params" not in variables:
+        return mask
+    return {name: mask if name == "params" else jax.tree.map(lambda _: False, tree) for name, tree in variables.items()}
+
+
+def _from(layer: str | int, module: Classifier) -> set[str]:
+    """The names of the layers from one on."""
+    names = layer_names(module)
+    if isinstance(layer, Integral) and not isinstance(layer, bool):
+        index = int(layer)
+        if not 0 <= index < len(names):
+            raise ValueError(f"from_layer={layer} given, 0 to {len(names) - 1} expected")
+        return set(names[index:])
+    if layer not in names:
+        raise ValueError(unknown("layer", layer, names))
+    return set(names[names.index(layer) :])
+
+
+def _recognise(params: Any) -> Classifier:
+    """The model of the registry with these layers; which is told by their names, not by their shapes."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    likely = [name for name in list_models() if 0 <= spec(name).depth - len(params) <= 3]  # a top has up to 3
+    for name in sorted(likely, key=lambda n: abs(spec(n).parameters - size)):
+        for include_top in (True, False):
+            module = create(name, include_top=include_top)
+            if set(slots(module)) == set(params):
+                return module
+    raise ValueError("from_layer given, but these variables are of no model of fzoo.list_models(): pass module=, too")
