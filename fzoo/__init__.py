@@ -7,28 +7,38 @@ fzoo.decode_predictions(fzoo.predict(module, variables, x))
 
 from fzoo._version import __version__
 from fzoo.apps.picture import save_picture
-from fzoo.convert import inspect_weights
+from fzoo.convert import WeightsReport, inspect_weights
 from fzoo.images.labels import decode_predictions
 from fzoo.images.preprocessing import load_image
 from fzoo.inference import devices
-from fzoo.inference.explain import explain, feature_sheet, grad_cam, overlay
+from fzoo.inference.explain import Explanation, explain, feature_sheet, grad_cam, overlay
 from fzoo.inference.export import export
 from fzoo.inference.optimize import optimize_for_inference
 from fzoo.inference.predict import features, predict
 from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
 from fzoo.jobs.pipeline import run_job
-from fzoo.layers.classifier import Head
+from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import layer_names
 from fzoo.training.evaluate import evaluate
 from fzoo.training.finetune import finetune
-from fzoo.training.runs import load_run
-from fzoo.training.steps import Phase, cross_entropy, train_step, trainable_mask, transfer
-from fzoo.weights import load_keras_weights, load_variables, save_keras_weights, save_variables
-from fzoo.zoo import create, list_models, load, preprocess_input, spec
+from fzoo.training.results import Evaluation, Finetuned
+from fzoo.training.runs import LoadedRun, load_run
+from fzoo.training.steps import Phase, TrainState, cross_entropy, train_step, trainable_mask, transfer
+from fzoo.weights import WeightsMismatch, load_keras_weights, load_variables, save_keras_weights, save_variables
+from fzoo.zoo import ModelSpec, create, list_models, load, preprocess_input, spec
 
 __all__ = [
+    "Classifier",
+    "Evaluation",
+    "Explanation",
+    "Finetuned",
     "Head",
+    "LoadedRun",
+    "ModelSpec",
     "Phase",
+    "TrainState",
+    "WeightsMismatch",
+    "WeightsReport",
     "__version__",
     "create",
     "cross_entropy",

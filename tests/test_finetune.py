@@ -30,7 +30,7 @@ from fzoo import Head, Phase
 from fzoo.models.efficientnet_v2 import Stage
 from fzoo.training import finetune as loop
 from fzoo.training.runs import describe, network, options_of
-from fzoo.training.steps import flow, logits_of, phase_mask, split, trained_layers
+from fzoo.training.steps import TrainState, flow, logits_of, phase_mask, split, trained_layers
 
 TINY = {
     "stages": (Stage(True, 1, 32, 1, 2), Stage(True, 2, 32, 1, 2), Stage(False, 2, 64, 1, 2)),
@@ -120,7 +120,7 @@ def flops(module, variables, phase, inputs=None):
     stream = flow(module, trained_layers(mask), phase.batch_statistics)
     trained, frozen = split(variables["params"], mask)
     optimizer = phase.transformation(1)
-    state = fzoo.training.TrainState(trained, variables["batch_stats"], optimizer.init(trained))
+    state = TrainState(trained, variables["batch_stats"], optimizer.init(trained))
     step = jax.jit(functools.partial(fzoo.train_step, module, optimizer, train=stream.training))
     images = jnp.zeros((4, 32, 32, 3))
     if inputs == "frontier":

@@ -31,6 +31,7 @@ import fzoo
 from fzoo.inference import devices
 from fzoo.jobs import pipeline as jobs
 from fzoo.jobs import results, sources
+from fzoo.jobs.network import described
 
 SMALL = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 5}
 OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "5"]
@@ -592,7 +593,7 @@ def test_the_report_says_which_was_slower(network, monkeypatch):
 def test_a_fingerprint(network):
     """It is the network's and its weights'; sets, of which an optimised network has some, are in order."""
     module, variables = fzoo.optimize_for_inference(*network)
-    assert "frozenset" in repr(module.prepared) and "frozenset" not in repr(jobs.described(module))
+    assert "frozenset" in repr(module.prepared) and "frozenset" not in repr(described(module))
     other = networks.network("MobileNet", seed=1, **SMALL)
     found = [jobs.fingerprint(*each) for each in ((module, variables), network, other, (module, network[1]))]
     assert len(set(found)) == 4 and jobs.fingerprint(*network) == found[1]
@@ -603,7 +604,7 @@ def test_a_fingerprint_is_the_same_in_each_process(network):
     module, variables = fzoo.optimize_for_inference(*network)
     script = f"""
 import fzoo
-from fzoo.jobs.pipeline import fingerprint
+from fzoo.jobs.network import fingerprint
 network = fzoo.load("MobileNet", weights="weights.h5", **{SMALL})
 print(fingerprint(*fzoo.optimize_for_inference(*network)))
 """
