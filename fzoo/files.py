@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
-
-UMASK = os.umask(0)  # of the process; read once, since reading sets it for all threads
 
 
 def one_line(error: BaseException) -> str:
@@ -26,15 +24,14 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise IsADirectoryError(f"{path} is a directory, the name of a file expected")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no such directory: {path.parent}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        # Not by tempfile, whose 0600 is for secrets: of these permissions the system takes the process's umask.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e  # not the temporary's name
-    os.close(fd)
-    temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~UMASK)  # mkstemp's 0600 is for secrets
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -25,6 +25,12 @@ def pytest_configure(config):
     if not hasattr(config, "workerinput"):
         config.scratch = tempfile.mkdtemp(prefix="fzoo-tests-")
         os.environ["XDG_CACHE_HOME"] = config.scratch
+        os.environ["KERAS_HOME"] = f"{config.scratch}/keras"  # no test reads or fills the user's
+        index = Path(os.environ.get("FZOO_TEST_WEIGHTS", "")) / "imagenet_class_index.json"
+        if index.is_file():
+            models = Path(config.scratch, "keras", "models")
+            models.mkdir(parents=True)
+            (models / index.name).symlink_to(index.absolute())
         os.environ |= shared_cache(os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{config.scratch}/xla"))
         hurry = [sys.executable, str(Path(__file__).with_name("hurry.py"))]
         flags = os.environ.get("FZOO_TEST_FLAGS")  # mutants.py asks once

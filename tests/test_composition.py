@@ -1,5 +1,6 @@
 """The networks inside what users build with Flax and JAX; test_inference.py has `predict` and `features` there."""
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -255,3 +256,36 @@ def test_numbers_as_an_nnx_module(small):
         for array, value in arrays.items():
             assert_close(found[layer][array], np.asarray(value), f"trained, {layer} {array}")
             assert not np.array_equal(found[layer][array], variables["batch_stats"][layer][array])
+
+
+def test_a_record_keeps_no_array_of_its_trace():
+    """That of the classifier's activation, a method of the module that was traced, would keep them all."""
+    module = fzoo.create(
+        "MobileNet", alpha=0.25, classes=11, input_shape=(32, 32, 3), classifier_activation=jax.nn.relu
+    )
+
+    def tracers():
+        gc.collect()
+        return sum(isinstance(each, jax.core.Tracer) for each in gc.get_objects())
+
+    before = tracers()
+    assert trace(module).layers[-1].config["activation"] == "custom"
+    assert tracers() == before
+
+
+def test_records_differ_with_x64():
+    module = fzoo.create("MobileNet", alpha=0.25, classes=12, input_shape=(32, 32, 3))
+    with jax.enable_x64(True):
+        trace(module)
+    assert {leaf.dtype for leaf in jax.tree.leaves(trace(module).variables)} == {np.dtype(np.float32)}
+
+
+def test_what_no_layer_made():
+    """Is no input of one, and says what would do."""
+
+    class Broken(Classifier):
+        def backbone(self, k, x):
+            return k.conv2d(x + 1, 8, 3)
+
+    with pytest.raises(ValueError, match="conv2d: its input was made by no layer; `operation` makes a step"):
+        trace(Broken(include_top=False))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -52,12 +51,12 @@ def decode_predictions(
 def class_index() -> Sequence[tuple[str, str]]:
     """(WordNet ID, label) of ImageNet's 1000 classes.
 
-    From the folder `$FZOO_TEST_WEIGHTS` names, or Keras's cache, or downloaded into it.
+    From Keras's cache, or downloaded into it.
 
     Raises:
         OSError: there is no such file, and no network.
     """
-    local = Path(os.environ.get("FZOO_TEST_WEIGHTS") or cache_dir()) / "imagenet_class_index.json"
+    local = cache_dir() / "imagenet_class_index.json"
     return _read(local if local.is_file() else fetch(CLASS_INDEX_URL, local.name, CLASS_INDEX_HASH))
 
 

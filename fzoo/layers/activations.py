@@ -47,3 +47,11 @@ def activation_function(activation: Activation) -> Callable[[Array], Array]:
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(unknown("activation", activation, ACTIVATIONS))
     return ACTIVATIONS[activation]
+
+
+def name_of(activation: Activation) -> str:
+    """Return Keras's name of an activation, "custom" for a callable: a record that held one would keep a module alive.
+
+    The classifier's own is a method of a module in the middle of a trace, with all of the trace's arrays.
+    """
+    return activation if isinstance(activation, str) else "linear" if activation is None else "custom"

@@ -52,11 +52,12 @@ def trace(module: Classifier) -> Trace:
     if not isinstance(module, Classifier):
         raise ValueError(f"a module from fzoo.create expected, {type(module).__name__} given")
     unbound: Any = module.clone(parent=None, name=None)  # a bound module can't be hashed
-    return _trace(unbound)
+    return _trace(unbound, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.lru_cache(maxsize=128)
-def _trace(module: Classifier) -> Trace:
+def _trace(module: Classifier, x64: bool) -> Trace:
+    """`trace`, by all that it depends on: dtypes of variables differ with `x64`."""
     found: list[Node] = []
 
     def call(x):

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fzoo import ops
-from fzoo.layers.activations import ACTIVATIONS, Activation, activation_function
+from fzoo.layers.activations import ACTIVATIONS, Activation, activation_function, name_of
 from fzoo.layers.conventions import Padding, lax_padding, of_channels, pair, snake_case
 from fzoo.layers.initializers import VarianceScaling, glorot_uniform
 from fzoo.layers.modules import (
@@ -129,6 +129,8 @@ class Layers:
         if self._record:
             if any(y is x for x in inputs):  # an identity (dropout outside training) is a layer of its own, too
                 y = jnp.copy(y)
+            if not all(id(x) in self._producer for x in inputs):
+                raise ValueError(f"{name}: its input was made by no layer; `operation` makes a step of the graph of it")
             parents = tuple(self._producer[id(x)][0] for x in inputs)
             self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops, kernel_init, config, parts)
             self._producer[id(y)] = (name, y)
@@ -186,7 +188,7 @@ class Layers:
         terms = x.shape[-1] // groups
         shape = ops.Convolution.of((1, *x.shape[1:]), (*kernel, terms, features), steps, pads, groups)
         return self._note(
-            "Conv2D", name, [x], y, shape.flops, kernel_init, activation=activation or "linear", convolution=shape
+            "Conv2D", name, [x], y, shape.flops, kernel_init, activation=name_of(activation), convolution=shape
         )
 
     def depthwise_conv2d(
@@ -249,7 +251,7 @@ class Layers:
         dense = Dense(features, dtype=self.dtype, kernel_init=self._start(kernel_init), name=name)
         y = activation_function(activation)(dense(x))
         flops = 2 * x.shape[-1] * int(np.prod(y.shape[1:]))
-        return self._note("Dense", name, [x], y, flops, kernel_init, activation=activation or "linear")
+        return self._note("Dense", name, [x], y, flops, kernel_init, activation=name_of(activation))
 
     def batch_norm(
         self,
@@ -331,7 +333,7 @@ class Layers:
         """Activation."""
         name = self._name("Activation", name)
         y = activation_function(function)(x)
-        return self._note("Activation", name, [x], y, activation=function or "linear")
+        return self._note("Activation", name, [x], y, activation=name_of(function))
 
     def relu(self, x: Array, max_value: float | None = None, *, name: str | None = None) -> Array:
         """ReLU, clipped at `max_value`."""

@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from fzoo.files import UMASK, one_line
+from fzoo.files import one_line
 
 #: HDF5's limit on an object header; Keras splits a longer attribute into name0, name1, ...
 HEADER_LIMIT = 64512
@@ -67,9 +67,6 @@ MAX_NAME = 1 << 10
 
 #: Whose layouts are written.
 KERAS_VERSION = "3.15.0"
-
-
-os.umask(UMASK)
 
 
 @dataclasses.dataclass(frozen=True)
