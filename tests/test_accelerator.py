@@ -184,7 +184,7 @@ def test_bad_arguments(accelerator, given, message, tmp_path, monkeypatch, capsy
 #: Hides what a bare machine lacks from every process that is started with this folder on its path.
 BARE = """
 import sys
-for name in ("pooch", "keras", "igraph", "tensorflow", "typer", "matplotlib", "grain", "beartype", "pytest"):
+for name in ("keras", "igraph", "tensorflow", "typer", "matplotlib", "grain", "beartype", "pytest"):
     sys.modules[name] = None
 """
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import jax
+import platformdirs
 
 #: glibc's mallopt parameters (malloc.h), and the values: memory up to 1 GiB comes from the heap, which keeps 2 GiB.
 _MALLOPT = {-3: 1 << 30, -1: (1 << 31) - 1}
@@ -28,9 +29,7 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path:
         OSError: it can't be made or written to.
     """
     if folder is None:
-        import pooch
-
-        folder = Path(pooch.os_cache("fzoo")) / "xla"
+        folder = platformdirs.user_cache_path("fzoo") / "xla"
     folder = Path(folder).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
