@@ -58,7 +58,7 @@ def pytest_report_header():
 
 def pytest_collection_modifyitems(items):
     """The longest first, so that no worker is left with it."""
-    order = ("test_mutants.py", "test_readme.py")
+    order = ("test_mutants.py", "test_documentation.py")
     items.sort(key=lambda item: order.index(item.path.name) if item.path.name in order else len(order))
 
 

@@ -1,7 +1,7 @@
-"""Every code block of the README is run, and its table is the registry's.
+"""Every code block of the README and of docs/ is run, the table of models is the zoo's, and every public name is told.
 
-`KERAS_BACKEND=jax python tests/test_readme.py` writes the table. The install commands in the README's shell blocks are
-run by `.ci/run`.
+`KERAS_BACKEND=jax python tests/test_documentation.py` writes the table. The install commands in the README's shell
+blocks are run by `.ci/run`, which also builds the site.
 """
 
 import functools
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
@@ -26,12 +27,16 @@ from reference import build
 import fzoo
 from fzoo.apps import demo
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+
+#: What has code to run.
+PAGES = [README, *sorted(page for page in DOCS.rglob("*.md") if "results" not in page.parts)]
 INSTALL = r"python3 -m venv \.venv && \. \.venv/bin/activate && pip install -e '\.\[(\w+)\]' && "
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+def blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def model_table() -> str:
@@ -49,7 +54,30 @@ MODELS = re.compile(r"(<!-- models: .*? -->\n).*?(<!-- /models -->)", re.DOTALL)
 
 
 def test_model_table():
-    assert model_table() in README.read_text(), "run `KERAS_BACKEND=jax python tests/test_readme.py`"
+    found = (DOCS / "models.md").read_text()
+    assert model_table() in found, "run `KERAS_BACKEND=jax python tests/test_documentation.py`"
+
+
+def test_every_public_name_is_told():
+    told = set(re.findall(r"^::: fzoo\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
+    assert told | {"__version__", "devices"} == set(fzoo.__all__)
+
+
+def test_every_page_is_in_the_navigation():
+    pages = {str(page.relative_to(DOCS)) for page in PAGES if page != README}
+    assert set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)) == pages
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    """To files, as they are in a checkout."""
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.resolve() if page.name == "design.md" else page).parent.joinpath(target).exists(), target
 
 
 @functools.cache
@@ -72,14 +100,15 @@ QUICK = ("VGG16", "VGG19", "ResNet50")
 
 
 def recipes() -> list[Any]:
-    """The blocks of Python, by the model that each loads."""
+    """The blocks of Python, by their page and the model that each loads."""
     return [
         pytest.param(
             block,
-            id=re.search(r'load\("(\w+)"', block)[1],
+            id=", ".join([page.stem, *re.findall(r'load\("(\w+)"', block)]),
             marks=[] if any(name in block for name in QUICK) else [pytest.mark.slow],
         )
-        for block in blocks("python")
+        for page in PAGES
+        for block in blocks("python", page)
     ]
 
 
@@ -94,12 +123,22 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
     monkeypatch.chdir(tmp_path)
 
     namespace: dict[str, Any] = {"__name__": "recipe"}
-    exec(compile(block, "README.md", "exec"), namespace)
+    exec(compile(block, "block", "exec"), namespace)
 
     if "block4_pool" in block:
         assert namespace["features"].shape == (1, 14, 14, 512)
+    elif "distance" in block:
+        found = namespace["distance"](namespace["variables"], namespace["noise"], namespace["noise"][::-1])
+        assert found.shape == (2,) and (found > 0).all()
     elif "VGG16" in block:
         assert namespace["features"].shape == (1, 7, 7, 512)
+    elif "mesh" in block:
+        assert namespace["probabilities"].shape == (6, 1000) and namespace["mesh"].size == 2
+    elif "nnx" in block:
+        images = jnp.asarray(random_images((2, 224, 224, 3)))
+        found = namespace["flowers"].backbone(images)
+        expected = fzoo.predict(namespace["backbone"], namespace["variables"], images)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     elif "optimize_for_inference" in block:
         assert namespace["probabilities"].shape == (4, 1000)
     elif "trainable_mask" in block:
@@ -131,7 +170,7 @@ def commands(block: str) -> list[list[str]]:
 
 def test_the_commands_are_known(command_line):
     """With their options; the slow tests run them."""
-    first, second, *rest = blocks("sh")
+    first, second, *rest = [block for page in PAGES for block in blocks("sh", page)]
     assert [re.match(INSTALL, block)[1] for block in (first, second)] == ["demo", "test"]
     assert re.sub(INSTALL, "", second).strip() == "pytest"
     found = commands("\n".join([re.sub(INSTALL, "", first), *rest]))
@@ -182,7 +221,8 @@ def test_the_demo(tmp_path, monkeypatch, command_line):
 @pytest.mark.timeout(900)
 def test_newcomers_path(tmp_path):
     """As a user does it, with the commands that come after the demo."""
-    first, _, _, shown, conversions = blocks("sh")
+    first, _, shown = blocks("sh")
+    (conversions,), (listed,) = (blocks("sh", DOCS / "guides" / page) for page in ("weights.md", "command-line.md"))
     accuracy = accuracy_in(run(re.sub(INSTALL, "", first).strip(), tmp_path))
     assert accuracy >= 0.95
     model, images, theirs = read_back(tmp_path / "digits", accuracy)
@@ -190,6 +230,9 @@ def test_newcomers_path(tmp_path):
     said = run(shown, tmp_path)
     assert "\t7\t" in said.split("digit_7.png")[1].splitlines()[0]
     assert (tmp_path / "digits" / "features.npz").is_file()
+
+    assert (tmp_path / "digits" / "digits.safetensors").is_file() and "ResNet152V2" in said
+    run(listed, tmp_path)
 
     said = run(conversions, tmp_path)
     assert 'fits fzoo.create("MobileNet", alpha=0.25, classes=10)' in said
@@ -207,11 +250,12 @@ def test_fine_tuning_commands(tmp_path):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(10):
             Image.fromarray(rng.integers(0, most, (32, 32, 3), np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
-    said = run(blocks("sh")[2], tmp_path)
+    said = run(blocks("sh", DOCS / "guides" / "fine-tune.md")[0], tmp_path)
     assert "accuracy on held-out images" in said and "shorter side to 37 by bicubic" in said
     rows = (tmp_path / "run" / "classes.csv").read_text().splitlines()
     assert sum("dark/" in row or "bright/" in row for row in rows) >= 20
 
 
 if __name__ == "__main__":
-    README.write_text(MODELS.sub(lambda m: f"{m[1]}{model_table()}\n{m[2]}", README.read_text()))
+    page = DOCS / "models.md"
+    page.write_text(MODELS.sub(lambda m: f"{m[1]}{model_table()}\n{m[2]}", page.read_text()))
