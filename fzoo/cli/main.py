@@ -18,6 +18,13 @@ from fzoo.cli.console import INTERRUPTED, app, complain, silence
 
 __all__ = ["bench", "demo", "main", "models", "predict", "train", "weights"]
 
+#: The commands as `fzoo --help` lists them.
+COMMANDS = (
+    *("list", "info", "summary", "classify", "features", "explain", "finetune", "evaluate", "convert", "download"),
+    *("export", "bench", "demo"),
+)
+app.registered_commands.sort(key=lambda command: COMMANDS.index(command.name or ""))
+
 
 def main() -> None:
     """Run the command line; what is wrong with the arguments is one line, too."""
