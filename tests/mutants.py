@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import multiprocessing
 import os
 import queue
 import re
@@ -22,7 +21,7 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import pytest
 from compiled_once import shared_cache
@@ -400,7 +399,8 @@ def import_peers(cache: Path) -> None:
     os.environ |= {"KERAS_BACKEND": "jax", **shared_cache(cache), "JAX_PLATFORMS": "cpu"}
     for name in ("jax", "flax.linen", "optax", "keras.applications", "jaxtyping", "beartype", "PIL.Image", "h5py"):
         importlib.import_module(name)
-    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX's threads start with its backend
+    for kind in (RuntimeWarning, DeprecationWarning):  # JAX's threads start with its backend; ours hold no lock
+        warnings.filterwarnings("ignore", ".*fork", kind)
     assert not any(name.split(".")[0] == "fzoo" for name in sys.modules)
 
 
@@ -411,33 +411,39 @@ def run_tests(tree: Path, tests: str, chosen: str) -> Outcome:
     arguments = [*options, *(["-k", chosen] if chosen else []), f"tests/{tests}"]
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
-        process = multiprocessing.get_context("fork").Process(
-            target=run_pytest, args=(tree, arguments, output.fileno())
-        )
-        process.start()
-        process.join(LIMIT)
-        if process.is_alive():
-            os.killpg(process.pid or 0, signal.SIGKILL)
+        pid = os.fork()
+        if pid == 0:
+            run_pytest(tree, arguments, output.fileno())
+        ended, status = 0, 0
+        while not ended and time.monotonic() - start < LIMIT:
+            time.sleep(0.05)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
             return Outcome(-1, None, LIMIT, f"no end after {LIMIT} s")
         output.seek(0)
         said = output.read().decode(errors="replace")
     failed = re.search(r"^FAILED tests/(\S+)", said, re.MULTILINE)
     lines = "\n".join(said.strip().splitlines()[-25:])
-    return Outcome(process.exitcode or 0, failed and failed[1], time.monotonic() - start, lines)
+    return Outcome(os.waitstatus_to_exitcode(status), failed and failed[1], time.monotonic() - start, lines)
 
 
-def run_pytest(tree: Path, arguments: list[str], output: int) -> None:
+def run_pytest(tree: Path, arguments: list[str], output: int) -> NoReturn:
     """Be pytest in a copy, from the fork on."""
-    os.setsid()  # so that what it starts can be stopped with it
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    os.chdir(tree)
-    os.environ |= environment(tree)
-    sys.path.insert(0, str(tree))
-    sys.dont_write_bytecode = True
-    code = int(pytest.main(arguments))
-    sys.stdout.flush()
-    os._exit(code)  # none of the parent's threads and files is this process's to end
+    code = 70
+    try:
+        os.setsid()  # so that what it starts can be stopped with it
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.chdir(tree)
+        os.environ |= environment(tree)
+        sys.path.insert(0, str(tree))
+        sys.dont_write_bytecode = True
+        code = int(pytest.main(arguments))
+        sys.stdout.flush()
+    finally:
+        os._exit(code)  # none of the parent's threads and files is this process's to end
 
 
 def try_unchanged(trees: queue.Queue[Path], mutants: Iterable[Mutant]) -> str:

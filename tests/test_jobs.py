@@ -330,7 +330,7 @@ def test_another_job_on_the_same_output(network, tmp_path, command_line):
 def test_interrupted_and_another_job(tmp_path):
     """Ctrl-C is one line; the shards are kept for the same job, and from another one."""
     out, env = tmp_path / "x.jsonl", {**os.environ, "JAX_PLATFORMS": "cpu"}
-    (tmp_path / "list.txt").write_text("images\n" * 100)
+    (tmp_path / "list.txt").write_text("images\n" * 2000)  # a minute's work and more, on whatever machine
     args = ("classify", f"@{tmp_path}/list.txt", "--out", out, "--shard-size", "10", "--batch-size", "2")
     process = subprocess.Popen(command(*args), env=env, stderr=subprocess.PIPE, text=True)
     parts = tmp_path / "x.jsonl.parts"
