@@ -102,10 +102,11 @@ def cases(engines: Sequence[str], models: dict[str, int], small: bool) -> list[J
                 add(1, "train", 256 if model == "ResNet50" and not small else train, "bfloat16")
             if number == 0:
                 add(1, "inference", batch, "bfloat16", inputs="host")
-                add(2, "inference", 1, "float32")
-                for more in (2,) if small else (64, 1024):
-                    add(2, "inference", more, "bfloat16")
                 add(2, "inference", batch, "float32", precision="highest")
+                for more in () if small else (64, 1024):
+                    add(2, "inference", more, "bfloat16")
+                if not small:
+                    add(2, "inference", 1, "float32")
             if number < 3 and engine != "fzoo-optimized" and not small:
                 add(2, "train", train, "float32")
     return [job for turn in rounds for job in turn]
