@@ -127,6 +127,7 @@ def start_fzoo(job: Job, optimized: bool = False) -> Running:
 
     import fzoo
     from fzoo.inference.devices import mesh, replicate, shard
+    from fzoo.inference.optimize import cast_kernels
 
     if job.devices > 1:
         with contextlib.suppress(RuntimeError):  # the backend of several jobs' process has started
@@ -142,9 +143,7 @@ def start_fzoo(job: Job, optimized: bool = False) -> Running:
         fzoo.reuse_memory()
         module, variables = fzoo.optimize_for_inference(module, variables, dtype=dtype)
     elif job.task != "train":
-        variables = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, variables
-        )
+        variables = cast_kernels(variables, dtype)
     variables = jax.device_put(variables, devices[0]) if row is None else replicate(variables, row)
     x, y = images(job).astype(dtype), labels(job)
 
@@ -430,6 +429,7 @@ _INFERENCE = ("inference", "features")
 
 
 _CONVERTER = ("tensorflow", "tf2onnx", "onnx", "keras")
+_INDUCTOR = {"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 ENGINES = {
@@ -444,14 +444,14 @@ ENGINES = {
         ("torch", "torchvision"),
         tasks=("inference", "train"),
         modes=("eager", "frozen", "compile"),
-        env={"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        env=_INDUCTOR,
     ),
     "timm": Engine(
         start_timm,
         ("torch", "timm"),
         tasks=("inference", "train"),
         modes=("eager", "compile"),
-        env={"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+        env=_INDUCTOR,
     ),
     "onnxruntime": Engine(
         start_onnxruntime, ("onnxruntime", *_CONVERTER), tasks=_INFERENCE, dtypes=("float32",), converted=True

@@ -86,15 +86,19 @@ def optimize_for_inference(
     prepared = Prepared(
         frozenset(biased), frozenset(folded), frozenset(scaled), tuple(tiles.items()), tuple(gone.items())
     )
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, params
-    )
-    left = {"params": params}
+    left = {"params": cast_kernels(params, dtype)}
     if constants := {
         node.name: stats[node.name] for node in nodes if node.kind == "Normalization" and node.name in stats
     }:
         left["batch_stats"] = constants
     return module.clone(dtype=dtype, prepared=prepared), jax.device_put(left, device)
+
+
+def cast_kernels(variables: Any, dtype: Any) -> Any:
+    """Give every kernel of a tree a dtype; biases, scales and statistics keep theirs."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, variables
+    )
 
 
 def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np.ndarray]:
