@@ -9,7 +9,7 @@ from fzoo._version import __version__
 from fzoo.apps.picture import save_picture
 from fzoo.convert import WeightsReport, inspect_weights
 from fzoo.images.labels import decode_predictions
-from fzoo.images.preprocessing import load_image
+from fzoo.images.reading import load_image
 from fzoo.inference import devices
 from fzoo.inference.explain import Explanation, explain, feature_sheet, grad_cam, overlay
 from fzoo.inference.export import export

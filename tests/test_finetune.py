@@ -472,7 +472,7 @@ def test_options_of_training(arrays, tiny, trains, options):
 
 def test_augmented_images():
     """Other parts of the image each time, mirrored or not, the same for the same seed; none in evaluation."""
-    from fzoo.training.data import Recipe, random_box
+    from fzoo.images.recipe import Recipe, random_box
 
     boxes = [random_box(400, 300, np.random.default_rng(i)) for i in range(200)]
     areas = [(right - left) * (bottom - top) / 120000 for left, top, right, bottom in boxes]

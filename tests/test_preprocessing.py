@@ -72,21 +72,25 @@ def test_bad_pixels(shape, options, message):
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_load_image_is_keras(tmp_path, mode, interpolation):
+    """To the bit, where it is asked to be: neither turned, nor over a background, nor scaled from 16 bits."""
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
     image = (
         Image.fromarray(pixels[..., 0].astype(np.uint16) * 99)
         if mode == "I;16"
         else Image.fromarray(pixels).convert(mode)
     )
+    keras_pixels = {"exif": False, "background": None, "clip": True}
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    image.save(path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif)
     for size in (None, (20, 30), (64, 64)):
         with warnings.catch_warnings(action="ignore"):  # Pillow's, of transparent palettes
             expected = np.asarray(keras.utils.load_img(path, target_size=size, interpolation=interpolation))
-        ours = fzoo.load_image(path, size, interpolation)
+        ours = fzoo.load_image(path, size, interpolation, **keras_pixels)
         assert ours.dtype == np.uint8
         np.testing.assert_array_equal(ours, expected)
-    np.testing.assert_array_equal(fzoo.load_image(path, 64, interpolation), ours)
+    np.testing.assert_array_equal(fzoo.load_image(path, 64, interpolation, **keras_pixels), ours)
 
 
 @pytest.mark.wrong_types

@@ -176,7 +176,7 @@ def explain(
     import fzoo
     from fzoo.apps.picture import check_picture
     from fzoo.files import replacing
-    from fzoo.images.preprocessing import load_image
+    from fzoo.images.reading import load_image
     from fzoo.inference.explain import map_layer, side_by_side
 
     if out is None and sheet is None:

@@ -140,7 +140,8 @@ def evaluate(
 
     import fzoo
     from fzoo.files import replacing
-    from fzoo.training.data import Broken, Recipe, in_order, read_folder
+    from fzoo.images.recipe import Recipe
+    from fzoo.training.data import Broken, in_order, read_folder
     from fzoo.training.runs import is_run
 
     if out is not None and out.suffix != ".csv":

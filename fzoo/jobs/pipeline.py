@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from fzoo._version import __version__
 from fzoo.errors import unknown
-from fzoo.images.preprocessing import INTERPOLATIONS, check_size, load_image
+from fzoo.images.reading import INTERPOLATIONS, check_size, load_image
 from fzoo.inference.devices import mesh as local_mesh
 from fzoo.inference.predict import default_batch, in_flight
 from fzoo.jobs.network import Network, class_labels, fingerprint

@@ -13,9 +13,8 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
 
-from fzoo.images.preprocessing import INTERPOLATIONS, check_size, load_image, open_image
+from fzoo.images.recipe import Recipe
 
 #: What is taken for an image in a folder, by the end of its name.
 IMAGE_SUFFIXES = frozenset(
@@ -25,62 +24,6 @@ IMAGE_SUFFIXES = frozenset(
 
 #: Names of the folders of a data set that is split already.
 TRAIN, VALIDATION = ("train", "training"), ("val", "validation", "valid", "test")
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a photograph becomes a network's input.
-
-    The default is how accuracies on ImageNet are published: the shorter side resized by bicubic (to 256 for 224), and
-    the centre cut out. `crop=None` and "nearest" is Keras's `load_img`.
-
-    Attributes:
-        size: (height, width) in pixels.
-        interpolation: as in `load_image`.
-        crop: how much of the shorter side the centre crop keeps; None to squeeze the image to the size.
-        augment: in training, a random part of the image (8 to 100 % of its area, 3:4 to 4:3) instead of the centre,
-            mirrored half of the time, as GoogLeNet was trained (Szegedy et al. 2014, arXiv 1409.4842).
-    """
-
-    size: tuple[int, int]
-    interpolation: str = "bicubic"
-    crop: float | None = 0.875
-    augment: bool = False
-
-    def __post_init__(self):
-        """Check the size."""
-        object.__setattr__(self, "size", check_size(self.size))
-
-    def __str__(self) -> str:
-        """In words, for reports."""
-        height, width = self.size
-        if self.crop is None:
-            return f"squeezed to {height} x {width} by {self.interpolation}"
-        shorter = round(min(height, width) / self.crop)
-        return f"shorter side to {shorter} by {self.interpolation}, centre crop of {height} x {width}"
-
-    def read(self, path: str | os.PathLike, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "h w 3"]:
-        """Pixels of an image file; with `rng`, augmented. Raises as `load_image` does."""
-        if rng is None or not self.augment:
-            return load_image(path, self.size, self.interpolation, crop=self.crop)
-        image = open_image(path)
-        height, width = self.size
-        image = image.resize((width, height), INTERPOLATIONS[self.interpolation], random_box(*image.size, rng))
-        return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image)
-
-
-def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of 8 to 100 % of an image's area, of a shape from 3:4 to 4:3."""
-    for _ in range(10):
-        area = width * height * rng.uniform(0.08, 1)
-        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return left, top, left + w, top + h
-    side = min(width, height)  # an image so narrow that no such part was met
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
 
 
 @runtime_checkable
@@ -137,7 +80,7 @@ class Files:
     def read(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "h w 3"] | None:
         """Decode one."""
         try:
-            return self.recipe.read(self.paths[index], rng)
+            return self.recipe.load(self.paths[index], rng)
         except (ValueError, OSError) as e:
             self.broken.add(self.paths[index], e)
             return None

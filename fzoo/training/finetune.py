@@ -23,6 +23,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from fzoo.images.recipe import Recipe
 from fzoo.inference import devices
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.predict import features
@@ -34,7 +35,6 @@ from fzoo.training.data import (
     Broken,
     Features,
     Files,
-    Recipe,
     Replayed,
     Source,
     in_order,

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from fzoo.images.recipe import Recipe
 from fzoo.training.data import (
     Arrays,
     Batches,
     Broken,
     Files,
-    Recipe,
     check_labels,
     hold_out,
     read_folder,

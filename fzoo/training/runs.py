@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import optax
 
 from fzoo.files import one_line, replacing
+from fzoo.images.recipe import Recipe
 from fzoo.inference.devices import first_alone
 from fzoo.layers.classifier import Classifier, Head
-from fzoo.training.data import Recipe
 from fzoo.training.plots import draw_confusion, draw_curves, figure
 from fzoo.weights import load_keras_weights, save_keras_weights
 from fzoo.zoo import create, family_defaults, spec

@@ -1,0 +1,105 @@
+"""How a photograph becomes a network's input: what belongs to weights as much as their values."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from fzoo.images.reading import (
+    INTERPOLATIONS,
+    Color,
+    check_reading,
+    check_size,
+    load_image,
+    open_image,
+    rgb_color,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a photograph becomes a network's input.
+
+    The default is how accuracies on ImageNet are published: the shorter side resized by bicubic (to 256 for 224), and
+    the centre cut out. `Recipe.keras(224)` is what `keras.utils.load_img` gives.
+
+    Attributes:
+        size: (height, width) in pixels; one number for both.
+        interpolation: as in `load_image`.
+        crop: how much of the shorter side the centre crop keeps; None to squeeze the image to the size.
+        augment: in training, a random part of the image (8 to 100 % of its area, 3:4 to 4:3) instead of the centre,
+            mirrored half of the time, as GoogLeNet was trained (Szegedy et al. 2014, arXiv 1409.4842).
+        exif, background, clip: as in `load_image`.
+
+    Raises:
+        ValueError: one of these can't be honoured.
+    """
+
+    size: tuple[int, int]
+    interpolation: str = "bicubic"
+    crop: float | None = 0.875
+    augment: bool = False
+    exif: bool = True
+    background: Color | None = "white"
+    clip: bool = False
+
+    def __post_init__(self):
+        """Check the values; a colour is kept as (red, green, blue)."""
+        check_reading(self.interpolation, self.crop, self.background)
+        object.__setattr__(self, "size", check_size(self.size))
+        if self.background is not None:
+            object.__setattr__(self, "background", rgb_color(self.background))
+
+    @classmethod
+    def keras(cls, size: int | tuple[int, int]) -> Recipe:
+        """Make the recipe of `keras.utils.load_img`: squeezed by nearest neighbour, not turned, alpha dropped."""
+        return cls(check_size(size), "nearest", crop=None, exif=False, background=None, clip=True)
+
+    def __str__(self) -> str:
+        """In words, for reports."""
+        height, width = self.size
+        if self.crop is None:
+            resized = f"squeezed to {height} x {width} by {self.interpolation}"
+        else:
+            shorter = round(min(height, width) / self.crop)
+            resized = f"shorter side to {shorter} by {self.interpolation}, centre crop of {height} x {width}"
+        notes = [resized]
+        if not self.exif:
+            notes.append("not turned upright")
+        if self.background != (255, 255, 255):
+            notes.append("alpha dropped" if self.background is None else f"over the colour {self.background}")
+        if self.clip:
+            notes.append("cut off at 8 bits")
+        return ", ".join(notes)
+
+    def load(
+        self, path: str | os.PathLike | BinaryIO | io.BytesIO, rng: np.random.Generator | None = None
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Read the pixels of an image file; with `rng`, augmented where the recipe says so. Raises as `load_image`."""
+        options = {"exif": self.exif, "background": self.background, "clip": self.clip}
+        if rng is None or not self.augment:
+            return load_image(path, self.size, self.interpolation, crop=self.crop, **options)
+        image = open_image(path, **options)
+        height, width = self.size
+        image = image.resize((width, height), INTERPOLATIONS[self.interpolation], random_box(*image.size, rng))
+        return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image)
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draw (left, top, right, bottom) of 8 to 100 % of an image's area, of a shape from 3:4 to 4:3."""
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1)
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    side = min(width, height)  # an image so narrow that no such part was met
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
