@@ -1,7 +1,7 @@
 """A functional model zoo for JAX: the image classifiers of keras.applications as pure Flax modules, in NHWC.
 
 module, variables = fzoo.load("ResNet50")
-x = fzoo.preprocess_input(fzoo.load_image("parrot.jpg", 224)[None], "ResNet50")
+x = fzoo.preprocess_input(fzoo.load_image_for("parrot.jpg", "ResNet50")[None], "ResNet50")
 fzoo.decode_predictions(fzoo.predict(module, variables, x))
 """
 
@@ -10,6 +10,7 @@ from fzoo.apps.picture import save_picture
 from fzoo.convert import WeightsReport, inspect_weights
 from fzoo.images.labels import decode_predictions
 from fzoo.images.reading import load_image
+from fzoo.images.recipe import Recipe
 from fzoo.inference import devices
 from fzoo.inference.explain import Explanation, explain, feature_sheet, grad_cam, overlay
 from fzoo.inference.export import export
@@ -25,7 +26,7 @@ from fzoo.training.results import Evaluation, Finetuned
 from fzoo.training.runs import LoadedRun, load_run
 from fzoo.training.steps import Phase, TrainState, cross_entropy, train_step, trainable_mask, transfer
 from fzoo.weights import WeightsMismatch, load_keras_weights, load_variables, save_keras_weights, save_variables
-from fzoo.zoo import ModelSpec, create, list_models, load, preprocess_input, spec
+from fzoo.zoo import ModelSpec, create, list_models, load, load_image_for, preprocess_input, recipe, spec
 
 __all__ = [
     "Classifier",
@@ -36,6 +37,7 @@ __all__ = [
     "LoadedRun",
     "ModelSpec",
     "Phase",
+    "Recipe",
     "TrainState",
     "WeightsMismatch",
     "WeightsReport",
@@ -57,6 +59,7 @@ __all__ = [
     "list_models",
     "load",
     "load_image",
+    "load_image_for",
     "load_keras_weights",
     "load_run",
     "load_variables",
@@ -64,6 +67,7 @@ __all__ = [
     "overlay",
     "predict",
     "preprocess_input",
+    "recipe",
     "reuse_memory",
     "run_job",
     "save_keras_weights",

@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
+import io
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
 
 from fzoo.errors import unknown
 from fzoo.images.preprocessing import Images, Mode, preprocess
+from fzoo.images.reading import check_size
+from fzoo.images.recipe import Recipe, change_recipe
 from fzoo.layers.activations import Activation
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import random_variables
@@ -400,6 +405,44 @@ def published(name: str, module: Classifier) -> WeightFile:
     # One file a size: that of the input if square and published, else that of the default size, as Keras chooses.
     exact = [f for f in fitting if f.size == height == width]
     return (exact or fitting)[0]
+
+
+def recipe(name: str, size: int | tuple[int, int] | None = None) -> Recipe:
+    """Return how a photograph becomes the input of a model, as the published accuracies are measured.
+
+    Args:
+        name: the model.
+        size: (height, width), or one number for both; the model's own by default.
+
+    Raises:
+        ValueError: an unknown model, or no size of an image.
+    """
+    record = spec(name)
+    return Recipe(check_size(record.input_size if size is None else size))
+
+
+def load_image_for(
+    path: str | os.PathLike | BinaryIO | io.BytesIO,
+    name: str,
+    size: int | tuple[int, int] | None = None,
+    **changes: Any,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Read an image as a model's weights want it: the size, the resize and the crop of `recipe(name, size)`.
+
+    Args:
+        path: any format that Pillow reads; or an open binary file.
+        name: the model.
+        size: (height, width), or one number for both; the model's own by default.
+        **changes: of the recipe, e.g. `crop=None` to squeeze the image to the size; see `Recipe`.
+
+    Returns:
+        uint8 pixels (height, width, 3), for `preprocess_input` or `predict(..., preprocess=name)`.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no file at `path`.
+        ValueError: an unknown model or part of a recipe, a file that is no image or a damaged one; see `load_image`.
+    """
+    return change_recipe(recipe(name, size), changes).load(path)
 
 
 def preprocess_input(images: Images, name: str, *, data_format: str = "channels_last") -> Images:

@@ -20,7 +20,7 @@ from test_download import Server
 
 import fzoo
 
-OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "4"]
+OPTIONS = ["--keras-pixels", "-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "4"]
 
 
 def run(*args, **env):

@@ -143,9 +143,11 @@ def folder(tmp_path_factory):
 OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "64", "--classes", "7", "-w", "weights.h5", "--no-cache"]
 
 
-def test_command(folder, monkeypatch, command_line):
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_command(folder, monkeypatch, command_line, squeezed):
+    """The picture shows the part of the image that the network sees: its centre, or all of it."""
     monkeypatch.chdir(folder)
-    options = [*OPTIONS, "--labels", "labels.txt", "--layer", "conv_pw_6_relu"]
+    options = [*OPTIONS, "--labels", "labels.txt", "--layer", "conv_pw_6_relu", *(["--crop", "0"] * squeezed)]
     options += ["--class", "Eel", "--class", "2", "--out", "cam.png", "--sheet", "s.png"]
     code, output, errors = command_line("explain", "a.png", *options)
     assert (code, errors) == (0, [])
@@ -156,10 +158,13 @@ def test_command(folder, monkeypatch, command_line):
         ["s.png", "-", "conv_pw_6_relu"],
     ]
     cam = np.asarray(Image.open("cam.png"))
-    panels = [cam[8:98, 8 + 128 * i : 128 + 128 * i] for i in range(3)]
-    np.testing.assert_array_equal(panels[0], np.asarray(Image.open("a.png")))
+    part = np.asarray(Image.open("a.png"))
+    part = part if squeezed else part[6:84, 21:99]
+    height, width, _ = part.shape
+    panels = [cam[8 : 8 + height, 8 + (width + 8) * i : (width + 8) * (i + 1)] for i in range(3)]
+    np.testing.assert_array_equal(panels[0], part)
     module, variables = fzoo.load("MobileNet", weights="weights.h5", alpha=0.25, **SIZE)
-    pixels = fzoo.load_image("a.png", 64)[None]
+    pixels = fzoo.load_image_for("a.png", "MobileNet", 64, **({"crop": None} if squeezed else {}))[None]
     found = fzoo.explain(module, variables, pixels, classes=[4, 2], layer="conv_pw_6_relu", preprocess="MobileNet")
     for panel, heat in zip(panels[1:], found.heat[0], strict=True):
         assert np.abs(panel - np.asarray(fzoo.overlay(panels[0], heat), int)).max() <= 1

@@ -1,12 +1,13 @@
 """Pictures as people see them: upright, with what is transparent over white, in the range that they were saved in."""
 
+import json
 import os
-import resource
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from networks import assert_alive, network
 from PIL import Image
 
 import fzoo
@@ -162,7 +163,6 @@ def test_a_thin_image_takes_little_memory(tmp_path, shape):
         "x = fzoo.load_image(sys.argv[1], 224, 'bicubic', crop=0.875)\n"
         "print(x.shape, x.std() > 1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000)"
     )
-    assert resource.RUSAGE_SELF == 0
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[0] == "(224, 224, 3) True True"
 
@@ -193,3 +193,58 @@ def test_a_recipe(tmp_path):
     )
     with pytest.raises(ValueError, match="crop=0 given"):
         Recipe((28, 28), crop=0)
+
+
+def test_as_a_models_weights_want_it(tmp_path):
+    Image.fromarray(random_pixels(300, 400, 3)).save(tmp_path / "a.png")
+    expected = fzoo.load_image(tmp_path / "a.png", 299, "bicubic", crop=0.875)
+    np.testing.assert_array_equal(fzoo.load_image_for(tmp_path / "a.png", "Xception"), expected)
+    squeezed = fzoo.load_image_for(tmp_path / "a.png", "Xception", (100, 80), crop=None)
+    np.testing.assert_array_equal(squeezed, fzoo.load_image(tmp_path / "a.png", (100, 80), "bicubic"))
+    with pytest.raises(ValueError, match="unknown part of a recipe 'interpolate': did you mean interpolation"):
+        fzoo.load_image_for(tmp_path / "a.png", "Xception", interpolate="nearest")
+    with pytest.raises(ValueError, match="did you mean Xception"):
+        fzoo.load_image_for(tmp_path / "a.png", "Xseption")
+
+
+def test_a_recipe_survives_json():
+    recipe = Recipe((28, 30), "lanczos", 0.9, background="red")
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    before = Recipe.from_json({"size": [28, 28], "interpolation": "bicubic", "crop": 0.875, "augment": False})
+    assert (before.exif, before.background, before.clip) == (False, None, True)  # it was trained so
+
+
+def test_every_command_sees_the_same_picture(tmp_path, monkeypatch, command_line):
+    """A photograph on its side, with something transparent in it: one label, whatever the command."""
+    module, variables = network("MobileNet", alpha=0.25, input_shape=(32, 32, 3), classes=4)
+    fzoo.save_variables(module, variables, tmp_path / "w.h5")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    for i in range(4):
+        exif = Image.Exif()
+        exif[0x0112] = (1, 6, 8, 3)[i]
+        (tmp_path / "d" / str(i)).mkdir()
+        pixels = np.random.default_rng(i).integers(0, 256, (5, 7, 4), np.uint8)
+        Image.fromarray(pixels).resize((70, 50)).save(tmp_path / "d" / str(i) / "a.png", exif=exif)
+    options = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "4", "-w", "w.h5"]
+    files = [f"d/{i}/a.png" for i in range(4)]
+    keras_pixels = {"interpolation": "nearest", "crop": None, "exif": False, "background": None, "clip": True}
+    ways = ([], {}), (["--keras-pixels"], keras_pixels), (["--background", "#102030"], {"background": "#102030"})
+    for extra, changes in ways:
+        pixels = np.stack([fzoo.load_image_for(file, "MobileNet", 32, **changes) for file in files])
+        expected = np.asarray(fzoo.predict(module, variables, pixels, preprocess="MobileNet"))
+        assert_alive(expected)
+        code, output, _ = command_line("classify", *files, *options, "--json", "--top", "4", *extra)
+        found = [{p["label"]: p["probability"] for p in row["predictions"]} for row in json.loads("\n".join(output))]
+        assert code == 0
+        np.testing.assert_allclose([[row[str(i)] for i in range(4)] for row in found], expected, atol=1e-5)
+        code, _, _ = command_line("features", *files, *options, "--layer", "predictions", "--out", "x.npz", *extra)
+        with np.load("x.npz") as arrays:
+            np.testing.assert_allclose(arrays["predictions"], expected, atol=1e-5)
+        os.unlink("x.npz")
+        for file, row in zip(files, expected, strict=True):
+            code, output, _ = command_line("explain", file, *options, "--top", "1", "--out", "x.png", *extra)
+            assert [float(output[0].split("\t")[3])] == pytest.approx([row.max()], abs=1e-5)
+        code, output, _ = command_line("evaluate", "d", *options, *extra)
+        right = (expected.argmax(1) == np.arange(4)).mean()
+        assert f"top-1\t{right:.2%}" in output

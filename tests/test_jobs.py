@@ -28,6 +28,7 @@ from PIL import Image
 from test_devices import EIGHT
 
 import fzoo
+from fzoo.images.recipe import Recipe
 from fzoo.inference import devices
 from fzoo.jobs import pipeline as jobs
 from fzoo.jobs import results, sources
@@ -97,7 +98,7 @@ def rows(network, folder):
     """{layer: {name: the row of each image that can be read}}; no two are alike."""
     names = sorted(path for path in (folder / "images").rglob("*.*") if path.suffix in (".png", ".bmp"))
     names = [path for path in names if str(path.relative_to(folder)) not in BAD]
-    found = computed(network, np.stack([fzoo.load_image(path, 32) for path in names]))
+    found = computed(network, np.stack([fzoo.load_image_for(path, "MobileNet", 32) for path in names]))
     for outputs in found.values():
         assert networks.differences(outputs)[0] > 0.01
     names = [str(path.relative_to(folder)) for path in names]
@@ -469,11 +470,13 @@ def test_each_process_has_its_share(network, tmp_path):
 def test_rows_come_while_the_job_runs(network, rows, monkeypatch):
     go_on = threading.Event()
 
-    def load(path, *args, **options):
-        assert path != BAD[0] or go_on.wait(60)
-        return fzoo.load_image(path, *args, **options)
+    load = Recipe.load
 
-    monkeypatch.setattr(jobs, "load_image", load)
+    def wait_and_load(recipe, path):
+        assert path != BAD[0] or go_on.wait(60)
+        return load(recipe, path)
+
+    monkeypatch.setattr(Recipe, "load", wait_and_load)
     given = ["images/b", *["images/a/*.bmp"] * 4, BAD[0]]
     found = jobs.classify(*network, given, preprocess="MobileNet", batch_size=4, workers=1, top=1)
     name, ((_, label, probability),) = next(found)
@@ -501,17 +504,16 @@ def test_stdout_streams(tmp_path):
     assert [row["image"] for row in json.loads(done.stdout)] == good() * 20
     assert done.stderr.count("skipped: ") == 10 and done.stderr.splitlines()[-1] == "fzoo: 40 of 600 images skipped"
 
-    held = tmp_path / "held.png"  # a pipe: who opens it waits for a writer
-    os.mkfifo(held)
+    (tmp_path / "long.txt").write_text("images/b\n" * 300)  # more lines than a pipe holds: the process waits for us
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    args = ("classify", "images/b", *["images/a"] * 4, held, "--batch-size", "4", "--workers", "1", "--top", "1")
+    args = ("classify", f"@{tmp_path}/long.txt", "--batch-size", "16", "--workers", "1", "--top", "1")
     quiet = {"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen(command(*args), **quiet) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("images/b/01.png\t")
-        held.write_bytes(b"not an image")
+        assert process.poll() is None
         rest = process.stdout.read().splitlines()
-    assert process.returncode == 1 and len(rest) == 13 + 4 * 14
+    assert process.returncode == 1 and len(rest) == 300 * 14 - 1
 
 
 @pytest.mark.parametrize(
@@ -523,7 +525,9 @@ def test_stdout_streams(tmp_path):
         (["classify", "images", "--json", "--out", "x.jsonl"], "--json is for printing"),
         (["classify", "images", "--out", "x.jsonl", "--devices", "50"], "50 devices asked for, 1 to 2 expected"),
         (["classify", "images", "--out", "x.jsonl", "--distributed", "here"], "auto or HOST:PORT,PROCESS,COUNT"),
-        (["classify", "images", "--crop", "2"], "crop=2.0 given"),
+        (["classify", "images", "--crop", "2"], "2.0 is not in the range"),
+        (["classify", "images", "--interpolation", "nearst"], "did you mean nearest"),
+        (["classify", "images", "--background", "whit"], "a colour such as 'white'"),
         (["classify", *BAD, "--out", "x.jsonl"], "none of the 2 images could be read: see x.jsonl.errors.jsonl"),
         (["classify", BAD[0], "--out", "x.jsonl"], f"cannot read the image {BAD[0]}"),
     ],
@@ -536,10 +540,10 @@ def test_bad_input_is_one_line(command_line, arguments, message):
 
 
 def test_a_crop(network, tmp_path):
-    report = fzoo.run_job(*network, ["images/b"], tmp_path / "x.npz", layers=TAP, crop=0.875, interpolation="bicubic",
-                          preprocess="MobileNet")  # fmt: skip
+    options = {"layers": TAP, "recipe": Recipe((32, 32), "lanczos", 0.7), "preprocess": "MobileNet"}
+    report = fzoo.run_job(*network, ["images/b"], tmp_path / "x.npz", **options)
     names = [name for name in names_of("images/b") if name not in BAD]
-    pixels = np.stack([fzoo.load_image(name, 32, "bicubic", crop=0.875) for name in names])
+    pixels = np.stack([fzoo.load_image(name, 32, "lanczos", crop=0.7) for name in names])
     assert report.failed == 1
     with np.load(tmp_path / "x.npz") as arrays:
         assert_rows(arrays[TAP], np.asarray(computed(network, pixels)[TAP]))
@@ -669,9 +673,8 @@ def test_bad_arguments(network, tmp_path):
         ({"batch_size": 0}, "batch_size=0"),
         ({"workers": 0}, "workers=0"),
         ({"shard_size": 0}, "shard_size=0"),
-        ({"interpolation": "nearst"}, "did you mean nearest"),
         ({"labels": [("-", "one")]}, "1 labels given, 5 expected"),
-        ({"layers": "conv1", "out": "x.npz", "size": 31}, "32, 32, 3 expected"),
+        ({"layers": "conv1", "out": "x.npz", "recipe": Recipe((31, 31))}, "32, 32, 3 expected"),
         ({"layers": "conf1", "out": "x.npz"}, "did you mean conv1"),
         ({"restart": True, "process": (0, 2)}, "restart given with several processes"),
         ({"preprocess": None}, "preprocess=name"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -26,12 +28,18 @@ app = typer.Typer(
 
 
 def command(function: Callable) -> Callable:
-    """Register a command whose bad input ends in one line and exit code 2."""
+    """Register a command whose bad input ends in one line and exit code 2.
+
+    A parameter whose type is a dataclass stands for its fields: options that several commands share.
+    """
+    parameters, groups = expand_groups(function)
 
     @functools.wraps(function)
-    def wrapped(*args, **kwargs):
+    def wrapped(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
         try:
-            function(*args, **kwargs)
+            function(**given)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of a pipe has left: say nothing
             silence()
@@ -44,7 +52,27 @@ def command(function: Callable) -> Callable:
             silence()
             raise typer.Exit(2) from None
 
+    # What typer reads in place of the function's own.
+    wrapped.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return app.command(function.__name__.rstrip("_"), help=(function.__doc__ or "").split("\n\n")[0])(wrapped)
+
+
+def expand_groups(function: Callable) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """Return a command's parameters with the fields of its groups in their places, and the groups by name."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    types = get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        kind = types[parameter.name]
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = kind
+        for name, option in get_type_hints(kind, include_extras=True).items():
+            default, keyword = kind.__dataclass_fields__[name].default, inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(name, keyword, default=default, annotation=option))
+    return parameters, groups
 
 
 def silence() -> None:

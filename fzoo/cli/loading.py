@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fzoo.cli.options import parse_options
+from fzoo.cli.options import Network, Reading, parse_options
 
 
-class Opened(NamedTuple):
+class LoadedNetwork(NamedTuple):
     """A network, and how it wants its images.
 
     Attributes:
         module, variables: the network.
         model: the name for `preprocess_input`.
         names: (WordNet ID or "-", label) of the classes, where the weights tell.
-        reading: "size", "interpolation" and "crop" for `load_image`.
+        recipe: how an image becomes its input.
     """
 
     module: Any
     variables: Any
     model: str
     names: Sequence[tuple[str, str]] | None
-    reading: dict[str, Any]
+    recipe: Any
 
 
-def opened(
-    model: str,
-    weights: str,
-    size: int | None,
-    interpolation: str | None,
-    crop: float | None,
-    *,
-    usual: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Opened:
-    """What `load_model` gives, or what a fine-tuning made, with its own classes and recipe.
+def load_network(network: Network, reading: Reading, **options: Any) -> LoadedNetwork:
+    """Load the network of a command, or what a fine-tuning made, with its own classes and recipe.
 
     Args:
-        usual: how images are read where neither the user nor a fine-tuning says it; as Keras's `load_img` by default.
-        model, weights, size, interpolation, crop, **options: of the command.
+        network, reading: the options of the command.
+        **options: beyond those, for `load_model`.
     """
+    import fzoo
+    from fzoo.images.recipe import change_recipe
     from fzoo.training.runs import is_run, load_run
 
-    names, reading = None, dict(usual or {"interpolation": "nearest", "crop": None})
-    if is_run(weights):
-        run = load_run(weights)
-        module, variables, model = run.module, run.variables, run.model
+    if is_run(network.weights):
+        run, size = load_run(network.weights), reading.size
         if size is not None and (size, size) != run.recipe.size:
             raise ValueError(
-                f"--size {size} given, {weights} was trained on {run.recipe.size[0]} x {run.recipe.size[1]}"
+                f"--size {size} given, {network.weights} was trained on {run.recipe.size[0]} x {run.recipe.size[1]}"
             )
         names = [("-", name) for name in run.class_names]
-        reading = {"size": run.recipe.size, "interpolation": run.recipe.interpolation, "crop": run.recipe.crop}
-    else:
-        module, variables, side = load_model(model, weights, size, **options)
-        reading["size"] = (side, side)
-    given = {"interpolation": interpolation, "crop": crop}
-    reading |= {name: value or None for name, value in given.items() if value is not None}  # a crop of 0 squeezes
-    return Opened(module, variables, model, names, reading)
+        recipe = change_recipe(run.recipe, {**reading.changes(), "augment": False})
+        return LoadedNetwork(run.module, run.variables, run.model, names, recipe)
+    module, variables, side = load_model(
+        network.model, network.weights, reading.size, option=network.option, classes=network.classes, **options
+    )
+    recipe = change_recipe(fzoo.recipe(network.model, side), reading.changes())
+    return LoadedNetwork(module, variables, network.model, None, recipe)
 
 
 def load_model(
@@ -72,7 +63,7 @@ def load_model(
     include_top: bool = True,
     classes: int = 1000,
 ) -> tuple[Any, Any, int]:
-    """(module, variables, size of its images)."""
+    """Load a model as the options say; returns (module, variables, size of its images)."""
     import fzoo
 
     size = fzoo.spec(model).input_size if size is None else size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,48 +40,97 @@ Option = Annotated[
 ]
 
 
-Interpolation = Annotated[
-    str | None, typer.Option(help="Of the resize: nearest (Keras's default), bilinear, bicubic, lanczos.")
-]
-
-
-Crop = Annotated[
-    float | None,
-    typer.Option(
-        help="Cut out the centre instead of squeezing: how much of the resized shorter side is kept, e.g. 0.875."
-    ),
-]
-
-
-BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Images at once, on all devices together; for each 32 on a CPU and some 256 elsewhere if left out."
-    ),
-]
-
-
 Devices = Annotated[
     int | None, typer.Option(min=1, help="How many of this machine's a batch is spread over; all if left out.")
 ]
 
 
-Distributed = Annotated[
-    str | None,
-    typer.Option(
-        help="Share the job with other processes, started alike, on one file system: auto with a cluster manager "
-        "(SLURM, Open MPI, ...), else HOST:PORT,PROCESS,COUNT."
-    ),
-]
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How images are read, where it is not as the weights want it."""
+
+    size: Size = None
+    interpolation: Annotated[
+        str | None, typer.Option(help="Of the resize: bicubic, bilinear, nearest, lanczos; the model's if left out.")
+    ] = None
+    crop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="How much of the resized shorter side the centre crop keeps, e.g. 0.875; 0 squeezes the whole image.",
+        ),
+    ] = None
+    exif: Annotated[
+        bool | None, typer.Option("--exif/--no-exif", help="Whether images are turned upright as cameras say.")
+    ] = None
+    background: Annotated[
+        str | None,
+        typer.Option(help="Behind what is transparent: a colour's name, #rrggbb, or none to drop the transparency."),
+    ] = None
+    keras_pixels: Annotated[
+        bool,
+        typer.Option(
+            "--keras-pixels",
+            help="Read images as keras.utils.load_img does: squeezed by nearest, not turned, transparency dropped, "
+            "16-bit grey cut off.",
+        ),
+    ] = False
+
+    def changes(self) -> dict[str, Any]:
+        """Return what differs from the recipe of the weights, but for the size: fields of `fzoo.Recipe`."""
+        given: dict[str, Any] = {}
+        if self.keras_pixels:
+            given = {"interpolation": "nearest", "crop": None, "exif": False, "background": None, "clip": True}
+        if self.interpolation is not None:
+            given["interpolation"] = self.interpolation
+        if self.crop is not None:
+            given["crop"] = self.crop or None
+        if self.exif is not None:
+            given["exif"] = self.exif
+        if self.background is not None:
+            given["background"] = None if self.background == "none" else self.background
+        return given
 
 
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads that decode; one for each core if left out.")]
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Which network, with which weights."""
+
+    model: Model = "MobileNetV2"
+    weights: Weights = "imagenet"
+    classes: Classes = 1000
+    option: Option = None
 
 
-ShardSize = Annotated[int | None, typer.Option(min=1, help="Images in a shard: what a killed job loses at most.")]
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """How many images go through a network together, on what, and with whom."""
 
-
-Restart = Annotated[bool, typer.Option("--restart", help="Throw away what another job on the same --out has done.")]
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images at once, on all devices together; for each 32 on a CPU and some 256 elsewhere if left out.",
+        ),
+    ] = None
+    devices: Devices = None
+    distributed: Annotated[
+        str | None,
+        typer.Option(
+            help="Share the job with other processes, started alike, on one file system: auto with a cluster manager "
+            "(SLURM, Open MPI, ...), else HOST:PORT,PROCESS,COUNT."
+        ),
+    ] = None
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that decode; one for each core if left out.")] = (
+        None
+    )
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in a shard: what a killed job loses at most.")
+    ] = None
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw away what another job on the same --out has done.")
+    ] = False
 
 
 Cache = Annotated[
@@ -98,8 +148,8 @@ Images = Annotated[
 ]
 
 
-def some(images: Sequence[Path] | None) -> Sequence[Path]:
-    """The images asked for; none is an error."""
+def require_images(images: Sequence[Path] | None) -> Sequence[Path]:
+    """Return the images asked for; none is an error."""
     if not images:
         raise ValueError("no images given: `fzoo classify IMAGE...` takes one path or more")
     return images
@@ -107,8 +157,6 @@ def some(images: Sequence[Path] | None) -> Sequence[Path]:
 
 def parse_phase(text: str) -> Any:
     """A `fzoo.Phase` from 'NAME=VALUE NAME=VALUE'; what is none of its fields is the optimizer's."""
-    import dataclasses
-
     import fzoo
 
     fields = {field.name for field in dataclasses.fields(fzoo.Phase)} - {"options"}

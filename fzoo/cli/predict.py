@@ -13,50 +13,22 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fzoo.cli.console import command, complain, prepare_process, show
-from fzoo.cli.loading import class_names, join_processes, opened
-from fzoo.cli.options import (
-    BatchSize,
-    Cache,
-    Classes,
-    Crop,
-    Devices,
-    Distributed,
-    Images,
-    Interpolation,
-    Labels,
-    Model,
-    Option,
-    Restart,
-    ShardSize,
-    Size,
-    Weights,
-    Workers,
-    some,
-)
+from fzoo.cli.loading import class_names, join_processes, load_network
+from fzoo.cli.options import Cache, Images, Job, Labels, Network, Reading, require_images
 
 
 @command
 def classify(
     images: Images = None,
-    model: Model = "MobileNetV2",
-    weights: Weights = "imagenet",
+    network: Network = Network(),
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array, an object for each image.")] = False,
     labels: Labels = None,
     out: Annotated[
         Path | None, typer.Option(help="The .jsonl, .csv or .parquet file to write, instead of printing.")
     ] = None,
-    classes: Classes = 1000,
-    size: Size = None,
-    interpolation: Interpolation = None,
-    crop: Crop = None,
-    batch_size: BatchSize = None,
-    devices: Devices = None,
-    distributed: Distributed = None,
-    workers: Workers = None,
-    shard_size: ShardSize = None,
-    restart: Restart = False,
-    option: Option = None,
+    reading: Reading = Reading(),
+    job: Job = Job(),
     cache: Cache = True,
 ) -> None:
     """Name what is in images. In a pipe: image, WordNet ID, label and probability, separated by tabs.
@@ -66,26 +38,26 @@ def classify(
     from fzoo.inference.devices import mesh
     from fzoo.jobs.results import check_out
 
-    paths = some(images)
+    paths = require_images(images)
     if labels is not None:
-        class_names(labels, classes)
+        class_names(labels, network.classes)
     if out is not None:
         check_out(out, tapped=False)
         if as_json:
             raise ValueError("--json is for printing; --out FILE.jsonl has an object on each line")
-    elif distributed or restart or shard_size:
+    elif job.distributed or job.restart or job.shard_size:
         raise ValueError("--out FILE expected with --distributed, --restart or --shard-size")
-    process = join_processes(distributed)
+    process = join_processes(job.distributed)
     prepare_process(cache)
-    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option)
-    module, variables = network.module, network.variables
-    names = class_names(labels, module.classes) if labels or not network.names else network.names
-    options = {"preprocess": network.model, "top": top, "labels": names, "mesh": mesh(devices)}
-    options |= {**network.reading, "batch_size": batch_size}
+    loaded = load_network(network, reading)
+    module, variables = loaded.module, loaded.variables
+    names = class_names(labels, module.classes) if labels or not loaded.names else loaded.names
+    options = {"preprocess": loaded.model, "recipe": loaded.recipe, "top": top, "labels": names}
+    options |= {"mesh": mesh(job.devices), "batch_size": job.batch_size, "workers": job.workers}
     if out is None:
-        print_classes(module, variables, paths, as_json, workers=workers, **options)
+        print_classes(module, variables, paths, as_json, **options)
         return
-    options |= {"workers": workers, "shard_size": shard_size, "restart": restart, "process": process}
+    options |= {"shard_size": job.shard_size, "restart": job.restart, "process": process}
     report = batch_job(module, variables, paths, out, **options)
     if report.joined:
         show(("file", "report"), [(out, report)])
@@ -99,20 +71,10 @@ def features(
         list[str] | None, typer.Option(help="A Keras layer, e.g. block4_pool; may be given again.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The .npz, .h5 or .parquet file to write.")] = None,
-    model: Model = "MobileNetV2",
-    weights: Weights = "imagenet",
+    network: Network = Network(),
     include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
-    classes: Classes = 1000,
-    size: Size = None,
-    interpolation: Interpolation = None,
-    crop: Crop = None,
-    batch_size: BatchSize = None,
-    devices: Devices = None,
-    distributed: Distributed = None,
-    workers: Workers = None,
-    shard_size: ShardSize = None,
-    restart: Restart = False,
-    option: Option = None,
+    reading: Reading = Reading(),
+    job: Job = Job(),
     cache: Cache = True,
 ) -> None:
     """Write the outputs of layers for images: an array for each layer, and `images`, their paths.
@@ -122,17 +84,17 @@ def features(
     from fzoo.inference.devices import mesh
     from fzoo.jobs.results import check_out
 
-    paths = some(images)
+    paths = require_images(images)
     if not layer or out is None:
         raise ValueError("--layer NAME and --out FILE.npz expected; `fzoo summary MODEL` shows the layers")
     check_out(out, tapped=True)
-    process = join_processes(distributed)
+    process = join_processes(job.distributed)
     prepare_process(cache)
-    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option, include_top=include_top)
-    module, variables = network.module, network.variables
-    options = {"preprocess": network.model, "mesh": mesh(devices), "workers": workers, "shard_size": shard_size}
-    options |= {**network.reading, "batch_size": batch_size}
-    report = batch_job(module, variables, paths, out, layers=layer, restart=restart, process=process, **options)
+    loaded = load_network(network, reading, include_top=include_top)
+    options = {"preprocess": loaded.model, "recipe": loaded.recipe, "layers": layer, "process": process}
+    options |= {"mesh": mesh(job.devices), "batch_size": job.batch_size, "workers": job.workers}
+    options |= {"shard_size": job.shard_size, "restart": job.restart}
+    report = batch_job(loaded.module, loaded.variables, paths, out, **options)
     if report.joined:
         rows = report.images - report.failed
         arrays = [(name, f"{array.dtype} {(rows, *array.shape)}") for name, array in report.shapes.items()]
@@ -156,14 +118,9 @@ def explain(
         typer.Option("--class", help="Label, WordNet ID or number of a class instead; may be given again."),
     ] = None,
     channels: Annotated[int, typer.Option(min=1, help="How many channels the sheet has.")] = 64,
-    model: Model = "MobileNetV2",
-    weights: Weights = "imagenet",
+    network: Network = Network(),
     labels: Labels = None,
-    classes: Classes = 1000,
-    size: Size = None,
-    interpolation: Interpolation = None,
-    crop: Crop = None,
-    option: Option = None,
+    reading: Reading = Reading(),
     cache: Cache = True,
 ) -> None:
     """Show where in an image classes are seen (Grad-CAM), and the feature maps of a layer, as PNG.
@@ -176,22 +133,20 @@ def explain(
     import fzoo
     from fzoo.apps.picture import check_picture
     from fzoo.files import replacing
-    from fzoo.images.reading import load_image
+    from fzoo.images.reading import open_image
     from fzoo.inference.explain import map_layer, side_by_side
 
     if out is None and sheet is None:
         raise ValueError("--out FILE.png or --sheet FILE.png expected")
     for path in filter(None, (out, sheet)):
         check_picture(path)
-    whole = load_image(image)
+    open_image(image)
     prepare_process(cache)
-    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option)
-    module, variables, model = network.module, network.variables, network.model
-    names: Sequence[tuple[str, str]] = []
+    module, variables, model, names, recipe = load_network(network, reading)
     if out or labels:
-        names = network.names or class_names(labels, module.classes)
-    chosen = [class_number(each, names) for each in class_ or ()] if out else []
-    pixels = load_image(image, **network.reading)
+        names = class_names(labels, module.classes) if labels or not names else names
+    chosen = [class_number(each, names or ()) for each in class_ or ()] if out else []
+    pixels = recipe.load(image)
     layer = map_layer(module, layer).name
     rows = []
     with contextlib.ExitStack() as files:
@@ -206,10 +161,11 @@ def explain(
                 layer=layer,
                 preprocess=model,
             )
-            shown = shrunk(whole, 360)
+            shown = recipe.show(image, 360)
             panels = [(shown, image.name)]
             numbers, probabilities, heats = (np.asarray(each[0]) for each in found)
             for i, p, heat in zip(numbers, probabilities, heats, strict=True):
+                assert names  # an output has them
                 wnid, label = names[i]
                 panels.append((np.asarray(fzoo.overlay(shown, heat)), f"{label}  {p:.1%}"))
                 rows.append((out, wnid, label, f"{p:.6f}"))
@@ -232,16 +188,6 @@ def class_number(text: str, names: Sequence[tuple[str, str]]) -> int:
         if plain in (each.lower().replace(" ", "_") for each in name):
             return i
     raise ValueError(unknown("class", text, [label for _, label in names]))
-
-
-def shrunk(pixels: Any, side: int) -> Any:
-    """An image at most so many pixels wide and high."""
-    import numpy as np
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side))
-    return np.asarray(image)
 
 
 def batch_job(module: Any, variables: Any, paths: Sequence[Path], out: Path, **options: Any) -> Any:

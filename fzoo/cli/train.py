@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from fzoo.cli.console import command, complain, prepare_process, show
-from fzoo.cli.loading import class_names, join_processes, opened
-from fzoo.cli.options import Cache, Classes, Devices, Model, Option, Size, parse_options, parse_phase
+from fzoo.cli.loading import class_names, join_processes, load_network
+from fzoo.cli.options import Cache, Devices, Model, Network, Option, Reading, Size, parse_options, parse_phase
 from fzoo.cli.predict import finish
 
 
@@ -115,21 +115,12 @@ def finetune(
 @command
 def evaluate(
     data: Annotated[Path, typer.Argument(metavar="DATA_DIR", help="A folder for each class, e.g. ImageNet's val/.")],
-    model: Model = "MobileNetV2",
-    weights: Annotated[
-        str, typer.Option("--weights", "-w", help="'imagenet', a file, or the folder of a `fzoo finetune`.")
-    ] = "imagenet",
+    network: Network = Network(),
     out: Annotated[Path | None, typer.Option(help="A .csv of the classes to write.")] = None,
-    classes: Classes = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
-    size: Size = None,
-    interpolation: Annotated[str | None, typer.Option(help="Of the resize: bicubic if left out.")] = None,
-    crop: Annotated[
-        float | None, typer.Option(help="Share of the shorter side that is seen: 0.875 if left out, 0 squeezes.")
-    ] = None,
-    option: Option = None,
+    reading: Reading = Reading(),
     cache: Cache = True,
 ) -> None:
     """Measure a classifier on labelled images: top-1, top-5, loss, each class; with the accuracy that Keras publishes.
@@ -140,25 +131,23 @@ def evaluate(
 
     import fzoo
     from fzoo.files import replacing
-    from fzoo.images.recipe import Recipe
     from fzoo.training.data import Broken, in_order, read_folder
     from fzoo.training.runs import is_run
 
     if out is not None and out.suffix != ".csv":
         raise ValueError(f"--out {out}: a name that ends in .csv expected")
     prepare_process(cache)
-    published = classes == 1000 and not is_run(weights)
-    usual = {"interpolation": "bicubic", "crop": 0.875}
-    network = opened(model, weights, size, interpolation, crop, classes=classes, option=option, usual=usual)
-    names = [label if id == "-" else id for id, label in network.names or class_names(None, classes)]
-    recipe = Recipe(**network.reading)
+    published = network.classes == 1000 and not is_run(network.weights)
+    loaded = load_network(network, reading)
+    names = [label if id == "-" else id for id, label in loaded.names or class_names(None, network.classes)]
+    recipe = loaded.recipe
     broken = Broken(max_broken, complain)
     files = relabelled(read_folder(data, recipe, broken, least=1), names)
-    module, variables = fzoo.optimize_for_inference(network.module, network.variables)
+    module, variables = fzoo.optimize_for_inference(loaded.module, loaded.variables)
     found = fzoo.evaluate(
-        module, variables, in_order(files, batch_size, workers), preprocess=network.model, batch_size=batch_size
+        module, variables, in_order(files, batch_size, workers), preprocess=loaded.model, batch_size=batch_size
     )
-    s = fzoo.spec(network.model)
+    s = fzoo.spec(loaded.model)
     rows = [
         ("images", f"{found.images:,} of {len(set(files.labels.tolist()))} classes"),
         ("recipe", str(recipe)),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from typing import BinaryIO
+from collections.abc import Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from fzoo.errors import unknown
 from fzoo.images.reading import (
     INTERPOLATIONS,
     Color,
@@ -61,6 +63,18 @@ class Recipe:
         """Make the recipe of `keras.utils.load_img`: squeezed by nearest neighbour, not turned, alpha dropped."""
         return cls(check_size(size), "nearest", crop=None, exif=False, background=None, clip=True)
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+        """Make the recipe that `to_json` wrote; what it lacks is as it was before there was a choice."""
+        before = {"exif": False, "background": None, "clip": True}
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**before, **values, **lists})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as what JSON holds."""
+        fields = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
     def __str__(self) -> str:
         """In words, for reports."""
         height, width = self.size
@@ -89,6 +103,31 @@ class Recipe:
         height, width = self.size
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation], random_box(*image.size, rng))
         return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image)
+
+    def show(self, path: str | os.PathLike, side: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Read the part of an image that the network sees, in its own proportions, at most `side` pixels long."""
+        image = open_image(path, exif=self.exif, background=self.background, clip=self.clip)
+        if self.crop is not None:
+            height, width = self.size
+            scale = self.crop * min(image.height / height, image.width / width)
+            left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
+            right, bottom = left + max(1, scale * width), top + max(1, scale * height)  # of a thin image, too
+            image = image.crop((round(left), round(top), round(right), round(bottom)))
+        image.thumbnail((side, side))
+        return np.asarray(image)
+
+
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with other values in some of its fields.
+
+    Raises:
+        ValueError: there is no such field, or its value can't be honoured.
+    """
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    for name in changes:
+        if name not in fields:
+            raise ValueError(unknown("part of a recipe", name, fields))
+    return dataclasses.replace(recipe, **changes)
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -19,14 +19,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fzoo._version import __version__
-from fzoo.errors import unknown
-from fzoo.images.reading import INTERPOLATIONS, check_size, load_image
+from fzoo.images.recipe import Recipe
 from fzoo.inference.devices import mesh as local_mesh
 from fzoo.inference.predict import default_batch, in_flight
 from fzoo.jobs.network import Network, class_labels, fingerprint
 from fzoo.jobs.results import Failure, Shards, check_out, named, parts_of
 from fzoo.jobs.sources import Opener, Source, Survey, opened
 from fzoo.layers.classifier import Classifier
+from fzoo.zoo import recipe as model_recipe
 
 #: A shard's images, and bytes; fewer images where they would be more bytes, but a batch at least.
 SHARD_IMAGES, SHARD_BYTES = 1024, 64 << 20
@@ -107,9 +107,7 @@ def run_job(
     top: int = 5,
     labels: Sequence[tuple[str, str]] | None = None,
     preprocess: str | None = None,
-    size: int | tuple[int, int] | None = None,
-    interpolation: str = "nearest",
-    crop: float | None = None,
+    recipe: Recipe | None = None,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     workers: int | None = None,
@@ -134,7 +132,8 @@ def run_job(
         top: how many of the likeliest classes.
         labels: (WordNet ID, label) of each class; ImageNet's by default for 1000 classes, else the bare numbers.
         preprocess: the model whose `preprocess_input` the network needs ("ResNet50").
-        size, interpolation, crop: as for `load_image`; by default the size is the network's.
+        recipe: how an image becomes the network's input; by default that of the model that `preprocess` names, at the
+            network's own size.
         batch_size: images at once, on all devices together; by default as for `predict`.
         mesh: from `fzoo.devices.mesh()`; all local devices by default.
         workers: threads that decode; by default one for each core.
@@ -157,7 +156,7 @@ def run_job(
     path = check_out(out, tapped=layers is not None)
     mesh = mesh or local_mesh()
     network = Network(module, variables, layers, top, preprocess, mesh)
-    reading = prepare(network, images, size, interpolation, crop, batch_size, workers)
+    reading = prepare(network, images, recipe, batch_size, workers)
     labels = class_labels(labels, network) if layers is None else None
     batch, count = reading.batch, reading.images.count
     if shard_size is None:
@@ -175,9 +174,7 @@ def run_job(
         "layers": network.layers and list(network.layers),
         "top": top if layers is None else None,
         "preprocess": preprocess,
-        "size": list(reading.load.sides),
-        "interpolation": interpolation,
-        "crop": crop,
+        "recipe": reading.load.recipe.to_json(),
     }
     report = Report(images=count, shapes=reading.shapes)
     number, processes = process
@@ -265,18 +262,16 @@ class Reading(NamedTuple):
 def prepare(
     network: Network,
     images: Iterable[str | os.PathLike],
-    size: int | tuple[int, int] | None = None,
-    interpolation: str = "nearest",
-    crop: float | None = None,
+    recipe: Recipe | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
 ) -> Reading:
     """Look at what is given, before anything is computed; arguments and errors as for `run_job`."""
-    sides = check_size(tuple(network.module.example_shape[:2]) if size is None else size)
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(unknown("interpolation", interpolation, INTERPOLATIONS))
-    if crop is not None and not 0 < crop <= 1:
-        raise ValueError(f"crop={crop!r} given, a share from 0 to 1 expected")
+    if recipe is None:
+        height, width, _ = network.module.example_shape
+        sides, model = (height, width), network.options["preprocess"]
+        recipe = Recipe(sides) if model is None else model_recipe(model, sides)
+    sides = recipe.size
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value!r} given, a positive number expected")
@@ -287,20 +282,18 @@ def prepare(
     batch = round_up(min(batch_size, survey.count), network.devices)
     shapes = network.shapes((batch, *sides, 3))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Reading(survey, Loader(sides, interpolation, crop), batch, workers or cores, shapes)
+    return Reading(survey, Loader(recipe), batch, workers or cores, shapes)
 
 
 class Loader(NamedTuple):
-    """How images are read: as for `load_image`, `sides` being (height, width)."""
+    """How images are read."""
 
-    sides: tuple[int, int]
-    interpolation: str = "nearest"
-    crop: float | None = None
+    recipe: Recipe
 
     def __call__(self, source: Any, pixels: np.ndarray) -> float:
         """Decode into an array of the batch's; returns the seconds that it took."""
         start = time.perf_counter()
-        pixels[:] = load_image(opened(source), self.sides, self.interpolation, crop=self.crop)
+        pixels[:] = self.recipe.load(opened(source))
         return time.perf_counter() - start
 
 
@@ -380,7 +373,7 @@ def decoded(
 
     try:
         for piece in pieces:
-            pixels = np.zeros((batch, *load.sides, 3), np.uint8)
+            pixels = np.zeros((batch, *load.recipe.size, 3), np.uint8)
             pending.append((piece, pixels, [submit(s, row) for s, row in zip(piece.sources, pixels, strict=False)]))
             if len(pending) > ahead:
                 yield finished(*pending.popleft())

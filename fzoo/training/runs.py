@@ -226,7 +226,7 @@ def load_run(folder: str | os.PathLike) -> LoadedRun:
         raise ValueError(f"the run in {folder} has not finished: `fzoo finetune ... --out {folder} --resume` goes on")
     try:
         module, names = network(config), tuple(config["classes"])
-        recipe = Recipe(**{**config["recipe"], "size": tuple(config["recipe"]["size"])})
+        recipe = Recipe.from_json(config["recipe"])
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{folder}/config.json is damaged: {one_line(e)}") from e
     return LoadedRun(module, load_keras_weights(module, folder / "model.h5"), config["model"], names, recipe)
