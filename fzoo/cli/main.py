@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from fzoo.cli import bench, demo, models, predict, train, weights  # each registers its commands
 from fzoo.cli.console import INTERRUPTED, app, complain, silence
@@ -47,7 +48,7 @@ def interruptible() -> Iterator[None]:
     """A Ctrl-C that comes while Python runs one of JAX's callbacks, whose exceptions it ignores, comes again."""
     report = sys.unraisablehook
 
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+    def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
         else:
