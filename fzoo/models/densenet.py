@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import counts, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 GROWTH_RATE = 32
 
@@ -23,7 +26,7 @@ class DenseNet(Classifier):
         blocks: number of layers in each of the four dense blocks.
     """
 
-    blocks: tuple[int, ...] = (6, 12, 24, 16)
+    blocks: tuple[int, ...] = option((6, 12, 24, 16), counts(4))
 
     top_pool = "avg_pool"
     named_pools = True
@@ -60,3 +63,46 @@ def transition(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array,
     x = k.activation(k.batch_norm(x, epsilon=1.001e-5, name=f"{name}_bn"), "relu", name=f"{name}_relu")
     x = k.conv2d(x, x.shape[-1] // 2, 1, use_bias=False, name=f"{name}_conv")
     return k.avg_pool(x, 2, name=f"{name}_pool")
+
+
+variant = partial(
+    ModelSpec,
+    family=DenseNet,
+    input_size=224,
+    preprocessing="torch",
+    licence="BSD 3-clause (Facebook)",
+    paper="https://arxiv.org/abs/1608.06993",
+)
+
+DenseNet121 = variant(
+    name="DenseNet121",
+    parameters=8_062_504,
+    depth=242,
+    size_mb=33,
+    top1=0.75,
+    top5=0.923,
+    options={"blocks": (6, 12, 24, 16)},
+    weight_files=published.DENSENET["DenseNet121"],
+)
+
+DenseNet169 = variant(
+    name="DenseNet169",
+    parameters=14_307_880,
+    depth=338,
+    size_mb=57,
+    top1=0.762,
+    top5=0.932,
+    options={"blocks": (6, 12, 32, 32)},
+    weight_files=published.DENSENET["DenseNet169"],
+)
+
+DenseNet201 = variant(
+    name="DenseNet201",
+    parameters=20_242_984,
+    depth=402,
+    size_mb=80,
+    top1=0.773,
+    top5=0.936,
+    options={"blocks": (6, 12, 48, 32)},
+    weight_files=published.DENSENET["DenseNet201"],
+)

@@ -12,7 +12,10 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import COUNT, FLAG, option, rows
 from fzoo.models.efficientnet import CONV_INIT, Scaled, residual, squeeze_and_excite
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class Stage(NamedTuple):
@@ -79,10 +82,10 @@ class EfficientNetV2(Scaled):
         include_preprocessing: whether pixels from 0 to 255 are taken; otherwise preprocessed values.
     """
 
-    stages: tuple[Stage, ...] = B
-    stem_filters: int = 32
-    imagenet_statistics: bool = True
-    include_preprocessing: bool = True
+    stages: tuple[Stage, ...] = option(B, rows(Stage))
+    stem_filters: int = option(32, COUNT)
+    imagenet_statistics: bool = option(True, FLAG)
+    include_preprocessing: bool = option(True, FLAG)
 
     weightless = (*Scaled.weightless, "include_preprocessing")
 
@@ -147,3 +150,96 @@ def separate(
     x = k.activation(batch_norm(k, x, f"{prefix}bn"), "swish", name=f"{prefix}activation")
     x = squeeze_and_excite(k, x, max(1, channels // 4), prefix)
     return batch_norm(k, conv(x, filters, name=f"{prefix}project_conv"), f"{prefix}project_bn")
+
+
+variant = partial(
+    ModelSpec,
+    family=EfficientNetV2,
+    preprocessing="none",
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/2104.00298",
+)
+
+EfficientNetV2B0 = variant(
+    name="EfficientNetV2B0",
+    input_size=224,
+    parameters=7_200_312,
+    depth=151,
+    size_mb=29,
+    top1=0.787,
+    top5=0.943,
+    options={"width_coefficient": 1.0, "depth_coefficient": 1.0, "default_size": 224},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2B0"],
+)
+
+EfficientNetV2B1 = variant(
+    name="EfficientNetV2B1",
+    input_size=240,
+    parameters=8_212_124,
+    depth=185,
+    size_mb=34,
+    top1=0.798,
+    top5=0.95,
+    options={"width_coefficient": 1.0, "depth_coefficient": 1.1, "default_size": 240},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2B1"],
+)
+
+EfficientNetV2B2 = variant(
+    name="EfficientNetV2B2",
+    input_size=260,
+    parameters=10_178_374,
+    depth=193,
+    size_mb=42,
+    top1=0.805,
+    top5=0.951,
+    options={"width_coefficient": 1.1, "depth_coefficient": 1.2, "default_size": 260},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2B2"],
+)
+
+EfficientNetV2B3 = variant(
+    name="EfficientNetV2B3",
+    input_size=300,
+    parameters=14_467_622,
+    depth=225,
+    size_mb=59,
+    top1=0.82,
+    top5=0.958,
+    options={"width_coefficient": 1.2, "depth_coefficient": 1.4, "default_size": 300},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2B3"],
+)
+
+EfficientNetV2S = variant(
+    name="EfficientNetV2S",
+    input_size=384,
+    parameters=21_612_360,
+    depth=281,
+    size_mb=88,
+    top1=0.839,
+    top5=0.967,
+    options={"stages": S, "stem_filters": 24, "imagenet_statistics": False, "default_size": 384},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2S"],
+)
+
+EfficientNetV2M = variant(
+    name="EfficientNetV2M",
+    input_size=480,
+    parameters=54_431_388,
+    depth=403,
+    size_mb=220,
+    top1=0.853,
+    top5=0.974,
+    options={"stages": M, "stem_filters": 24, "imagenet_statistics": False, "default_size": 480},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2M"],
+)
+
+EfficientNetV2L = variant(
+    name="EfficientNetV2L",
+    input_size=480,
+    parameters=119_027_848,
+    depth=557,
+    size_mb=479,
+    top1=0.857,
+    top5=0.975,
+    options={"stages": L, "stem_filters": 32, "imagenet_statistics": False, "default_size": 480},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2L"],
+)

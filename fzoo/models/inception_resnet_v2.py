@@ -12,7 +12,10 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import counts, option
 from fzoo.models.inception_v3 import chain, conv_bn
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 #: For each kind of block, the arguments of `conv_bn` along its branches.
 BRANCHES = {
@@ -29,7 +32,7 @@ class InceptionResNetV2(Classifier):
         blocks: number of residual blocks of each of the three kinds.
     """
 
-    blocks: tuple[int, ...] = (10, 20, 10)
+    blocks: tuple[int, ...] = option((10, 20, 10), counts(3))
 
     default_size = 299
     min_size = 75
@@ -89,3 +92,19 @@ def residual(
     y = k.conv2d(y, x.shape[-1], 1, padding="same", name=f"{kind}_{i}_conv")
     x = k.scaled_add(x, y, scale)
     return k.activation(x, "relu", name=f"{kind}_{i}_ac") if activate else x
+
+
+InceptionResNetV2Spec = ModelSpec(
+    name="InceptionResNetV2",
+    family=InceptionResNetV2,
+    input_size=299,
+    preprocessing="tf",
+    parameters=55_873_736,
+    depth=449,
+    size_mb=215,
+    top1=0.803,
+    top5=0.953,
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1602.07261",
+    weight_files=published.INCEPTION_RESNET_V2["InceptionResNetV2"],
+)

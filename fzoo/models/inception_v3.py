@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class InceptionV3(Classifier):
@@ -125,3 +127,19 @@ def block_c(k: Layers, x: Float[Array, "n h w c"], i: int) -> Float[Array, "n h 
     five = k.concat([chain(k, split, (384, (1, 3))), chain(k, split, (384, (3, 1)))])
     pool = chain(k, k.avg_pool(x, 3, 1, "same"), (192, 1))
     return k.concat([one, three, five, pool], name=f"mixed{9 + i}")
+
+
+InceptionV3Spec = ModelSpec(
+    name="InceptionV3",
+    family=InceptionV3,
+    input_size=299,
+    preprocessing="tf",
+    parameters=23_851_784,
+    depth=189,
+    size_mb=92,
+    top1=0.779,
+    top5=0.937,
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1512.00567",
+    weight_files=published.INCEPTION_V3["InceptionV3"],
+)

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.initializers import he_normal
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import COUNT, FLAG, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class NASNet(Classifier):
@@ -28,12 +31,12 @@ class NASNet(Classifier):
         default_size: height and width when `input_shape` does not say.
     """
 
-    penultimate_filters: int = 4032
-    num_blocks: int = 6
-    stem_block_filters: int = 96
-    skip_reduction: bool = True
-    filter_multiplier: int = 2
-    default_size: int = 331
+    penultimate_filters: int = option(4032, COUNT)
+    num_blocks: int = option(6, COUNT)
+    stem_block_filters: int = option(96, COUNT)
+    skip_reduction: bool = option(True, FLAG)
+    filter_multiplier: int = option(2, COUNT)
+    default_size: int = option(331, COUNT)
 
     weightless = ("default_size",)
 
@@ -156,3 +159,48 @@ def reduction_cell(
     right = k.max_pool(padded, 3, 2, name=f"reduction_right5_{block}")
     five = k.add([left, right], name=f"reduction_add4_{block}")
     return k.concat([two, three, four, five], name=f"reduction_concat_{block}"), x
+
+
+variant = partial(
+    ModelSpec,
+    family=NASNet,
+    preprocessing="tf",
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1707.07012",
+)
+
+NASNetMobile = variant(
+    name="NASNetMobile",
+    input_size=224,
+    parameters=5_326_716,
+    depth=389,
+    size_mb=23,
+    top1=0.744,
+    top5=0.919,
+    options={
+        "penultimate_filters": 1056,
+        "num_blocks": 4,
+        "stem_block_filters": 32,
+        "skip_reduction": False,
+        "default_size": 224,
+    },
+    weight_files=published.NASNET["NASNetMobile"],
+)
+
+NASNetLarge = variant(
+    name="NASNetLarge",
+    input_size=331,
+    parameters=88_949_818,
+    depth=533,
+    size_mb=343,
+    top1=0.825,
+    top5=0.96,
+    options={
+        "penultimate_filters": 4032,
+        "num_blocks": 6,
+        "stem_block_filters": 96,
+        "skip_reduction": True,
+        "default_size": 331,
+    },
+    weight_files=published.NASNET["NASNetLarge"],
+)

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import counts, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class ResNet(Classifier):
@@ -22,7 +25,7 @@ class ResNet(Classifier):
         blocks: number of blocks in each of the four stages.
     """
 
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    blocks: tuple[int, ...] = option((3, 4, 6, 3), counts(4))
 
     top_pool = "avg_pool"
     named_pools = True
@@ -66,3 +69,46 @@ def bottleneck(
     x = k.activation(x, "relu", name=f"{name}_2_relu")
     x = bn(k.conv2d(x, 4 * filters, 1, name=f"{name}_3_conv"), name=f"{name}_3_bn")
     return k.activation(k.add([shortcut, x], name=f"{name}_add"), "relu", name=f"{name}_out")
+
+
+variant = partial(
+    ModelSpec,
+    family=ResNet,
+    input_size=224,
+    preprocessing="caffe",
+    licence="MIT (Kaiming He)",
+    paper="https://arxiv.org/abs/1512.03385",
+)
+
+ResNet50 = variant(
+    name="ResNet50",
+    parameters=25_636_712,
+    depth=107,
+    size_mb=98,
+    top1=0.749,
+    top5=0.921,
+    options={"blocks": (3, 4, 6, 3)},
+    weight_files=published.RESNET["ResNet50"],
+)
+
+ResNet101 = variant(
+    name="ResNet101",
+    parameters=44_707_176,
+    depth=209,
+    size_mb=171,
+    top1=0.764,
+    top5=0.928,
+    options={"blocks": (3, 4, 23, 3)},
+    weight_files=published.RESNET["ResNet101"],
+)
+
+ResNet152 = variant(
+    name="ResNet152",
+    parameters=60_419_944,
+    depth=311,
+    size_mb=232,
+    top1=0.766,
+    top5=0.931,
+    options={"blocks": (3, 8, 36, 3)},
+    weight_files=published.RESNET["ResNet152"],
+)

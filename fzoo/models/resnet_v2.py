@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import counts, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class ResNetV2(Classifier):
@@ -21,7 +24,7 @@ class ResNetV2(Classifier):
         blocks: number of blocks in each of the four stages.
     """
 
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    blocks: tuple[int, ...] = option((3, 4, 6, 3), counts(4))
 
     top_pool = "avg_pool"
     named_pools = True
@@ -58,3 +61,46 @@ def bottleneck(
     x = normed(conv(x, kernel=3, strides=stride, name=f"{name}_2_conv"), "2")
     x = k.conv2d(x, 4 * filters, 1, name=f"{name}_3_conv")
     return k.add([shortcut, x], name=f"{name}_out")
+
+
+variant = partial(
+    ModelSpec,
+    family=ResNetV2,
+    input_size=224,
+    preprocessing="tf",
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1603.05027",
+)
+
+ResNet50V2 = variant(
+    name="ResNet50V2",
+    parameters=25_613_800,
+    depth=103,
+    size_mb=98,
+    top1=0.76,
+    top5=0.93,
+    options={"blocks": (3, 4, 6, 3)},
+    weight_files=published.RESNET_V2["ResNet50V2"],
+)
+
+ResNet101V2 = variant(
+    name="ResNet101V2",
+    parameters=44_675_560,
+    depth=205,
+    size_mb=171,
+    top1=0.772,
+    top5=0.938,
+    options={"blocks": (3, 4, 23, 3)},
+    weight_files=published.RESNET_V2["ResNet101V2"],
+)
+
+ResNet152V2 = variant(
+    name="ResNet152V2",
+    parameters=60_380_648,
+    depth=307,
+    size_mb=232,
+    top1=0.78,
+    top5=0.942,
+    options={"blocks": (3, 8, 36, 3)},
+    weight_files=published.RESNET_V2["ResNet152V2"],
+)

@@ -6,10 +6,15 @@ https://arxiv.org/abs/1409.1556, as in keras/applications/vgg16.py and vgg19.py.
 
 from __future__ import annotations
 
+from functools import partial
+
 from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import counts, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -21,7 +26,7 @@ class VGG(Classifier):
         convs: number of convolutions in each of the five blocks.
     """
 
-    convs: tuple[int, ...] = (2, 2, 3, 3, 3)
+    convs: tuple[int, ...] = option((2, 2, 3, 3, 3), counts(5))
 
     fixed_size = True
 
@@ -39,3 +44,35 @@ class VGG(Classifier):
         x = k.dense(x, 4096, activation="relu", name="fc1")
         x = k.dense(x, 4096, activation="relu", name="fc2")
         return k.dense(x, self.classes, activation=self.probabilities, name="predictions")
+
+
+variant = partial(
+    ModelSpec,
+    family=VGG,
+    input_size=224,
+    preprocessing="caffe",
+    licence="CC BY 4.0 (Visual Geometry Group, Oxford)",
+    paper="https://arxiv.org/abs/1409.1556",
+)
+
+VGG16 = variant(
+    name="VGG16",
+    parameters=138_357_544,
+    depth=16,
+    size_mb=528,
+    top1=0.713,
+    top5=0.901,
+    options={"convs": (2, 2, 3, 3, 3)},
+    weight_files=published.VGG["VGG16"],
+)
+
+VGG19 = variant(
+    name="VGG19",
+    parameters=143_667_240,
+    depth=19,
+    size_mb=549,
+    top1=0.713,
+    top5=0.9,
+    options={"convs": (2, 2, 4, 4, 4)},
+    weight_files=published.VGG["VGG19"],
+)

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from fzoo.layers.activations import Activation
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class Xception(Classifier):
@@ -60,3 +62,19 @@ def reduction(
     x = separable(k, x, filters[0], f"{block}_sepconv1", before="relu" if activate_first else None)
     x = separable(k, x, filters[1], f"{block}_sepconv2", before="relu")
     return k.add([k.max_pool(x, 3, 2, "same", name=f"{block}_pool"), shortcut])
+
+
+XceptionSpec = ModelSpec(
+    name="Xception",
+    family=Xception,
+    input_size=299,
+    preprocessing="tf",
+    parameters=22_910_480,
+    depth=81,
+    size_mb=88,
+    top1=0.79,
+    top5=0.945,
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1610.02357",
+    weight_files=published.XCEPTION["Xception"],
+)
