@@ -205,7 +205,7 @@ def test_what_is_not_installed_names_the_command(monkeypatch, tmp_path, command_
 
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    message = "fzoo: error: the plots are drawn by matplotlib: pip install 'fzoo[bench]'"
+    message = "fzoo: error: the pictures are drawn by matplotlib: pip install 'fzoo[bench]'"
     assert command_line("bench", *SMALL, "--out", tmp_path / "out") == (2, [], [message])
 
 

@@ -13,6 +13,7 @@ import fzoo
 from fzoo.bench.engines import ENGINES
 from fzoo.bench.facts import Row
 from fzoo.bench.runner import KEY
+from fzoo.figures import make_figure, save_figure
 from fzoo.files import replacing
 from fzoo.inference.runtime import instruction_sets
 
@@ -167,7 +168,7 @@ def check(folder: Path) -> None:
         OSError: it can't be made.
         ModuleNotFoundError: matplotlib is not installed; the message says how to.
     """
-    figure(1, 1)
+    make_figure(1, 1, extra="bench")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "results.json").exists():
         theirs, ours = read(folder)["machine"].get("instruction_sets"), list(instruction_sets())
@@ -181,19 +182,6 @@ def check(folder: Path) -> None:
 # -- plots -------------------------------------------------------------------------------------------------------------
 
 
-def figure(width: float, height: float) -> Any:
-    """A matplotlib figure; sizes in inches.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed; the message says how to.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as e:
-        raise ModuleNotFoundError("the plots are drawn by matplotlib: pip install 'fzoo[bench]'") from e
-    return Figure((width, height), dpi=150, layout="constrained")
-
-
 def plot(folder: Path, rows: Sequence[Row]) -> list[Path]:
     """Draw throughput.png, accuracy.png and batches.png, those that there are rows for; returns their paths."""
     rows = [row for row in rows if row["status"] == "ok"]
@@ -202,7 +190,7 @@ def plot(folder: Path, rows: Sequence[Row]) -> list[Path]:
         drawn = draw(rows)
         if drawn is not None:
             paths.append(folder / f"{name}.png")
-            drawn.savefig(paths[-1])
+            save_figure(drawn, paths[-1])
     return paths
 
 
@@ -251,7 +239,7 @@ def draw_throughput(rows: Sequence[Row]) -> Any:
     if not panels:
         return None
     models, engines = sorted({row["model"] for row in rows}), by_engine(rows)
-    fig = figure(max(7.5, 0.13 * len(models) * (len(engines) + 2) + 1.5), 0.9 + 3.2 * len(panels))
+    fig = make_figure(max(7.5, 0.13 * len(models) * (len(engines) + 2) + 1.5), 0.9 + 3.2 * len(panels), extra="bench")
     axes = list(fig.subplots(len(panels), squeeze=False)[:, 0])
     for ax, ((task, devices, batch), shown) in zip(axes, panels.items(), strict=True):
         here = by_engine(shown)
@@ -291,7 +279,7 @@ def draw_accuracy(rows: Sequence[Row]) -> Any:
     (batch, devices), shown = max(panels.items(), key=lambda item: (len(item[1]), -item[0][0], -item[0][1]))
     top1 = {row["model"]: 100 * fzoo.spec(row["model"]).top1 for row in shown}
     models = sorted(top1, key=lambda name: (top1[name], name))
-    fig = figure(9, 5.5)
+    fig = make_figure(9, 5.5, extra="bench")
     ax = fig.subplots()
     for name, theirs in by_engine(shown).items():
         ax.scatter([], [], color=COLOURS[theirs[0]["engine"]], marker="s", label=name)
@@ -344,7 +332,7 @@ def draw_batches(rows: Sequence[Row]) -> Any:
         return None
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    fig = figure(max(7.5, 3.1 * columns), 0.9 + 2.5 * lines)
+    fig = make_figure(max(7.5, 3.1 * columns), 0.9 + 2.5 * lines, extra="bench")
     axes = list(fig.subplots(lines, columns, squeeze=False).flat)
     for ax, ((model, task, devices), shown) in zip(axes, panels.items(), strict=False):
         for name, theirs in by_engine(shown).items():
