@@ -362,8 +362,10 @@ def render(drawing: Drawing) -> Any:
     for order, mark in enumerate(drawing.marks):
         if isinstance(mark, Box):
             style = f"round, pad=0, rounding_size={min(5, mark.width / 2)}"
-            corner, colours = (mark.x, mark.y), {"fc": mark.fill, "ec": mark.outline}
-            ax.add_patch(FancyBboxPatch(corner, mark.width, mark.height, style, **colours, zorder=order))
+            at = mark.x, mark.y
+            ax.add_patch(
+                FancyBboxPatch(at, mark.width, mark.height, style, fc=mark.fill, ec=mark.outline, zorder=order)
+            )
         elif isinstance(mark, Text):
             style = {"size": mark.size, "color": mark.color, "va": "top", "parse_math": False}  # no text is a formula
             ax.text(mark.x, mark.y, mark.text, style, zorder=order)
