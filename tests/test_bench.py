@@ -363,7 +363,7 @@ def test_plots_of_every_kind(tmp_path, models):
     assert [path.name for path in paths] == ["throughput.png", "accuracy.png", "batches.png"]
     assert all(path.stat().st_size > 10_000 for path in paths)
     assert report.plot(tmp_path, []) == []
-    assert report.spread([1, 1, 1.5, 9], 2) == pytest.approx([-5 / 6, 7 / 6, 19 / 6, 9])
+    assert report.spread_apart([1, 1, 1.5, 9], 2) == pytest.approx([-5 / 6, 7 / 6, 19 / 6, 9])
 
 
 @pytest.mark.slow

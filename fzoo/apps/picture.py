@@ -87,7 +87,7 @@ def text_width(text: str, size: int) -> float:
 
 
 def moved(marks: Iterable[Mark], dx: float, dy: float) -> list[Mark]:
-    """The same marks elsewhere."""
+    """Move marks."""
     return [
         dataclasses.replace(mark, points=tuple((x + dx, y + dy) for x, y in mark.points))
         if isinstance(mark, Line)
@@ -97,7 +97,7 @@ def moved(marks: Iterable[Mark], dx: float, dy: float) -> list[Mark]:
 
 
 def curve(start: tuple[float, float], end: tuple[float, float], arrow: bool) -> Line:
-    """From one point down to another, upright at both ends."""
+    """Lead from one point down to another, upright at both ends."""
     (x0, y0), (x1, y1) = start, end
     if x0 == x1:
         return Line((start, end), arrow)
@@ -119,7 +119,7 @@ class Drawing:
 
 
 def label(lines: Sequence[tuple[str, int, str]], fill: str, outline: str = EDGE) -> Drawing:
-    """A box of lines of text, (text, size, color), centred."""
+    """Draw a box of lines of text, (text, size, color), centred."""
     width = max(text_width(text, size) for text, size, _ in lines) + 2 * PAD
     marks: list[Mark] = []
     y = PAD - 2.0
@@ -131,7 +131,7 @@ def label(lines: Sequence[tuple[str, int, str]], fill: str, outline: str = EDGE)
 
 
 def broken(words: Sequence[str], size: int) -> list[str]:
-    """Words, separated by commas, in lines of about `WIDE`."""
+    """Break words, separated by commas, into lines of about `WIDE`."""
     lines = [words[0]]
     for word in words[1:]:
         if text_width(f"{lines[-1]}, {word}", size) <= WIDE:
@@ -150,7 +150,7 @@ Unit = list[Block]
 
 
 def repeats(graph: Sequence[Block], shapes: Mapping[str, tuple[int, ...]]) -> list[list[Unit]]:
-    """The units, those together that repeat one another; of those with branches, the widths may differ."""
+    """Group the units, those together that repeat one another; of those with branches, the widths may differ."""
     found: list[Unit] = [list(same) for _, same in itertools.groupby(graph, key=lambda block: block.unit)]
     place = {block.name: (i, j) for i, unit in enumerate(found) for j, block in enumerate(unit)}
 
@@ -165,7 +165,7 @@ def repeats(graph: Sequence[Block], shapes: Mapping[str, tuple[int, ...]]) -> li
 
 
 def describe(same: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], title: str = "") -> Drawing:
-    """A block, or the same block of repeated units; with a title where it is all of a unit."""
+    """Draw a block, or the same block of repeated units; with a title where it is all of a unit."""
     first, last = same[0], same[-1]
     kinds = [node.kind for node in first.nodes for node in (node.parts or (node,)) if node.kind in WORDS]
     kernels = [kind for kind in kinds if kind in KERNELS] or kinds
@@ -183,7 +183,7 @@ def describe(same: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], title
 
 
 def counted(together: Iterable[Block]) -> str:
-    """How many layers and parameters there are."""
+    """Write how many layers and parameters there are."""
     together = list(together)
     layers = sum(node.kind != OPERATION for block in together for node in block.nodes)
     parameters = sum(block.parameters for block in together)
@@ -191,12 +191,12 @@ def counted(together: Iterable[Block]) -> str:
 
 
 def plural(count: int, what: str) -> str:
-    """ "1 layer", "2 layers"."""
+    """Write "1 layer", "2 layers"."""
     return f"{count} {what}{'s' * (count != 1)}"
 
 
 def panel(same: Sequence[Unit], before: str, shapes: Mapping[str, tuple[int, ...]]) -> Drawing:
-    """A unit, drawn once with the units that repeat it: a box, or a frame with its branches."""
+    """Draw a unit, once with the units that repeat it: a box, or a frame with its branches."""
     unit = same[0]
     title = span(unit[0].unit, same[-1][0].unit) + (f"   x {len(same)}" if len(same) > 1 else "")
     if len(unit) == 1:
@@ -284,7 +284,7 @@ def column_centres(points: Sequence[tuple[float, int]], widths: Sequence[float])
 
 
 def draw(module: Classifier, title: str = "") -> Drawing:
-    """The whole picture: units from top to bottom, in columns."""
+    """Draw the whole picture: units from top to bottom, in columns."""
     found = trace(module)
     shapes = kernel_shapes(found)
     runs = repeats(blocks(module), shapes)

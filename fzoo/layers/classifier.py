@@ -112,20 +112,20 @@ class Classifier(nn.Module):
 
     @staticmethod
     def current_name(old: str) -> str:
-        """Today's name of a layer that older files of the family call otherwise."""
+        """Return today's name of a layer that older files of the family call otherwise."""
         return old
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """All layers up to the last feature map; what a family defines."""
+        """Apply all layers up to the last feature map; what a family defines."""
         raise NotImplementedError
 
     def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
-        """The classifier on top of the last feature map; most families share this one."""
+        """Classify the last feature map; most families share this one."""
         x = k.global_avg_pool(x, name=self.top_pool)
         return k.dense(x, self.classes, activation=self.probabilities, name="predictions")
 
     def pooled(self, k: Layers, x: Float[Array, "n ho wo f"], pooling: str | None) -> Float[Array, "n ..."]:
-        """What takes the top's place without it; most families share this one, too."""
+        """Do what takes the top's place without it; most families share this one, too."""
         if pooling == "avg":
             return k.global_avg_pool(x, name="avg_pool" if self.named_pools else None)
         if pooling == "max":
@@ -133,7 +133,7 @@ class Classifier(nn.Module):
         return x
 
     def probabilities(self, logits: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
-        """`classifier_activation`, computed in float32 at least."""
+        """Apply `classifier_activation`, in float32 at least."""
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return activation_function(self.classifier_activation)(logits)
 
@@ -175,7 +175,7 @@ class Classifier(nn.Module):
         given: Mapping[str, Array] | None = None,
         record: bool = False,
     ) -> tuple[Array, Layers]:
-        """The forward pass: its output, and the `Layers` that kept what was asked for.
+        """Run the forward pass; returns its output, and the `Layers` that kept what was asked for.
 
         The outputs of layers that are `given` are not computed, nor what they alone need, once XLA has seen it.
         """
@@ -204,18 +204,18 @@ class Classifier(nn.Module):
 
     @nn.nowrap
     def names(self, k: Layers) -> list[str]:
-        """Names of the layers that a call went through, and that are there to be tapped."""
+        """List the names of the layers that a call went through, and that are there to be tapped."""
         gone = dict(self.prepared.gone) if self.prepared else {}
         return [name for name in k.names if name not in gone]
 
     def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: Training = False) -> Array:
-        """Class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
+        """Compute class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
         return self.run(x, train)[0]
 
     def endpoints(
         self, x: Float[Array | np.ndarray, "n h w c"], layers: Sequence[str], train: Training = False
     ) -> dict[str, Float[Array, "n ..."]]:
-        """The outputs of Keras layers by name; XLA drops what none of them needs.
+        """Compute the outputs of Keras layers by name; XLA drops what none of them needs.
 
         `module.apply(variables, x, ("mixed8",), method="endpoints")`, or called as a submodule.
 

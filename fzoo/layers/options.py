@@ -39,12 +39,12 @@ def check_declared(module: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether this is a real number; True and False are none."""
+    """Tell whether this is a real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:
-    """Whether this is a positive integer."""
+    """Tell whether this is a positive integer."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 

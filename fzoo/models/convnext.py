@@ -42,7 +42,7 @@ class ConvNeXt(Classifier):
     weightless = ("prefix", "drop_path_rate", "include_preprocessing")
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h//32 w//32 f"]:
-        """Four stages, the size halved before each but the first, which begins with a fourth of the input's."""
+        """Apply four stages, the size halved before each but the first, which begins with a fourth of the input's."""
         if self.include_preprocessing and x.shape[-1] == 3:
             mean = [255 * m for m in (0.485, 0.456, 0.406)]
             variance = [(255 * s) ** 2 for s in (0.229, 0.224, 0.225)]
@@ -59,7 +59,7 @@ class ConvNeXt(Classifier):
         return x
 
     def block(self, k: Layers, x: Float[Array, "n h w c"], drop_rate: float, name: str) -> Float[Array, "n h w c"]:
-        """Filter depthwise, expand, contract, added to the input."""
+        """Filter depthwise, expand, contract, and add the input."""
         width = x.shape[-1]
         y = k.conv2d(x, width, 7, padding="same", groups=width, name=f"{name}_depthwise_conv")
         y = k.layer_norm(y, epsilon=1e-6, name=f"{name}_layernorm")
@@ -74,18 +74,18 @@ class ConvNeXt(Classifier):
         return k.operation(operator.add, x, y)
 
     def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
-        """The classifier."""
+        """Classify."""
         x = k.global_avg_pool(x, name=f"{self.prefix}_head_gap")
         x = k.layer_norm(x, epsilon=1e-6, name=f"{self.prefix}_head_layernorm")
         return k.dense(x, self.classes, activation=self.probabilities, name=f"{self.prefix}_head_dense")
 
     def pooled(self, k: Layers, x: Float[Array, "n ho wo f"], pooling: str | None) -> Float[Array, "n ..."]:
-        """Normalised after the pooling."""
+        """Normalise after the pooling."""
         return k.layer_norm(super().pooled(k, x, pooling), epsilon=1e-6)
 
 
 def stem(k: Layers, x: Float[Array, "n h w c"], width: int, prefix: str) -> Float[Array, "n h//4 w//4 width"]:
-    """Patches of 4 x 4 pixels."""
+    """Cut into patches of 4 x 4 pixels."""
     x = k.conv2d(x, width, 4, 4, name=f"{prefix}_stem_conv")
     return k.layer_norm(x, epsilon=1e-6, name=f"{prefix}_stem_layernorm")
 
@@ -93,7 +93,7 @@ def stem(k: Layers, x: Float[Array, "n h w c"], width: int, prefix: str) -> Floa
 def halved(
     k: Layers, x: Float[Array, "n h w c"], width: int, prefix: str, number: int
 ) -> Float[Array, "n h//2 w//2 width"]:
-    """Patches of 2 x 2."""
+    """Put patches of 2 x 2 together."""
     x = k.layer_norm(x, epsilon=1e-6, name=f"{prefix}_downsampling_layernorm_{number}")
     return k.conv2d(x, width, 2, 2, name=f"{prefix}_downsampling_conv_{number}")
 

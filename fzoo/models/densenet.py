@@ -33,7 +33,7 @@ class DenseNet(Classifier):
     micro_batch = 2
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, and dense blocks with a transition that halves width and size between them."""
+        """Apply a stem, and dense blocks with a transition that halves width and size between them."""
         bn = partial(k.batch_norm, epsilon=1.001e-5)
 
         x = k.conv2d(k.zero_pad(x, 3), 64, 7, 2, use_bias=False, name="conv1_conv")
@@ -50,7 +50,7 @@ class DenseNet(Classifier):
 
 
 def dense_layer(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w 32"]:
-    """1x1 and 3x3 convolution, each after BN and ReLU."""
+    """Compute a layer's new channels: a 1x1 and a 3x3 convolution, each after BN and ReLU."""
     bn = partial(k.batch_norm, epsilon=1.001e-5)
     y = k.activation(bn(x, name=f"{name}_0_bn"), "relu", name=f"{name}_0_relu")
     y = k.conv2d(y, 4 * GROWTH_RATE, 1, use_bias=False, name=f"{name}_1_conv")
@@ -59,7 +59,7 @@ def dense_layer(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array
 
 
 def transition(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h//2 w//2 c//2"]:
-    """Half the channels, half the size."""
+    """Halve the channels and the size."""
     x = k.activation(k.batch_norm(x, epsilon=1.001e-5, name=f"{name}_bn"), "relu", name=f"{name}_relu")
     x = k.conv2d(x, x.shape[-1] // 2, 1, use_bias=False, name=f"{name}_conv")
     return k.avg_pool(x, 2, name=f"{name}_pool")

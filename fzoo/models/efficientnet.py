@@ -57,14 +57,14 @@ class Scaled(Classifier):
     weightless = ("default_size", "dropout_rate", "drop_connect_rate")
 
     def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
-        """The classifier."""
+        """Classify."""
         x = k.global_avg_pool(x, name=self.top_pool)
         if self.dropout_rate:
             x = k.dropout(x, self.dropout_rate, name="top_dropout")
         return k.dense(x, self.classes, activation=self.probabilities, kernel_init=DENSE_INIT, name="predictions")
 
     def repeats(self, blocks: int) -> int:
-        """A number of blocks, scaled."""
+        """Scale a number of blocks."""
         return math.ceil(self.depth_coefficient * blocks)
 
 
@@ -79,7 +79,7 @@ class EfficientNet(Scaled):
     divide_by_std: bool = option(False, FLAG)
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, seven stages, and a last 1x1 convolution."""
+        """Apply a stem, seven stages, and a last 1x1 convolution."""
         conv = partial(k.conv2d, use_bias=False, kernel_init=CONV_INIT)
 
         x = k.normalization(k.rescaling(x, 1 / 255))
@@ -105,7 +105,7 @@ class EfficientNet(Scaled):
         return k.activation(k.batch_norm(x, name="top_bn"), "swish", name="top_activation")
 
     def width(self, filters: int) -> int:
-        """A number of channels, scaled."""
+        """Scale a number of channels."""
         return make_divisible(filters * self.width_coefficient)
 
 
@@ -136,7 +136,7 @@ def inverted_residual(
 
 
 def squeeze_and_excite(k: Layers, x: Float[Array, "n h w c"], squeezed: int, prefix: str) -> Float[Array, "n h w c"]:
-    """Each channel times a weight from 0 to 1 that all of the image decides."""
+    """Weigh each channel, from 0 to 1, by what all of the image holds."""
     conv = partial(k.conv2d, kernel=1, padding="same", kernel_init=CONV_INIT)
     y = k.reshape(k.global_avg_pool(x, name=f"{prefix}se_squeeze"), (1, 1, x.shape[-1]), name=f"{prefix}se_reshape")
     y = conv(y, squeezed, activation="swish", name=f"{prefix}se_reduce")
@@ -147,7 +147,7 @@ def squeeze_and_excite(k: Layers, x: Float[Array, "n h w c"], squeezed: int, pre
 def residual(
     k: Layers, x: Float[Array, "n h w c"], inputs: Float[Array, "n h w c"], drop_rate: float, prefix: str
 ) -> Float[Array, "n h w c"]:
-    """The sum of a block and its input, the block being dropped for some images in training."""
+    """Add a block to its input, the block being dropped for some images in training."""
     if drop_rate:
         x = k.dropout(x, drop_rate, images=True, name=f"{prefix}drop")
     return k.add([x, inputs], name=f"{prefix}add")

@@ -90,7 +90,7 @@ class EfficientNetV2(Scaled):
     weightless = (*Scaled.weightless, "include_preprocessing")
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, the stages, and a last 1x1 convolution."""
+        """Apply a stem, the stages, and a last 1x1 convolution."""
         conv = partial(k.conv2d, padding="same", use_bias=False, kernel_init=CONV_INIT)
 
         if self.include_preprocessing:
@@ -109,25 +109,25 @@ class EfficientNetV2(Scaled):
         return k.activation(x, "swish", name="top_activation")
 
     def preprocessed(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Pixels to values around zero."""
+        """Bring pixels to values around zero."""
         if not self.imagenet_statistics or x.shape[-1] != 3:
             return k.rescaling(x, 1 / 128, -1)
         return k.normalization(k.rescaling(x, 1 / 255), (0.485, 0.456, 0.406), (0.229**2, 0.224**2, 0.225**2))
 
     def width(self, filters: int) -> int:
-        """A number of channels, scaled to a multiple of 8."""
+        """Scale a number of channels to a multiple of 8."""
         return max(8, int(filters * self.width_coefficient + 4) // 8 * 8)
 
 
 def batch_norm(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w c"]:
-    """BN with the family's momentum."""
+    """Normalise by a BN with the family's momentum."""
     return k.batch_norm(x, momentum=0.9, name=name)
 
 
 def fused(
     k: Layers, x: Float[Array, "n h w c"], expansion: int, filters: int, stride: int, prefix: str
 ) -> Float[Array, "n ho wo f"]:
-    """A 3x3 convolution that expands, and a 1x1 that projects; without expansion, a 3x3 alone."""
+    """Expand by a 3x3 convolution and project by a 1x1; without expansion, apply a 3x3 alone."""
     conv = partial(k.conv2d, padding="same", use_bias=False, kernel_init=CONV_INIT)
     if expansion == 1:
         x = batch_norm(k, conv(x, filters, 3, stride, name=f"{prefix}project_conv"), f"{prefix}project_bn")

@@ -39,7 +39,7 @@ class InceptionResNetV2(Classifier):
     top_pool = "avg_pool"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 1536"]:
-        """A stem, and residual blocks of three kinds with reductions between them."""
+        """Apply a stem, and residual blocks of three kinds with reductions between them."""
         *counts, last = self.blocks
         x = chain(k, x, (32, 3, 2, "valid"), (32, 3, 1, "valid"), (64, 3))
         x = chain(k, k.max_pool(x, 3, 2), (80, 1, 1, "valid"), (192, 3, 1, "valid"))
@@ -78,7 +78,7 @@ class InceptionResNetV2(Classifier):
 
 
 def residuals(k: Layers, x: Float[Array, "n h w c"], kind: str, scales: Sequence[float]) -> Float[Array, "n h w c"]:
-    """Residual blocks of one kind, numbered from 1."""
+    """Apply residual blocks of one kind, numbered from 1."""
     for i, scale in enumerate(scales, 1):
         x = residual(k, x, kind, i, scale)
     return x
@@ -87,7 +87,7 @@ def residuals(k: Layers, x: Float[Array, "n h w c"], kind: str, scales: Sequence
 def residual(
     k: Layers, x: Float[Array, "n h w c"], kind: str, i: int, scale: float, activate: bool = True
 ) -> Float[Array, "n h w c"]:
-    """Branches, a 1x1 convolution back to the input's width, and a scaled addition to the input."""
+    """Apply branches and a 1x1 convolution back to the input's width, and add it to the input, scaled."""
     y = k.concat([chain(k, x, *branch) for branch in BRANCHES[kind]], name=f"{kind}_{i}_mixed")
     y = k.conv2d(y, x.shape[-1], 1, padding="same", name=f"{kind}_{i}_conv")
     x = k.scaled_add(x, y, scale)

@@ -37,13 +37,13 @@ class MobileNet(Classifier):
 
     @nn.nowrap
     def check_options(self) -> None:
-        """The narrowest layer has a channel."""
+        """Check that the narrowest layer has a channel, too."""
         super().check_options()
         if int(32 * self.alpha) < 1:
             raise ValueError(f"alpha={self.alpha} given, 1/32 or more expected")
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem and thirteen blocks of a depthwise and a pointwise convolution."""
+        """Apply a stem and thirteen blocks of a depthwise and a pointwise convolution."""
         x = k.conv2d(x, int(32 * self.alpha), 3, 2, "same", use_bias=False, name="conv1")
         x = k.relu(k.batch_norm(x, name="conv1_bn"), 6, name="conv1_relu")
         for i, (filters, stride) in enumerate(BLOCKS, 1):
@@ -64,7 +64,7 @@ class MobileNet(Classifier):
         return x
 
     def top(self, k: Layers, x: Float[Array, "n h w f"]) -> Float[Array, "n classes"]:
-        """The classifier, as a 1x1 convolution."""
+        """Classify, by a 1x1 convolution."""
         x = k.global_avg_pool(x, keepdims=True)
         x = k.dropout(x, self.dropout, name="dropout")
         x = k.conv2d(x, self.classes, 1, name="conv_preds")

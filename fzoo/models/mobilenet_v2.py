@@ -33,7 +33,7 @@ class MobileNetV2(Classifier):
     micro_batch = 2
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, seventeen inverted residuals, and a last 1x1 convolution, which only grows with alpha."""
+        """Apply a stem, seventeen inverted residuals, and a last 1x1 convolution, which only grows with alpha."""
         bn = partial(k.batch_norm, momentum=0.999)
 
         x = k.conv2d(x, make_divisible(32 * self.alpha), 3, 2, "same", use_bias=False, name="Conv1")

@@ -99,7 +99,7 @@ class MobileNetV3(Classifier):
         return self.input_shape is not None and None not in self.input_shape
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, the blocks, and a last 1x1 convolution."""
+        """Apply a stem, the blocks, and a last 1x1 convolution."""
         bn = partial(k.batch_norm, momentum=0.999)
 
         if self.include_preprocessing:
@@ -112,7 +112,7 @@ class MobileNetV3(Classifier):
         return self.activation(k, bn(x, name="conv_1_bn"))
 
     def top(self, k: Layers, x: Float[Array, "n h w f"]) -> Float[Array, "n classes"]:
-        """A hidden layer and the classifier, as 1x1 convolutions."""
+        """Apply a hidden layer and classify, by 1x1 convolutions."""
         x = k.global_avg_pool(x, keepdims=True)
         x = self.activation(k, k.conv2d(x, make_divisible(self.last_filters * max(1.0, self.alpha)), 1, name="conv_2"))
         if self.dropout_rate:
@@ -121,7 +121,7 @@ class MobileNetV3(Classifier):
         return k.activation(x, self.probabilities, name="predictions")
 
     def activation(self, k: Layers, x: Array, hard_swish: bool = True) -> Array:
-        """Hard swish, or ReLU."""
+        """Apply hard swish, or ReLU."""
         return k.activation(x, "hard_swish") if hard_swish and not self.minimalistic else k.relu(x)
 
     def inverted_residual(
@@ -146,7 +146,7 @@ class MobileNetV3(Classifier):
 
 
 def squeeze_and_excite(k: Layers, x: Float[Array, "n h w c"], prefix: str) -> Float[Array, "n h w c"]:
-    """Each channel times a weight that all of the image decides: a hard sigmoid, in steps as Keras's file has it."""
+    """Weigh each channel by what all of the image holds: a hard sigmoid, in steps as Keras's file has it."""
     y = k.global_avg_pool(x, keepdims=True, name=f"{prefix}avg_pool")
     y = k.relu(k.conv2d(y, make_divisible(x.shape[-1] * 0.25), 1, name=f"{prefix}conv"), name=f"{prefix}relu")
     y = k.conv2d(y, x.shape[-1], 1, name=f"{prefix}conv_1")

@@ -32,7 +32,7 @@ class ResNet(Classifier):
 
     @staticmethod
     def current_name(old: str) -> str:
-        """Keras 1 and 2.1 said "res3b_branch2a" for "conv3_block2_1_conv", and kept a block's layers otherwise."""
+        """Translate the names of Keras 1 and 2.1: "res3b_branch2a" is "conv3_block2_1_conv" today."""
         part = re.fullmatch(r"(res|bn)([2-5])([a-z])_branch(1|2[abc])", old)
         if part is None:
             return {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", "fc1000": "predictions"}.get(old, old)
@@ -41,7 +41,7 @@ class ResNet(Classifier):
         return f"conv{stage}_block{ord(block) - ord('a') + 1}_{number}_{'conv' if kind == 'res' else 'bn'}"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
-        """A stem and four stages."""
+        """Apply a stem and four stages."""
         x = k.zero_pad(x, 3, name="conv1_pad")
         x = k.conv2d(x, 64, 7, 2, name="conv1_conv")
         x = k.batch_norm(x, epsilon=1.001e-5, name="conv1_bn")
@@ -58,7 +58,7 @@ class ResNet(Classifier):
 def bottleneck(
     k: Layers, x: Float[Array, "n h w c"], filters: int, stride: int, project: bool, name: str
 ) -> Float[Array, "n ho wo {4*filters}"]:
-    """1x1, 3x3, 1x1, added to the input, which a stage's first block projects to its width."""
+    """Apply 1x1, 3x3, 1x1, and add the input, which a stage's first block projects to its width."""
     bn = partial(k.batch_norm, epsilon=1.001e-5)
     shortcut = x
     if project:

@@ -30,7 +30,7 @@ class ResNetV2(Classifier):
     named_pools = True
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
-        """A stem and four stages; the sum of the last one still has to be normalised."""
+        """Apply a stem and four stages, and normalise the sum of the last one."""
         x = k.conv2d(k.zero_pad(x, 3, name="conv1_pad"), 64, 7, 2, name="conv1_conv")
         x = k.max_pool(k.zero_pad(x, 1, name="pool1_pad"), 3, 2, name="pool1_pool")
         for stage, blocks in enumerate(self.blocks, 2):
@@ -43,7 +43,7 @@ class ResNetV2(Classifier):
 def bottleneck(
     k: Layers, x: Float[Array, "n h w c"], filters: int, stride: int, project: bool, name: str
 ) -> Float[Array, "n ho wo {4*filters}"]:
-    """1x1, 3x3, 1x1, added to the input: projected in a stage's first block, thinned out in one that strides."""
+    """Apply 1x1, 3x3, 1x1, and add the input: projected in a stage's first block, thinned out where it strides."""
 
     def normed(x: Array, part: str) -> Array:
         return k.activation(

@@ -31,7 +31,7 @@ class VGG(Classifier):
     fixed_size = True
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h//32 w//32 512"]:
-        """Five blocks."""
+        """Apply five blocks."""
         for block, (convs, width) in enumerate(zip(self.convs, WIDTHS, strict=True), 1):
             for i in range(1, convs + 1):
                 x = k.conv2d(x, width, 3, padding="same", activation="relu", name=f"block{block}_conv{i}")
@@ -39,7 +39,7 @@ class VGG(Classifier):
         return x
 
     def top(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        """Two hidden layers and the classifier, on the flattened feature map."""
+        """Apply two hidden layers to the flattened feature map, and classify."""
         x = k.flatten(x, name="flatten")
         x = k.dense(x, 4096, activation="relu", name="fc1")
         x = k.dense(x, 4096, activation="relu", name="fc2")
