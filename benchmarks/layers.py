@@ -24,7 +24,7 @@ import numpy as np
 import fzoo
 from fzoo.bench import engines
 from fzoo.bench.runner import Worker, environment
-from fzoo.inference import predict as inference
+from fzoo.inference.predict import compiled, taps
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
@@ -59,7 +59,7 @@ def stages(module: Classifier) -> list[tuple[str, list[Node]]]:
 
 def fzoo_times(module: Classifier, variables: Any, images: np.ndarray, ends: list[str]) -> list[float]:
     """Seconds of each stage."""
-    call = inference.compiled(inference.taps, "cpu", np.dtype(np.float32))
+    call = compiled(taps, "cpu", np.dtype(np.float32))
     on_device = jax.device_put(images)
     best = [float("inf")] * len(ends)
     for turn in range(TURNS + 1):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import fzoo
-from fzoo.inference import predict as inference
+from fzoo.inference.predict import compiled, run
 
 SIZES, SECONDS = (1, 2, 4, 8), 15
 
@@ -28,8 +28,8 @@ def speeds(name: str) -> dict[int, list[float]]:
     programs, chosen = {}, type(module).micro_batch
     for size in SIZES:
         type(module).micro_batch = size
-        inference.compiled.cache_clear()
-        programs[size] = inference.compiled(inference.run, jax.default_backend(), np.dtype(np.float32))
+        compiled.cache_clear()
+        programs[size] = compiled(run, jax.default_backend(), np.dtype(np.float32))
         programs[size](module, None, variables, images).block_until_ready()
     type(module).micro_batch = chosen
     found: dict[int, list[float]] = {size: [] for size in SIZES}

@@ -27,7 +27,7 @@ from PIL import Image
 
 import fzoo
 from fzoo.bench import worker
-from fzoo.inference import predict as inference
+from fzoo.inference.predict import BATCH_SIZE, compiled, run
 
 
 def memory(name: str, count: int) -> None:
@@ -54,8 +54,8 @@ def grown(name: str, count: int, cache: Path) -> None:
     before = worker.memory()["peak_mib"]
     fzoo.predict(module, variables, images, preprocess=name)
     peak = worker.memory()["peak_mib"]
-    call: Any = inference.compiled(inference.run, jax.default_backend(), np.dtype(np.float32))
-    buffers = call.lower(module, name, variables, images[: inference.BATCH_SIZE]).compile().memory_analysis()
+    call: Any = compiled(run, jax.default_backend(), np.dtype(np.float32))
+    buffers = call.lower(module, name, variables, images[:BATCH_SIZE]).compile().memory_analysis()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     found = {"grown": peak - before, "weights": weights / 2**20, "micro_batch": buffers.temp_size_in_bytes / 2**20}
     print(json.dumps(found))

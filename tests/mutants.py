@@ -113,6 +113,22 @@ MUTANTS = (
         "every_layer and MobileNet and not MobileNetV",
     ),
     Mutant(
+        "create: what an option has to be is not checked",
+        "layers/classifier.py",
+        "        check_declared(self)\n        check_common",
+        "        check_common",
+        "test_registry.py",
+        "bad_options",
+    ),
+    Mutant(
+        "zoo: of two models with one name the second is lost",
+        "zoo.py",
+        "variants.setdefault(record.name, record) is not record",
+        "variants.setdefault(record.name, record) is None",
+        "test_registry.py",
+        "two_variants",
+    ),
+    Mutant(
         "MobileNet: ReLU before BN",
         "models/mobilenet.py",
         'x = k.relu(k.batch_norm(x, name=f"conv_pw_{i}_bn"), 6, name=f"conv_pw_{i}_relu")',

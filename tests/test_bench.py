@@ -205,7 +205,7 @@ def test_what_is_not_installed_names_the_command(monkeypatch, tmp_path, command_
 
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    message = "fzoo: error: the plots are drawn by matplotlib: pip install 'fzoo[bench]'"
+    message = "fzoo: error: the pictures are drawn by matplotlib: pip install 'fzoo[bench]'"
     assert command_line("bench", *SMALL, "--out", tmp_path / "out") == (2, [], [message])
 
 
@@ -363,7 +363,7 @@ def test_plots_of_every_kind(tmp_path, models):
     assert [path.name for path in paths] == ["throughput.png", "accuracy.png", "batches.png"]
     assert all(path.stat().st_size > 10_000 for path in paths)
     assert report.plot(tmp_path, []) == []
-    assert report.spread([1, 1, 1.5, 9], 2) == pytest.approx([-5 / 6, 7 / 6, 19 / 6, 9])
+    assert report.spread_apart([1, 1, 1.5, 9], 2) == pytest.approx([-5 / 6, 7 / 6, 19 / 6, 9])
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hurry import COMPILER_OPTIONS
 from networks import assert_alive, network, random_images
 
 import fzoo
-from fzoo.inference import predict as inference
+from fzoo.inference.predict import default_batch
 from fzoo.layers.graph import trace
 
 #: Of a user, quick to compile.
@@ -240,4 +240,4 @@ def test_the_default_batch_of_a_device():
         ("cuda", (2000, 2000), 32),
         ("cuda", (32, 32), 1024),
     ):
-        assert inference.default_batch(platform, (7, *sides, 3)) == size
+        assert default_batch(platform, (7, *sides, 3)) == size

@@ -48,7 +48,7 @@ from stored import (
 )
 
 import fzoo
-import fzoo.weights.published
+import fzoo.weights.mapping
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 
@@ -439,10 +439,8 @@ def test_efficientnets_published_files_are_divided_by_the_deviation(include_top,
     path = save_weights_only(plain, tmp_path / "efficientnetb0.h5")
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", lambda *args, **kwargs: path)
     theirs = build(keras.applications.EfficientNetB0, weights="imagenet", **options)
-    files = [
-        dataclasses.replace(file, hash=f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}")
-        for file in fzoo.spec("EfficientNetB0").weight_files
-    ]
+    published = fzoo.spec("EfficientNetB0").weight_files
+    files = [dataclasses.replace(file, hash=f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}") for file in published]
     object.__setattr__(fzoo.spec("EfficientNetB0"), "weight_files", tuple(files))
     try:
         module, variables = fzoo.load("EfficientNetB0", weights=path, **options)
@@ -454,7 +452,7 @@ def test_efficientnets_published_files_are_divided_by_the_deviation(include_top,
         assert_close(ours, expected, "divided")
         assert not fzoo.load("EfficientNetB0", weights=path, divide_by_std=False, **options)[0].divide_by_std
     finally:
-        object.__setattr__(fzoo.spec("EfficientNetB0"), "weight_files", fzoo.weights.published.FILES["EfficientNetB0"])
+        object.__setattr__(fzoo.spec("EfficientNetB0"), "weight_files", published)
     assert not fzoo.load("EfficientNetB0", weights=path, **options)[0].divide_by_std
 
 

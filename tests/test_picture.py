@@ -1,5 +1,6 @@
 """Pictures of networks: the graph of blocks, and what is drawn."""
 
+import sys
 from collections import Counter
 from itertools import combinations, pairwise
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ from reference import FAMILIES
 
 import fzoo
 from fzoo.apps.blocks import blocks
-from fzoo.apps.picture import FRAME, Box, draw, save_picture
+from fzoo.apps.picture import FRAME, Box, draw, save_picture, text_width
 from fzoo.layers.graph import trace
 
 
@@ -74,7 +75,7 @@ def test_units_and_repeats():
 def test_command(tmp_path, monkeypatch, command_line):
     monkeypatch.chdir(tmp_path)
     assert command_line("summary", "VGG16", "--picture", "net.png") == (0, ["net.png"], [])
-    pixels = np.asarray(Image.open("net.png"))
+    pixels = np.asarray(Image.open("net.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50 and pixels[0, 0].tolist() == [255, 255, 255]
     for name, message in (
         ("x.jpg", "x.jpg: a name that ends in .png or .svg expected"),
@@ -83,3 +84,27 @@ def test_command(tmp_path, monkeypatch, command_line):
         code, output, (error,) = command_line("summary", "VGG16", "--picture", name)
         assert (code, output) == (2, []) and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["net.png"]
+
+
+@pytest.mark.parametrize(
+    ("package", "message"),
+    [
+        ("igraph", "igraph lays the branches out: pip install 'fzoo[picture]'"),
+        ("matplotlib", "the pictures are drawn by matplotlib: pip install 'fzoo[picture]'"),
+    ],
+)
+def test_without_the_extra(tmp_path, monkeypatch, command_line, package, message):
+    for module in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    text_width.cache_clear()
+    path = tmp_path / "net.png"
+    assert command_line("summary", "ResNet50", "--picture", path) == (2, [], [f"fzoo: error: {message}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_network_gives_the_same_file(tmp_path):
+    module = fzoo.create("MobileNet")
+    for name in ("a.svg", "b.svg"):
+        save_picture(module, tmp_path / name, "$x_1$")
+    first, second = ((tmp_path / name).read_text() for name in ("a.svg", "b.svg"))
+    assert first == second and ">$x_1$<" in first  # a title is no formula

@@ -1,6 +1,7 @@
 """The records of the models, and what `create` refuses."""
 
 import dataclasses
+import importlib
 import inspect
 import re
 
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
-from reference import build
+from reference import FAMILIES, build
 
 import fzoo
-from fzoo.zoo import needed, published
+from fzoo import models
+from fzoo.zoo import collect_variants, needed, published
 
 
 def test_list_models():
@@ -23,6 +25,38 @@ def test_list_models():
     assert fzoo.list_models() == sorted(fzoo.list_models())
     theirs = [name for name, value in vars(keras.applications).items() if inspect.isfunction(value)]
     assert fzoo.list_models() == sorted(theirs)  # all forty of Keras 3.15, and whatever a later one adds
+
+
+@pytest.mark.parametrize("name", fzoo.list_models())
+def test_a_variant_is_in_its_familys_file(name):
+    """By its own name; where the family's class has that name, with "Spec" after it."""
+    record = fzoo.spec(name)
+    file = inspect.getmodule(record.family)
+    attribute = f"{name}Spec" if record.family.__name__ == name else name
+    assert getattr(file, attribute) is record
+    assert [key for key, value in vars(file).items() if value is record] == [attribute]
+
+
+def test_no_two_variants_have_a_name(tmp_path, monkeypatch):
+    (tmp_path / "twins").mkdir()
+    (tmp_path / "twins" / "__init__.py").touch()
+    (tmp_path / "twins" / "a.py").write_text("from fzoo.models.vgg import VGG16\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    twins = importlib.import_module("twins")
+    assert collect_variants(twins) == {"VGG16": models.vgg.VGG16}  # one, wherever it is imported
+    (tmp_path / "twins" / "b.py").write_text(
+        "import dataclasses\nfrom fzoo.models.vgg import VGG19\nother = dataclasses.replace(VGG19, name='VGG16')\n"
+    )
+    with pytest.raises(ValueError, match=r"two models are called VGG16, the second in twins\.b"):
+        collect_variants(twins)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_option_says_what_it_has_to_be(name):
+    """But for those that no single check can tell."""
+    unchecked = {field.name for field in dataclasses.fields(fzoo.create(name)) if "check" not in field.metadata}
+    flaxs = {"parent", "name"}
+    assert unchecked == {"classifier_activation", "input_shape", "dtype", "prepared"} | flaxs
 
 
 @pytest.mark.parametrize("name", fzoo.list_models())
@@ -120,6 +154,13 @@ def test_the_file_is_the_one_keras_asks_for(name, options, monkeypatch):
         ("Xception", {"input_shape": (70, 71, 3)}, "71 x 71"),
         ("InceptionV3", {"input_shape": (74, 75, 3)}, "75 x 75"),
         ("NASNetLarge", {"penultimate_filters": 100}, "multiple of 96"),
+        ("ConvNeXtTiny", {"layer_scale_init_value": 0}, "a positive number or None"),
+        ("ConvNeXtTiny", {"depths": (3, 3, 9)}, "4 positive integers"),
+        ("ConvNeXtTiny", {"prefix": None}, "prefix=None given, a name"),
+        ("ConvNeXtTiny", {"drop_path_rate": 1}, "drop_path_rate=1 given, a rate"),
+        ("MobileNetV3Small", {"blocks": ((1, 16, 3, 2, True, False),)}, "a tuple of Block"),
+        ("MobileNetV3Small", {"minimalistic": 1}, "minimalistic=1 given, True or False"),
+        ("VGG16", {"head": "dense"}, "a fzoo.Head or None"),
     ],
 )
 @pytest.mark.wrong_types

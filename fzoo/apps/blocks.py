@@ -69,7 +69,7 @@ class Block:
 
 
 def blocks(module: Classifier) -> list[Block]:
-    """The network as blocks, each before those that it feeds; every layer is in exactly one.
+    """Take the network as blocks, each before those that it feeds; every layer is in exactly one.
 
     Raises:
         ValueError: this is no network of this package.
@@ -135,12 +135,12 @@ def cells(part: Sequence[Node], place: dict[str, int], above: Sequence[int]) -> 
 
 
 def auto_named(node: Node) -> bool:
-    """Whether Keras made up the name: it says nothing then."""
+    """Tell whether Keras made up the name: it says nothing then."""
     return re.fullmatch(rf"{snake_case(node.kind)}(_\d+)?", node.name) is not None
 
 
 def stem(node: Node) -> str:
-    """What a layer's name says of where it belongs: up to the first number, and that of a block, or the first word."""
+    """Return what a layer's name says of its place: up to the first number, and that of a block, or the first word."""
     if auto_named(node):
         return ""
     found = re.match(r"[A-Za-z_]*?\d+[a-z]?(?=_|$)(_block_?\d+(?=_|$))?", node.name)
@@ -169,7 +169,7 @@ def joined(parts: list[list[Node]]) -> list[list[Node]]:
 
 
 def titled(parts: list[list[Node]]) -> list[tuple[str, list[Node]]]:
-    """Units with what their layers' names have in common, or the name of one that stands for them; no title twice."""
+    """Title units by what their layers' names have in common, or by one that stands for them; no title twice."""
     made: dict[str, list[Node]] = {}
     for part in parts:
         named = [node for node in part if not auto_named(node)]
@@ -183,23 +183,23 @@ def titled(parts: list[list[Node]]) -> list[tuple[str, list[Node]]]:
 
 
 def has_branches(part: Sequence[Node]) -> bool:
-    """Whether these layers are more than a row."""
+    """Tell whether these layers are more than a row."""
     return any(node.inputs != (before.name,) for before, node in itertools.pairwise(part))
 
 
 def span(first: str, last: str) -> str:
-    """What goes from one thing to another, or is the same all along."""
+    """Write what goes from one thing to another, or is the same all along."""
     return first if first == last else f"{first} ... {last}"
 
 
 def shape_text(first: Sequence[int], last: Sequence[int]) -> str:
-    """An output's shape; of repeated blocks, with the channels of the first and of the last."""
+    """Write an output's shape; of repeated blocks, with the channels of the first and of the last."""
     *sides, _ = first
     return " x ".join([*map(str, sides), span(str(first[-1]), str(last[-1]))])
 
 
 def short(count: int) -> str:
-    """A number of parameters in three digits."""
+    """Write a number of parameters in three digits."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{unit}" if count < 1000 * size else f"{count / size:,.0f}{unit}"
@@ -207,7 +207,7 @@ def short(count: int) -> str:
 
 
 def words_of(nodes: Iterable[Node], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What layers do, in words: "Conv 3x3"; the same twice in a row as "2 x Conv 3x3". `shapes` are the kernels'."""
+    """Write what layers do: "Conv 3x3"; the same twice in a row as "2 x Conv 3x3". `shapes` are the kernels'."""
     nodes = [part for node in nodes for part in (node.parts or (node,))]
     said = [node for node in nodes if node.kind in WORDS] or nodes
     found = []
@@ -223,7 +223,7 @@ def words_of(nodes: Iterable[Node], shapes: Mapping[str, tuple[int, ...]]) -> li
 
 
 def kernel_shapes(found: Trace) -> dict[str, tuple[int, ...]]:
-    """The shape of each layer's first kernel, by the layer's name."""
+    """Return the shape of each layer's first kernel, by the layer's name."""
     shapes: dict[str, tuple[int, ...]] = {}
     names = {part.name for node in found.nodes for part in (node, *node.parts)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(found.variables.get("params", {})):

@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
 
 def load_digits(seed: int = 0) -> Digits:
-    """scikit-learn's digits, enlarged, a fifth of them held out.
+    """Load scikit-learn's digits, enlarged, a fifth of them held out.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed; the message says how to.
@@ -127,7 +127,7 @@ def train(
 def shifted(
     images: Float[np.ndarray, "n h w c"], rng: np.random.Generator, by: int = 2
 ) -> Float[np.ndarray, "n h w c"]:
-    """Each image moved by up to `by` pixels; its border is repeated."""
+    """Move each image by up to `by` pixels; its border is repeated."""
     _, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (by, by), (by, by), (0, 0)), mode="edge")
     corners = rng.integers(0, 2 * by + 1, (len(images), 2))
@@ -137,7 +137,7 @@ def shifted(
 def run(
     out: Path, *, epochs: int = 20, seed: int = 0, report: Callable[[int, float], None] = lambda epoch, loss: None
 ) -> Result:
-    """The whole demo; writes the weights, a few of the held-out digits and a picture of the results to `out`."""
+    """Run the whole demo; writes the weights, a few of the held-out digits and a picture of the results to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     digits = load_digits(seed)
 
@@ -179,7 +179,7 @@ def contact_sheet(
     rows: int = 4,
     tile: int = 72,
 ) -> Image.Image:
-    """Digits with what was predicted, the mistakes first, and the channels of a feature tap of the first digit."""
+    """Draw digits with what was predicted, the mistakes first, and the channels of a tap of the first digit."""
     predicted, gap, text, head = probabilities.argmax(1), 6, 16, 30
     shown = np.argsort(predicted == labels, kind="stable")[: columns * rows]
     side = (columns * (tile + gap) - gap) // (2 * columns) - 2

@@ -90,7 +90,7 @@ class Running(NamedTuple):
 
 
 def at_once(call: Callable[[], object], device: str) -> Running:
-    """Of a call that returns when its result is there."""
+    """Make a call that returns when its result is there."""
     return Running(call, lambda result: result, device)
 
 
@@ -99,26 +99,26 @@ class Missing(Exception):
 
 
 def get(name: str) -> Any:
-    """A module that may not be installed."""
+    """Import a module that may not be installed."""
     return importlib.import_module(name)
 
 
 def images(job: Job) -> Any:
-    """(N, H, W, 3), float32, like preprocessed ones."""
+    """Make images (N, H, W, 3), float32, like preprocessed ones."""
     import numpy as np
 
     return np.random.default_rng(0).standard_normal((job.batch, job.size, job.size, 3), np.float32)
 
 
 def labels(job: Job) -> Any:
-    """(N,), of 1000 classes."""
+    """Make labels (N,), of 1000 classes."""
     import numpy as np
 
     return np.random.default_rng(1).integers(0, 1000, job.batch).astype(np.int32)
 
 
 def start_fzoo(job: Job, optimized: bool = False) -> Running:
-    """`fzoo.predict` and `fzoo.features`, or a training step in one `jax.jit`.
+    """Start `fzoo.predict` and `fzoo.features`, or a training step in one `jax.jit`.
 
     Optimized: after `reuse_memory()`, the network that `optimize_for_inference` makes. Of bfloat16 are the images, and
     but for training the kernels.
@@ -162,7 +162,7 @@ def start_fzoo(job: Job, optimized: bool = False) -> Running:
 
 
 def on_jax(job: Job, start: Callable[[], Any]) -> Running:
-    """Of a call of JAX's, which returns before its result is there; products are as precise as the job says."""
+    """Make a call of JAX's, which returns before its result is there; products are as precise as the job says."""
     import jax
     import numpy as np
 
@@ -175,7 +175,7 @@ def on_jax(job: Job, start: Callable[[], Any]) -> Running:
 
 
 def training(module: Any, variables: Any) -> Callable[[Any, Any], Any]:
-    """A step of SGD on (images, labels), which gives the loss; the state is updated in place."""
+    """Make a step of SGD on (images, labels), which gives the loss; the state is updated in place."""
     import jax
     import optax
 
@@ -217,7 +217,7 @@ def training(module: Any, variables: Any) -> Callable[[Any, Any], Any]:
 
 
 def keras_model(job: Job) -> Any:
-    """The model in Keras, with random weights; for features, up to the layer."""
+    """Make the model in Keras, with random weights; for features, up to the layer."""
     keras = get("keras")
     if job.dtype == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
@@ -227,7 +227,7 @@ def keras_model(job: Job) -> Any:
 
 
 def start_keras(job: Job) -> Running:
-    """Keras on the backend that KERAS_BACKEND names.
+    """Start Keras on the backend that KERAS_BACKEND names.
 
     `predict_on_batch` and `train_on_batch` for inputs from the host; on JAX, what is on the device goes through its
     `stateless_call` in a `jax.jit`.
@@ -292,7 +292,7 @@ TIMM = {
 
 
 def start_torchvision(job: Job) -> Running:
-    """torchvision's network of that name."""
+    """Start torchvision's network of that name."""
     if job.model not in TORCHVISION:
         raise Missing(f"torchvision has no {job.model}")
     special = {"InceptionV3": {"aux_logits": False, "init_weights": False}}.get(job.model, {})
@@ -302,14 +302,14 @@ def start_torchvision(job: Job) -> Running:
 
 
 def start_timm(job: Job) -> Running:
-    """timm's network of that name."""
+    """Start timm's network of that name."""
     if job.model not in TIMM:
         raise Missing(f"timm has no {job.model}")
     return start_torch(job, lambda: get("timm").create_model(TIMM[job.model], pretrained=False))
 
 
 def start_torch(job: Job, build: Callable[[], Any]) -> Running:
-    """A network of PyTorch's, channels last: eager, compiled, or traced and frozen.
+    """Start a network of PyTorch's, channels last: eager, compiled, or traced and frozen.
 
     In training with bfloat16, parameters are float32, as fzoo's are. On a GPU, cuDNN tries its algorithms first
     (`benchmark`), as XLA does, and an event marks the end of each call.
@@ -377,7 +377,7 @@ def start_torch(job: Job, build: Callable[[], Any]) -> Running:
 
 
 def start_onnxruntime(job: Job) -> Running:
-    """ONNX Runtime on the CPU."""
+    """Start ONNX Runtime on the CPU."""
     onnxruntime, x = get("onnxruntime"), images(job)
     options = onnxruntime.SessionOptions()
     options.add_free_dimension_override_by_name("n", job.batch)
@@ -386,7 +386,7 @@ def start_onnxruntime(job: Job) -> Running:
 
 
 def start_openvino(job: Job, precision: str = "") -> Running:
-    """OpenVINO on the CPU, a request at a time on all cores."""
+    """Start OpenVINO on the CPU, a request at a time on all cores."""
     openvino, x = get("openvino"), images(job)
     core = openvino.Core()
     precision = precision or {"float32": "f32", "bfloat16": "bf16"}[job.dtype]

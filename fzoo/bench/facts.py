@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def versions(name: str) -> dict[str, str]:
-    """Of an engine's packages."""
+    """List the versions of an engine's packages."""
     own = () if ENGINES[name].packages else ("fzoo", "flax")
     on_jax = ("jax", "jaxlib") if own or ENGINES[name].env.get("KERAS_BACKEND") == "jax" else ()
     packages = {
@@ -33,7 +33,7 @@ def versions(name: str) -> dict[str, str]:
 
 
 def version(package: str, distribution: str) -> str:
-    """Of a package; one that was not installed but lies on the path says it itself."""
+    """Return a package's version; one that was not installed but lies on the path says it itself."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -42,13 +42,13 @@ def version(package: str, distribution: str) -> str:
 
 @functools.cache
 def distributions() -> Mapping[str, list[str]]:
-    """Of each package that can be imported, what was installed for it: tensorflow may come with tensorflow-cpu."""
+    """Map each package that can be imported to what was installed for it: tensorflow may be tensorflow-cpu."""
     return importlib.metadata.packages_distributions()
 
 
 @functools.cache
 def accelerator() -> str:
-    """NVIDIA's GPUs, their driver and power limit, as its tool says it; nothing where there is none."""
+    """Ask NVIDIA's tool for the GPUs, their driver and power limit; nothing where there is none."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"]
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
@@ -57,7 +57,7 @@ def accelerator() -> str:
 
 
 def machine(rows: Sequence[Row]) -> dict[str, Any]:
-    """What it ran on, and how. The instruction sets decide which way of computing is the fastest."""
+    """Describe what it ran on, and how. The instruction sets decide which way of computing is the fastest."""
     cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")

@@ -7,12 +7,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import fzoo
 from fzoo.bench.engines import ENGINES
 from fzoo.bench.facts import Row
 from fzoo.bench.runner import KEY
+from fzoo.figures import make_figure, save_figure
 from fzoo.files import replacing
 from fzoo.inference.runtime import instruction_sets
 
@@ -69,28 +71,28 @@ VARYING = ("task", "size", "dtype", "precision", "inputs", "in_flight", "devices
 
 
 def number(value: float | None) -> str:
-    """Three digits; a dash where it is not known."""
+    """Write three digits; a dash where it is not known."""
     if value is None:
         return "-"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}" if 0 < abs(value) < 100 else f"{value:,.0f}"
 
 
 def varies(rows: Sequence[Row], key: str) -> bool:
-    """Whether rows differ in this: sizes of one model, dtypes of engines that leave the choice."""
+    """Tell whether rows differ in this: sizes of one model, dtypes of engines that leave the choice."""
     if key == "size":
         return len({(row["model"], row["size"]) for row in rows}) > len({row["model"] for row in rows})
     return len({row[key] for row in rows if key != "dtype" or not row["engine"].endswith("bf16")}) > 1
 
 
 def table(rows: Sequence[Row], reference: str = REFERENCE, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
-    """(headers, cells), with the ratios of images/s to the reference and to the fastest engine that is not fzoo.
+    """Make (headers, cells), with the ratios of images/s to the reference and to the fastest that is not fzoo.
 
     `narrow` leaves out the columns of `WIDE` and breaks the headers.
     """
     columns = {header: cell for header, cell in COLUMNS.items() if not narrow or header not in WIDE}
     if not any(row["peak_share"] for row in rows):
         columns.pop("% of peak")
-    beside = split(rows, *BESIDE)
+    beside = group_rows(rows, *BESIDE)
     extra = [key for key in VARYING if varies(rows, key)]
     cells = []
     for row in rows:
@@ -106,19 +108,19 @@ def table(rows: Sequence[Row], reference: str = REFERENCE, narrow: bool = False)
 
 
 def order(row: Row) -> tuple[Any, ...]:
-    """Sorts rows: model, task, dtype, devices, batch, engine."""
+    """Return what sorts rows: model, task, dtype, devices, batch, engine."""
     place = list(ENGINES).index(row["engine"])
     how = row["dtype"], row["precision"], row["inputs"], row["in_flight"], row["device"]
     return row["model"], row["task"], row["size"], row["devices"], row["batch"], place, *how
 
 
 def merged(older: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
-    """All rows; of two with the same key, the newer."""
+    """Merge rows; of two with the same key the newer stays."""
     return sorted({tuple(r[key] for key in KEY): r for r in (*older, *newer)}.values(), key=order)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The results of a folder: {"machine": ..., "rows": ...}.
+    """Read the results of a folder: {"machine": ..., "rows": ...}.
 
     Raises:
         ValueError: there are none, or they are not this program's.
@@ -153,7 +155,7 @@ def write(folder: Path, rows: Sequence[Row], machine: dict[str, Any], reference:
 
 
 def processor_of(machine: dict[str, Any]) -> str:
-    """The kind of processor that a table is of, in a line."""
+    """Describe in a line the kind of processor that a table is of."""
     sets = ", ".join(machine.get("instruction_sets") or ["instruction sets unknown"])
     return f"Processor: {machine.get('processor') or 'unknown'} ({sets}), {machine.get('cores') or '?'} cores"
 
@@ -167,7 +169,7 @@ def check(folder: Path) -> None:
         OSError: it can't be made.
         ModuleNotFoundError: matplotlib is not installed; the message says how to.
     """
-    figure(1, 1)
+    make_figure(1, 1, extra="bench")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "results.json").exists():
         theirs, ours = read(folder)["machine"].get("instruction_sets"), list(instruction_sets())
@@ -181,19 +183,6 @@ def check(folder: Path) -> None:
 # -- plots -------------------------------------------------------------------------------------------------------------
 
 
-def figure(width: float, height: float) -> Any:
-    """A matplotlib figure; sizes in inches.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed; the message says how to.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as e:
-        raise ModuleNotFoundError("the plots are drawn by matplotlib: pip install 'fzoo[bench]'") from e
-    return Figure((width, height), dpi=150, layout="constrained")
-
-
 def plot(folder: Path, rows: Sequence[Row]) -> list[Path]:
     """Draw throughput.png, accuracy.png and batches.png, those that there are rows for; returns their paths."""
     rows = [row for row in rows if row["status"] == "ok"]
@@ -202,20 +191,20 @@ def plot(folder: Path, rows: Sequence[Row]) -> list[Path]:
         drawn = draw(rows)
         if drawn is not None:
             paths.append(folder / f"{name}.png")
-            drawn.savefig(paths[-1])
+            save_figure(drawn, paths[-1])
     return paths
 
 
 def label(row: Row) -> str:
-    """What a row's engine is called in a plot."""
+    """Name a row's engine for a plot."""
     plain = row["dtype"] == "float32" or row["engine"].endswith("bf16")
     parts = [row["engine"]] if plain else [row["engine"], row["dtype"]]
     parts += [row["precision"]] if row["precision"] != "default" else []
     return ", ".join([*parts, *(["from the host"] if row["inputs"] == "host" and row["device"] != "cpu" else [])])
 
 
-def split(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by the values of some keys, in their order."""
+def group_rows(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Group rows by the values of some keys, in their order."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
@@ -223,7 +212,7 @@ def split(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def by_engine(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by their label, in the order of `ENGINES`."""
+    """Group rows by their label, in the order of `ENGINES`."""
     found: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (list(COLOURS).index(row["engine"]), row["dtype"] == "bfloat16")):
         found.setdefault(label(row), []).append(row)
@@ -231,7 +220,7 @@ def by_engine(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def title(task: str, batch: int | None, devices: int) -> str:
-    """What a panel shows."""
+    """Say what a panel shows."""
     parts = [task, batch and f"batch {batch}", devices > 1 and f"{devices} devices"]
     return ", ".join(str(part) for part in parts if part)
 
@@ -246,12 +235,12 @@ def plain_numbers(axis: Any) -> None:
 
 
 def draw_throughput(rows: Sequence[Row]) -> Any:
-    """Bars of images/s: a panel for each task and batch size, a group for each model."""
-    panels = split(rows, "task", "devices", "batch")
+    """Draw bars of images/s: a panel for each task and batch size, a group for each model."""
+    panels = group_rows(rows, "task", "devices", "batch")
     if not panels:
         return None
     models, engines = sorted({row["model"] for row in rows}), by_engine(rows)
-    fig = figure(max(7.5, 0.13 * len(models) * (len(engines) + 2) + 1.5), 0.9 + 3.2 * len(panels))
+    fig = make_figure(max(7.5, 0.13 * len(models) * (len(engines) + 2) + 1.5), 0.9 + 3.2 * len(panels), extra="bench")
     axes = list(fig.subplots(len(panels), squeeze=False)[:, 0])
     for ax, ((task, devices, batch), shown) in zip(axes, panels.items(), strict=True):
         here = by_engine(shown)
@@ -280,8 +269,8 @@ def draw_throughput(rows: Sequence[Row]) -> Any:
 
 
 def draw_accuracy(rows: Sequence[Row]) -> Any:
-    """Keras's published top-1 against images/s, of the batch size with the most rows."""
-    panels = split(
+    """Draw Keras's published top-1 against images/s, of the batch size with the most rows."""
+    panels = group_rows(
         (r for r in rows if r["task"] == "inference" and r["size"] == fzoo.spec(r["model"]).input_size),
         "batch",
         "devices",
@@ -291,7 +280,7 @@ def draw_accuracy(rows: Sequence[Row]) -> Any:
     (batch, devices), shown = max(panels.items(), key=lambda item: (len(item[1]), -item[0][0], -item[0][1]))
     top1 = {row["model"]: 100 * fzoo.spec(row["model"]).top1 for row in shown}
     models = sorted(top1, key=lambda name: (top1[name], name))
-    fig = figure(9, 5.5)
+    fig = make_figure(9, 5.5, extra="bench")
     ax = fig.subplots()
     for name, theirs in by_engine(shown).items():
         ax.scatter([], [], color=COLOURS[theirs[0]["engine"]], marker="s", label=name)
@@ -304,7 +293,7 @@ def draw_accuracy(rows: Sequence[Row]) -> Any:
     ax.set(xscale="log", xlabel="images/s", ylabel="ImageNet top-1, %, as Keras publishes it", ylim=(low, high))
     finish(ax)
     plain_numbers(ax.xaxis)
-    heights = spread([top1[name] for name in models], (high - low) / 20)
+    heights = spread_apart([top1[name] for name in models], (high - low) / 20)
     for name, y in zip(models, heights, strict=True):
         ax.plot([1, 1.03], [top1[name], y], color="#999999", lw=0.7, clip_on=False, transform=ax.get_yaxis_transform())
         marker = MARKERS[models.index(name) % len(MARKERS)]
@@ -317,34 +306,31 @@ def draw_accuracy(rows: Sequence[Row]) -> Any:
     return fig
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Ascending values, moved as little as it takes for a gap between each and the next."""
+def spread_apart(values: Sequence[float], gap: float) -> list[float]:
+    """Move ascending values as little as it takes for a gap between each and the next."""
     clusters: list[list[float]] = []
     for value in values:
         clusters.append([value])
         while (
             len(clusters) > 1
-            and middle(clusters[-1]) - middle(clusters[-2]) < gap * (len(clusters[-1]) + len(clusters[-2])) / 2
+            and fmean(clusters[-1]) - fmean(clusters[-2]) < gap * (len(clusters[-1]) + len(clusters[-2])) / 2
         ):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
-    return [middle(c) + gap * (i - (len(c) - 1) / 2) for c in clusters for i in range(len(c))]
-
-
-def middle(values: Sequence[float]) -> float:
-    """Their mean."""
-    return sum(values) / len(values)
+    return [fmean(c) + gap * (i - (len(c) - 1) / 2) for c in clusters for i in range(len(c))]
 
 
 def draw_batches(rows: Sequence[Row]) -> Any:
-    """Images/s over the batch size: a panel for each model and task of which several were measured."""
+    """Draw images/s over the batch size: a panel for each model and task of which several were measured."""
     panels = {
-        key: found for key, found in split(rows, "model", "task", "devices").items() if len(split(found, "batch")) > 1
+        key: found
+        for key, found in group_rows(rows, "model", "task", "devices").items()
+        if len(group_rows(found, "batch")) > 1
     }
     if not panels:
         return None
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    fig = figure(max(7.5, 3.1 * columns), 0.9 + 2.5 * lines)
+    fig = make_figure(max(7.5, 3.1 * columns), 0.9 + 2.5 * lines, extra="bench")
     axes = list(fig.subplots(lines, columns, squeeze=False).flat)
     for ax, ((model, task, devices), shown) in zip(axes, panels.items(), strict=False):
         for name, theirs in by_engine(shown).items():
@@ -368,14 +354,14 @@ def draw_batches(rows: Sequence[Row]) -> Any:
 
 
 def finish(ax: Any) -> None:
-    """Light grid, no box."""
+    """Set a light grid, and no box."""
     ax.grid(color="#e5e5e5", lw=0.7)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def legend(fig: Any, axes: Sequence[Any]) -> None:
-    """One for all panels, above them."""
+    """Set one for all panels, above them."""
     found = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     names = [name for engine in COLOURS for name in found if name.split(",")[0] == engine]
     fig.legend([found[n] for n in names], names, loc="outside upper center", ncols=min(4, len(names)), frameon=False)

@@ -101,7 +101,7 @@ class Worker:
         self.first_answer_s = time.perf_counter() - start
 
     def ask(self, request: str) -> dict[str, Any]:
-        """The answer to a request.
+        """Return the answer to a request.
 
         Raises:
             NoAnswer: the engine can't do it, or its process has died or is stuck.
@@ -132,7 +132,7 @@ class Worker:
         self.in_flight_times += self.last.get("in_flight_times", [])
 
     def measured(self) -> Measured:
-        """All that it has said."""
+        """Return all that it has said."""
         return Measured(
             self.first["device"],
             self.job.mode,
@@ -145,7 +145,7 @@ class Worker:
         )
 
     def profile(self, folder: Path) -> bool:
-        """Have it write a trace of some calls; whether its engine can."""
+        """Have it write a trace of some calls; returns whether its engine can."""
         return self.ask(json.dumps({"profile": str(folder)}))["profile"] is not None
 
     def _death(self) -> str:
@@ -246,7 +246,7 @@ def bench(
 
 
 def available(engines: Sequence[str], say: Callable[[str], object]) -> list[str]:
-    """The engines to measure, in the order of `ENGINES`; by default those that are installed."""
+    """List the engines to measure, in the order of `ENGINES`; by default those that are installed."""
     for name in engines:
         if name not in ENGINES:
             raise ValueError(unknown("engine", name, ENGINES, show=len(ENGINES)))
@@ -273,7 +273,7 @@ def measure(
     say: Callable[[str], object],
     traces: Path | None,
 ) -> list[Row]:
-    """The rows of one model and batch size; `known` is what `worker.facts` gives."""
+    """Measure the rows of one model and batch size; `known` is what `worker.facts` gives."""
     rows: dict[str, Row] = {}
     ceiling = None
     together = [[CEILING, *engines]]
@@ -318,7 +318,7 @@ def measure(
 
 
 def shares(row: Row, ceiling: float | None, device: str, platform: str) -> Row:
-    """The fields of a row that say how much of what a device can do was reached.
+    """Compute the fields of a row that say how much of what a device can do was reached.
 
     Args:
         row: see `row`.
@@ -336,7 +336,7 @@ def shares(row: Row, ceiling: float | None, device: str, platform: str) -> Row:
 
 
 def start(job: Job, folder: Path) -> Worker:
-    """A process that has given its first results, in the engine's fastest mode.
+    """Start a process, in the engine's fastest mode, and wait for its first results.
 
     Raises:
         NoAnswer: there are none in any mode.
@@ -375,14 +375,14 @@ def start(job: Job, folder: Path) -> Worker:
 
 
 def prepared(what: str, job: Job, folder: Path) -> dict[str, Any]:
-    """What one of `PREPARATIONS` answers."""
+    """Return what one of `PREPARATIONS` answers."""
     done = Worker(dataclasses.replace(job, engine=what), environment(what, folder))
     done.stop()
     return done.first
 
 
 def environment(name: str, folder: Path) -> dict[str, str]:
-    """Of a process: where fzoo lies, quiet libraries, GPU memory taken as it is needed, since several share it."""
+    """Make a process's: where fzoo lies, quiet libraries, GPU memory taken as it is needed, since several share it."""
     root = str(Path(fzoo.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     engine = {"KERAS_BACKEND": "tensorflow"} if name == "convert" else ENGINES[name].env if name in ENGINES else {}
@@ -397,7 +397,7 @@ def environment(name: str, folder: Path) -> dict[str, str]:
 
 
 def row(job: Job, name: str, known: dict[str, Any], measured: Measured | None, failure: NoAnswer | None = None) -> Row:
-    """What was measured of an engine, or why nothing was; `results.schema.json` says it of each field.
+    """Make the row of an engine: what was measured, or why nothing was; `results.schema.json` says it of each field.
 
     images/s come from the median: of calls one by one, or of turns with several in flight. The first call compiles; the
     first answer counts from the start of the process, imports included. FLOPs are the model's (see `worker.facts`),
@@ -443,7 +443,7 @@ def row(job: Job, name: str, known: dict[str, Any], measured: Measured | None, f
 
 
 def tidy(value: Any) -> Any:
-    """A number for a file: four digits of it, or None where it is not known."""
+    """Round a number for a file, to four digits; None where it is not known."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.4g}") if np.isfinite(value) else None

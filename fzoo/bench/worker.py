@@ -33,7 +33,7 @@ PROFILED = 5
 
 
 def start_ceiling(job: Job) -> Running:
-    """The fastest matrix product: what the device does at best with the arithmetic of a convolution.
+    """Start the fastest matrix product: what the device does at best with the arithmetic of a convolution.
 
     In the job's dtype and precision; on a CPU, whose units for bfloat16 may be slower, the faster of that and float32.
     """
@@ -67,7 +67,7 @@ TAPPED = ("Activation", "ReLU", "Add", "MaxPooling2D")
 
 
 def facts(job: Job) -> dict[str, Any]:
-    """What is known of a model without running it.
+    """Collect what is known of a model without running it.
 
     Its parameters, its FLOPs for an image (three times those of the forward pass to train), for features the layer
     where half of them are done, and JAX's device.
@@ -135,7 +135,7 @@ PREPARATIONS = {"facts": facts, "convert": convert}
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -157,7 +157,7 @@ def turn(running: Running, seconds: float, in_flight: int) -> dict[str, Any]:
 
 
 def one_by_one(running: Running, seconds: float) -> list[float]:
-    """What each batch took, the next begun when it was done."""
+    """Time each batch, the next begun when it was done."""
     start, times = time.perf_counter(), []
     while not times or time.perf_counter() - start < seconds:
         times.append(timed(running.call))
@@ -165,7 +165,7 @@ def one_by_one(running: Running, seconds: float) -> list[float]:
 
 
 def with_several_in_flight(running: Running, seconds: float, in_flight: int) -> float:
-    """Seconds for a batch where the next ones are begun before it is done."""
+    """Time a batch where the next ones are begun before it is done."""
     pending: deque[Any] = deque()
     start, count = time.perf_counter(), 0
     while count < in_flight or time.perf_counter() - start < seconds:
@@ -179,7 +179,7 @@ def with_several_in_flight(running: Running, seconds: float, in_flight: int) -> 
 
 
 def profiled(running: Running, folder: str) -> dict[str, Any]:
-    """Write a trace of some calls; says whether the engine has one."""
+    """Write a trace of some calls; returns whether the engine has one."""
     if running.profile is None:
         return {"profile": None}
     with running.profile(folder):
@@ -189,7 +189,7 @@ def profiled(running: Running, folder: str) -> dict[str, Any]:
 
 
 def memory() -> dict[str, float]:
-    """The most memory that this process has held, in MiB, and on its device, where JAX or PyTorch knows."""
+    """Return the most memory that this process has held, in MiB, and on its device, where JAX or PyTorch knows."""
     # Not ru_maxrss alone: on Linux it counts the parent, as which every process begins.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -205,7 +205,7 @@ def memory() -> dict[str, float]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, in a line."""
+    """Write what an exception says, in a line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 

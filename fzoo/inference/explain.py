@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 from fzoo.errors import unknown
 from fzoo.inference.predict import in_batches
 from fzoo.layers.activations import activation_function
-from fzoo.layers.classifier import Classifier, is_count
+from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import layer_names, trace
+from fzoo.layers.options import is_count
 from fzoo.layers.record import Node
 
 #: Colours of heat from 0 to 1, evenly spaced.

@@ -18,7 +18,8 @@ from jaxtyping import Array, Num
 
 from fzoo.files import replacing
 from fzoo.inference.predict import run
-from fzoo.layers.classifier import Classifier, is_count
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.options import is_count
 from fzoo.zoo import preprocess_input, spec
 
 #: What a file can be for, as JAX calls them; "gpu" is "cuda" (NVIDIA) or "rocm" (AMD).

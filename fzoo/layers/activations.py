@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation_function(activation: Activation) -> Callable[[Array], Array]:
-    """The function for a Keras activation: a name, a callable, or None for the identity.
+    """Return the function for a Keras activation: a name, a callable, or None for the identity.
 
     Raises:
         ValueError: the name is not one of Keras's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from fzoo.errors import unknown
 from fzoo.layers.activations import Activation, activation_function
 from fzoo.layers.keras import Layers, Training
+from fzoo.layers.options import COUNT, FLAG, RATE, Check, check_declared, is_count, one_of, option, or_none
 from fzoo.layers.record import Prepared
 
 
@@ -33,17 +34,13 @@ class Head:
         ValueError: one of these can't be honoured.
     """
 
-    pooling: str = "avg"
-    hidden: int | None = None
-    dropout: float = 0.0
+    pooling: str = option("avg", one_of("avg", "max"))
+    hidden: int | None = option(None, or_none(COUNT))
+    dropout: float = option(0.0, RATE)
 
     def __post_init__(self):
         """Check the options."""
-        if self.pooling not in ("avg", "max"):
-            raise ValueError(f"pooling={self.pooling!r} given, 'avg' or 'max' expected")
-        if self.hidden is not None:
-            check_like_default("hidden", self.hidden, 1)
-        check_like_default("dropout", self.dropout, 0.0)
+        check_declared(self)
 
     def __call__(
         self, k: Layers, x: Float[Array, "n c"], classes: int, activation: Activation
@@ -81,13 +78,13 @@ class Classifier(nn.Module):
         ValueError: an argument, or the shape of the images, can't be honoured.
     """
 
-    include_top: bool = True
-    classes: int = 1000
-    pooling: str | None = None
+    include_top: bool = option(True, FLAG)
+    classes: int = option(1000, COUNT)
+    pooling: str | None = option(None, one_of(None, "avg", "max"))
     classifier_activation: Activation = "softmax"
     input_shape: tuple[int | None, int | None, int] | None = None
     dtype: Any = jnp.float32
-    head: Head | None = None
+    head: Head | None = option(None, or_none(Check("a fzoo.Head", lambda head: isinstance(head, Head))))
     prepared: Prepared | None = None
 
     # Facts of a family; not options.
@@ -109,30 +106,26 @@ class Classifier(nn.Module):
 
     @nn.nowrap
     def check_options(self) -> None:
-        """Raise ValueError for an option that can't be honoured; a family adds its own."""
-        common = {field.name for field in dataclasses.fields(Classifier)}
-        for field in dataclasses.fields(self):
-            optional = getattr(self, field.name) is None and str(field.type).endswith("| None")
-            if field.name not in common and not optional:
-                check_like_default(field.name, getattr(self, field.name), field.default)
+        """Raise ValueError for an option that can't be honoured; a family adds what its declarations don't say."""
+        check_declared(self)
         check_common_options(self)
 
     @staticmethod
     def current_name(old: str) -> str:
-        """Today's name of a layer that older files of the family call otherwise."""
+        """Return today's name of a layer that older files of the family call otherwise."""
         return old
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """All layers up to the last feature map; what a family defines."""
+        """Apply all layers up to the last feature map; what a family defines."""
         raise NotImplementedError
 
     def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
-        """The classifier on top of the last feature map; most families share this one."""
+        """Classify the last feature map; most families share this one."""
         x = k.global_avg_pool(x, name=self.top_pool)
         return k.dense(x, self.classes, activation=self.probabilities, name="predictions")
 
     def pooled(self, k: Layers, x: Float[Array, "n ho wo f"], pooling: str | None) -> Float[Array, "n ..."]:
-        """What takes the top's place without it; most families share this one, too."""
+        """Do what takes the top's place without it; most families share this one, too."""
         if pooling == "avg":
             return k.global_avg_pool(x, name="avg_pool" if self.named_pools else None)
         if pooling == "max":
@@ -140,7 +133,7 @@ class Classifier(nn.Module):
         return x
 
     def probabilities(self, logits: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
-        """`classifier_activation`, computed in float32 at least."""
+        """Apply `classifier_activation`, in float32 at least."""
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return activation_function(self.classifier_activation)(logits)
 
@@ -182,7 +175,7 @@ class Classifier(nn.Module):
         given: Mapping[str, Array] | None = None,
         record: bool = False,
     ) -> tuple[Array, Layers]:
-        """The forward pass: its output, and the `Layers` that kept what was asked for.
+        """Run the forward pass; returns its output, and the `Layers` that kept what was asked for.
 
         The outputs of layers that are `given` are not computed, nor what they alone need, once XLA has seen it.
         """
@@ -211,18 +204,18 @@ class Classifier(nn.Module):
 
     @nn.nowrap
     def names(self, k: Layers) -> list[str]:
-        """Names of the layers that a call went through, and that are there to be tapped."""
+        """List the names of the layers that a call went through, and that are there to be tapped."""
         gone = dict(self.prepared.gone) if self.prepared else {}
         return [name for name in k.names if name not in gone]
 
     def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: Training = False) -> Array:
-        """Class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
+        """Compute class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
         return self.run(x, train)[0]
 
     def endpoints(
         self, x: Float[Array | np.ndarray, "n h w c"], layers: Sequence[str], train: Training = False
     ) -> dict[str, Float[Array, "n ..."]]:
-        """The outputs of Keras layers by name; XLA drops what none of them needs.
+        """Compute the outputs of Keras layers by name; XLA drops what none of them needs.
 
         `module.apply(variables, x, ("mixed8",), method="endpoints")`, or called as a submodule.
 
@@ -243,50 +236,13 @@ class Classifier(nn.Module):
         return {name: k.tapped[name] for name in layers}
 
 
-def check_like_default(name: str, value: Any, default: Any) -> None:
-    """Raise ValueError unless a family's option is of its default's kind, and positive."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if isinstance(default, bool):
-        fits, wanted = isinstance(value, bool), "True or False"
-    elif isinstance(default, str):
-        fits, wanted = isinstance(value, str) and bool(value), "a name"
-    elif name == "dropout" or name.endswith("_rate"):
-        fits, wanted = number and 0 <= float(value) < 1, "a rate from 0 to less than 1"
-    elif isinstance(default, tuple) and isinstance(default[0], tuple):  # rows of a table
-        row = type(default[0])
-        fits = isinstance(value, tuple) and len(value) > 0 and all(isinstance(each, row) for each in value)
-        wanted = f"a tuple of {row.__name__}"
-    elif isinstance(default, tuple):
-        fits = isinstance(value, tuple) and len(value) == len(default) and all(is_count(n) for n in value)
-        wanted = f"{len(default)} positive integers"
-    elif isinstance(default, int):
-        fits, wanted = is_count(value), "a positive integer"
-    else:
-        fits, wanted = number and 0 < float(value) < float("inf"), "a positive number"
-    if not fits:
-        raise ValueError(f"{name}={value!r} given, {wanted} expected")
-
-
-def is_count(value: Any) -> bool:
-    """Whether this is a positive integer."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
-
-
 def check_common_options(module: Classifier) -> None:
-    """Raise ValueError for an option of every family that can't be honoured."""
+    """Raise ValueError for options of every family that don't go together, or that no single check can tell."""
     shape, family = module.input_shape, type(module).__name__
-    if not isinstance(module.include_top, bool):
-        raise ValueError(f"include_top={module.include_top!r} given, True or False expected")
-    if module.pooling not in (None, "avg", "max"):
-        raise ValueError(f"pooling={module.pooling!r} given, None, 'avg' or 'max' expected")
-    if not (module.head is None or isinstance(module.head, Head)):
-        raise ValueError(f"head={module.head!r} given, a fzoo.Head or None expected")
     if module.head is not None and not module.include_top:
         raise ValueError("head goes with include_top=True: it is the classifier")
     if module.pooling and module.include_top:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
-    if not is_count(module.classes):
-        raise ValueError(f"classes={module.classes!r} given, a positive integer expected")
     if module.default_size < module.min_size:
         raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")
     activation_function(module.classifier_activation)

@@ -12,22 +12,22 @@ Padding = str | tuple[tuple[int, int], tuple[int, int]]
 
 
 def of_channels(constant: float | Sequence[float], x: Array) -> np.ndarray:
-    """A constant for each channel, or for all, as an array of x's rank."""
+    """Give a constant for each channel, or for all, as an array of x's rank."""
     return np.reshape(np.asarray(constant, np.float32), (1,) * (x.ndim - 1) + (-1,))
 
 
 def pair(n: int | tuple[int, int]) -> tuple[int, int]:
-    """Both spatial values of a size given as one number or two."""
+    """Give both spatial values of a size that is one number or two."""
     return (n, n) if isinstance(n, int) else n
 
 
 def lax_padding(padding: Padding) -> str | tuple[tuple[int, int], tuple[int, int]]:
-    """Keras's "same" and "valid" are lax's "SAME" and "VALID"."""
+    """Translate Keras's "same" and "valid" into lax's "SAME" and "VALID"."""
     return padding.upper() if isinstance(padding, str) else padding
 
 
 def snake_case(kind: str) -> str:
-    """Keras's snake case of a class name: "Conv2D" gives "conv2d", "ReLU" gives "re_lu"."""
+    """Put a class name into Keras's snake case: "Conv2D" gives "conv2d", "ReLU" gives "re_lu"."""
     kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind)
     return re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
 

@@ -57,7 +57,7 @@ def trace(module: Classifier) -> Trace:
 
 @functools.lru_cache(maxsize=128)
 def _trace(module: Classifier, x64: bool) -> Trace:
-    """`trace`, by all that it depends on: dtypes of variables differ with `x64`."""
+    """Do what `trace` does, by all that it depends on: dtypes of variables differ with `x64`."""
     found: list[Node] = []
 
     def call(x):
@@ -91,7 +91,7 @@ def keras_order(nodes: Sequence[Node]) -> list[Node]:
 
 
 def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:
-    """Variables as Keras initialises them, drawn on the host, so that nothing has to be compiled.
+    """Make variables as Keras initialises them, drawn on the host, so that nothing has to be compiled.
 
     Of the same distributions as `module.init(rng, images)`, but not the same numbers.
     """
@@ -114,7 +114,7 @@ def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:
 
 
 def layer_names(module: Classifier) -> list[str]:
-    """Every Keras layer of the network, the input and those without weights too, in Keras's order.
+    """List every Keras layer of the network, the input and those without weights too, in Keras's order.
 
     `layer_names(module)[249]` is the name of Keras's `model.layers[249]`.
     """

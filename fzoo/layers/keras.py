@@ -95,11 +95,11 @@ class Layers:
         )
 
     def trains(self, name: str) -> bool:
-        """Whether a layer behaves as in training."""
+        """Tell whether a layer behaves as in training."""
         return self._train if isinstance(self._train, bool) else name in self._train
 
     def _start(self, kernel_init: VarianceScaling) -> Callable[..., Array]:
-        """How kernels start; a record has no use for their values."""
+        """Choose how kernels start; a record has no use for their values."""
         return nn.initializers.zeros if self._record else kernel_init
 
     # -- bookkeeping ------------------------------------------------------------------------------------------------
@@ -141,11 +141,11 @@ class Layers:
         return y
 
     def not_given(self) -> list[str]:
-        """The names of what the caller gave that no layer has."""
+        """List the names of what the caller gave that no layer has."""
         return list(self._given)
 
     def given(self, name: str, y: Array) -> Array:
-        """What the caller gave for the output of a layer; it is taken once, so that the unknown names are left."""
+        """Take what the caller gave for the output of a layer; once, so that the unknown names are left."""
         given = self._given.pop(name)
         if given.shape[1:] != y.shape[1:]:
             raise ValueError(f"{name} of shape {given.shape} given, (N, {', '.join(map(str, y.shape[1:]))}) expected")
@@ -167,7 +167,7 @@ class Layers:
         kernel_init: VarianceScaling = glorot_uniform,
         name: str | None = None,
     ) -> Float[Array, "n ho wo f"]:
-        """Conv2D."""
+        """Apply Conv2D."""
         name = self._name("Conv2D", name)
         kernel, steps, pads = pair(kernel), pair(strides), lax_padding(padding)
         use_bias = use_bias or name in self._prepared.biased
@@ -203,7 +203,7 @@ class Layers:
         kernel_init: VarianceScaling = glorot_uniform,
         name: str | None = None,
     ) -> Float[Array, "n ho wo cm"]:
-        """DepthwiseConv2D. Output c * depth_multiplier + j reads input channel c."""
+        """Apply DepthwiseConv2D. Output c * depth_multiplier + j reads input channel c."""
         name = self._name("DepthwiseConv2D", name)
         channels, kernel = x.shape[-1], pair(kernel)
         y = self._conv(
@@ -229,7 +229,7 @@ class Layers:
         *,
         name: str | None = None,
     ) -> Float[Array, "n ho wo f"]:
-        """SeparableConv2D without a bias."""
+        """Apply SeparableConv2D without a bias."""
         name = self._name("SeparableConv2D", name)
         kernel, channels = pair(kernel), x.shape[-1]
         use_bias = name in self._prepared.biased
@@ -246,7 +246,7 @@ class Layers:
         kernel_init: VarianceScaling = glorot_uniform,
         name: str | None = None,
     ) -> Float[Array, "n ... f"]:
-        """Dense, over the last axis."""
+        """Apply Dense, over the last axis."""
         name = self._name("Dense", name)
         dense = Dense(features, dtype=self.dtype, kernel_init=self._start(kernel_init), name=name)
         y = activation_function(activation)(dense(x))
@@ -262,7 +262,7 @@ class Layers:
         scale: bool = True,
         name: str | None = None,
     ) -> Float[Array, "n ... c"]:
-        """BatchNormalization over the last axis, with Keras's epsilon and momentum."""
+        """Apply BatchNormalization over the last axis, with Keras's epsilon and momentum."""
         name = self._name("BatchNormalization", name)
         if name in self._prepared.folded:
             y = x
@@ -275,7 +275,7 @@ class Layers:
     def layer_norm(
         self, x: Float[Array, "n ... c"], *, epsilon: float = 1e-3, name: str | None = None
     ) -> Float[Array, "n ... c"]:
-        """LayerNormalization over the last axis, with Keras's epsilon."""
+        """Apply LayerNormalization over the last axis, with Keras's epsilon."""
         name = self._name("LayerNormalization", name)
         y = LayerNorm(epsilon, dtype=self.dtype, use_fast_variance=False, name=name)(x)
         return self._note("LayerNormalization", name, [x], y)
@@ -283,7 +283,7 @@ class Layers:
     def layer_scale(
         self, x: Float[Array, "n ... c"], init: float, *, name: str | None = None
     ) -> Float[Array, "n ... c"]:
-        """LayerScale: a factor for each channel, at first `init`."""
+        """Apply LayerScale: a factor for each channel, at first `init`."""
         name = self._name("LayerScale", name)
         y = x if name in self._prepared.folded else LayerScale(init, self.dtype, name=name)(x)
         return self._note("LayerScale", name, [x], y, init=init)
@@ -296,7 +296,7 @@ class Layers:
         *,
         name: str | None = None,
     ) -> Float[Array, "n h w c"]:
-        """Normalization of the channels, by constants, or by values that come with the weights."""
+        """Apply Normalization of the channels, by constants, or by values that come with the weights."""
         name = self._name("Normalization", name)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         if mean is None or variance is None:
@@ -306,8 +306,10 @@ class Layers:
         return self._note("Normalization", name, [x], y.astype(x.dtype))
 
     def sequential(self, x: Array, layers: Callable[[Layers, Array], Array], *, name: str | None = None) -> Array:
-        """Sequential: what `layers(k, x)` calls, under one name. `layers` is no module's method: Flax would lead those
-        variables to that module."""
+        """Apply Sequential: what `layers(k, x)` calls, under one name.
+
+        `layers` is no module's method: Flax would lead those variables to that module.
+        """
         name = self._name("Sequential", name)
         inner = Layers(
             train=self.trains(name),
@@ -326,17 +328,17 @@ class Layers:
     # -- layers without weights ---------------------------------------------------------------------------------------
 
     def input(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """InputLayer."""
+        """Note the InputLayer."""
         return self._note("InputLayer", self._name("InputLayer", None), [], x)
 
     def activation(self, x: Array, function: Activation, *, name: str | None = None) -> Array:
-        """Activation."""
+        """Apply Activation."""
         name = self._name("Activation", name)
         y = activation_function(function)(x)
         return self._note("Activation", name, [x], y, activation=name_of(function))
 
     def relu(self, x: Array, max_value: float | None = None, *, name: str | None = None) -> Array:
-        """ReLU, clipped at `max_value`."""
+        """Apply ReLU, clipped at `max_value`."""
         name = self._name("ReLU", name)
         y = ACTIVATIONS["relu"](x) if max_value is None else jnp.clip(x, 0, max_value)
         return self._note("ReLU", name, [x], y)
@@ -344,7 +346,7 @@ class Layers:
     def zero_pad(
         self, x: Float[Array, "n h w c"], padding: int | tuple[tuple[int, int], ...], *, name: str | None = None
     ) -> Float[Array, "n hp wp c"]:
-        """ZeroPadding2D."""
+        """Apply ZeroPadding2D."""
         name = self._name("ZeroPadding2D", name)
         if isinstance(padding, int):
             padding = ((padding, padding), (padding, padding))
@@ -353,7 +355,7 @@ class Layers:
     def crop(
         self, x: Float[Array, "n h w c"], cropping: tuple[tuple[int, int], tuple[int, int]], *, name: str | None = None
     ) -> Float[Array, "n hc wc c"]:
-        """Cropping2D."""
+        """Apply Cropping2D."""
         name = self._name("Cropping2D", name)
         (top, bottom), (left, right) = cropping
         y = x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
@@ -368,7 +370,7 @@ class Layers:
         *,
         name: str | None = None,
     ) -> Float[Array, "n ho wo c"]:
-        """MaxPooling2D; padding never wins. `strides` defaults to the window."""
+        """Apply MaxPooling2D; padding never wins. `strides` defaults to the window."""
         name = self._name("MaxPooling2D", name)
         how = ops.Pool("max", pair(window), pair(strides or window), padding.upper())
         return self._note("MaxPooling2D", name, [x], ops.pool(how, x))
@@ -382,7 +384,7 @@ class Layers:
         *,
         name: str | None = None,
     ) -> Float[Array, "n ho wo c"]:
-        """AveragePooling2D; padding is not counted. `strides` defaults to the window."""
+        """Apply AveragePooling2D; padding is not counted. `strides` defaults to the window."""
         name = self._name("AveragePooling2D", name)
         how = ops.Pool("avg", pair(window), pair(strides or window), padding.upper())
         return self._note("AveragePooling2D", name, [x], ops.pool(how, x))
@@ -390,44 +392,44 @@ class Layers:
     def global_avg_pool(
         self, x: Float[Array, "n h w c"], *, keepdims: bool = False, name: str | None = None
     ) -> Float[Array, "n ... c"]:
-        """GlobalAveragePooling2D."""
+        """Apply GlobalAveragePooling2D."""
         name = self._name("GlobalAveragePooling2D", name)
         return self._note("GlobalAveragePooling2D", name, [x], jnp.mean(x, (1, 2), keepdims=keepdims))
 
     def global_max_pool(self, x: Float[Array, "n h w c"], *, name: str | None = None) -> Float[Array, "n c"]:
-        """GlobalMaxPooling2D."""
+        """Apply GlobalMaxPooling2D."""
         name = self._name("GlobalMaxPooling2D", name)
         return self._note("GlobalMaxPooling2D", name, [x], jnp.max(x, (1, 2)))
 
     def add(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
-        """Add."""
+        """Apply Add."""
         name = self._name("Add", name)
         return self._note("Add", name, xs, functools.reduce(jnp.add, xs))
 
     def scaled_add(self, x: Array, residual: Array, scale: float, *, name: str | None = None) -> Array:
-        """x + scale * residual; Keras calls the layer CustomScaleLayer."""
+        """Compute x + scale * residual; Keras calls the layer CustomScaleLayer."""
         name = self._name("CustomScaleLayer", name)
         return self._note("CustomScaleLayer", name, [x, residual], x + residual * scale)
 
     def multiply(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
-        """Multiply."""
+        """Apply Multiply."""
         name = self._name("Multiply", name)
         return self._note("Multiply", name, xs, functools.reduce(jnp.multiply, xs))
 
     def operation(self, function: Callable[..., Array], *xs: Array) -> Array:
-        """`function(*xs)`: what a Keras file says by an operator, which is no layer of the model."""
+        """Compute `function(*xs)`: what a Keras file says by an operator, which is no layer of the model."""
         return self._note(OPERATION, self._name(OPERATION, None), xs, function(*xs))
 
     def rescaling(
         self, x: Array, scale: float | Sequence[float], offset: float = 0.0, *, name: str | None = None
     ) -> Array:
-        """Rescaling: x * scale + offset, in float32 at least."""
+        """Apply Rescaling: x * scale + offset, in float32 at least."""
         name = self._name("Rescaling", name)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         return self._note("Rescaling", name, [x], (wide * of_channels(scale, x) + offset).astype(x.dtype))
 
     def concat(self, xs: Sequence[Array], *, room: int | None = None, name: str | None = None) -> Array:
-        """Concatenate, over the channels.
+        """Apply Concatenate, over the channels.
 
         Where the first of `xs` grows to `room` channels by one concatenation after the other, it isn't copied by each:
         it lies in a buffer of that size, which each adds to. In training there is none, since each of its gradients
@@ -450,22 +452,22 @@ class Layers:
         return self._note("Concatenate", name, xs, joined)
 
     def flatten(self, x: Float[Array, "n ..."], *, name: str | None = None) -> Float[Array, "n c"]:
-        """Flatten."""
+        """Apply Flatten."""
         name = self._name("Flatten", name)
         return self._note("Flatten", name, [x], x.reshape(x.shape[0], -1))
 
     def reshape(self, x: Array, shape: tuple[int, ...], *, name: str | None = None) -> Array:
-        """Reshape; the batch is left out of `shape`."""
+        """Apply Reshape; the batch is left out of `shape`."""
         name = self._name("Reshape", name)
         return self._note("Reshape", name, [x], x.reshape(x.shape[0], *shape))
 
     def dropout(self, x: Array, rate: float, *, images: bool = False, name: str | None = None) -> Array:
-        """Dropout, of single values or of whole `images`; in training it draws from the "dropout" stream of `rngs`."""
+        """Apply Dropout, to single values or to whole `images`; in training it draws from "dropout" of `rngs`."""
         name = self._name("Dropout", name)
         return self._note("Dropout", name, [x], self._dropped(x, rate, images, name), rate=rate)
 
     def stochastic_depth(self, x: Array, rate: float, *, name: str | None = None) -> Array:
-        """StochasticDepth: drops whole images of a residual branch, in training."""
+        """Apply StochasticDepth: drop whole images of a residual branch, in training."""
         name = self._name("StochasticDepth", name)
         return self._note("StochasticDepth", name, [x], self._dropped(x, rate, True, name))
 
@@ -474,7 +476,7 @@ class Layers:
         return nn.Dropout(rate, broadcast_dims=shared, deterministic=not self.trains(name), name=name)(x)
 
     def correct_pad(self, x: Float[Array, "n h w c"], kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The zero-padding before a VALID convolution of stride 2 in Keras's mobile families: by the input's parity.
+        """Return the zero-padding before a VALID convolution of stride 2 in Keras's mobile families, by parity.
 
         Keras decides when it builds the network; where it does not know the size then, it pads as for an even one.
         """

@@ -23,7 +23,7 @@ class Layer(nn.Module):
 
     @nn.nowrap
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:
-        """As in Flax; the first of `init_args` is the shape."""
+        """Make a parameter as Flax does; the first of `init_args` is the shape."""
         if self.scope is None or not self.scope.has_variable("params", name):
             return super().param(name, init_fn, *init_args, **options)
         value = nn.meta.unbox(self.get_variable("params", name))
@@ -93,7 +93,7 @@ class WinogradConv(Layer):
 
 @functools.partial(jax.jit, static_argnums=5)  # a network repeats its shapes: each is traced once
 def normalised(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
-    """Batch normalisation by given statistics."""
+    """Normalise by given statistics."""
     mean, factor, bias = (lax.broadcast_to_rank(v, x.ndim) for v in (mean, lax.rsqrt(var + epsilon) * scale, bias))
     return (x - mean) * factor + bias
 

@@ -15,6 +15,9 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import make_divisible
 from fzoo.layers.initializers import VarianceScaling
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import COUNT, FLAG, POSITIVE, RATE, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 CONV_INIT = VarianceScaling(2.0, "fan_out", "truncated_normal")
 DENSE_INIT = VarianceScaling(1 / 3, "fan_out", "uniform")
@@ -42,11 +45,11 @@ class Scaled(Classifier):
         drop_connect_rate: stochastic depth: how often the last block is dropped in training, those before it less.
     """
 
-    width_coefficient: float = 1.0
-    depth_coefficient: float = 1.0
-    default_size: int = 224
-    dropout_rate: float = 0.2
-    drop_connect_rate: float = 0.2
+    width_coefficient: float = option(1.0, POSITIVE)
+    depth_coefficient: float = option(1.0, POSITIVE)
+    default_size: int = option(224, COUNT)
+    dropout_rate: float = option(0.2, RATE)
+    drop_connect_rate: float = option(0.2, RATE)
 
     top_pool = "avg_pool"
     micro_batch = 2
@@ -54,14 +57,14 @@ class Scaled(Classifier):
     weightless = ("default_size", "dropout_rate", "drop_connect_rate")
 
     def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
-        """The classifier."""
+        """Classify."""
         x = k.global_avg_pool(x, name=self.top_pool)
         if self.dropout_rate:
             x = k.dropout(x, self.dropout_rate, name="top_dropout")
         return k.dense(x, self.classes, activation=self.probabilities, kernel_init=DENSE_INIT, name="predictions")
 
     def repeats(self, blocks: int) -> int:
-        """A number of blocks, scaled."""
+        """Scale a number of blocks."""
         return math.ceil(self.depth_coefficient * blocks)
 
 
@@ -73,10 +76,10 @@ class EfficientNet(Scaled):
             publishes, which were trained so; `load` sets it for those files.
     """
 
-    divide_by_std: bool = False
+    divide_by_std: bool = option(False, FLAG)
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, seven stages, and a last 1x1 convolution."""
+        """Apply a stem, seven stages, and a last 1x1 convolution."""
         conv = partial(k.conv2d, use_bias=False, kernel_init=CONV_INIT)
 
         x = k.normalization(k.rescaling(x, 1 / 255))
@@ -102,7 +105,7 @@ class EfficientNet(Scaled):
         return k.activation(k.batch_norm(x, name="top_bn"), "swish", name="top_activation")
 
     def width(self, filters: int) -> int:
-        """A number of channels, scaled."""
+        """Scale a number of channels."""
         return make_divisible(filters * self.width_coefficient)
 
 
@@ -133,7 +136,7 @@ def inverted_residual(
 
 
 def squeeze_and_excite(k: Layers, x: Float[Array, "n h w c"], squeezed: int, prefix: str) -> Float[Array, "n h w c"]:
-    """Each channel times a weight from 0 to 1 that all of the image decides."""
+    """Weigh each channel, from 0 to 1, by what all of the image holds."""
     conv = partial(k.conv2d, kernel=1, padding="same", kernel_init=CONV_INIT)
     y = k.reshape(k.global_avg_pool(x, name=f"{prefix}se_squeeze"), (1, 1, x.shape[-1]), name=f"{prefix}se_reshape")
     y = conv(y, squeezed, activation="swish", name=f"{prefix}se_reduce")
@@ -144,7 +147,112 @@ def squeeze_and_excite(k: Layers, x: Float[Array, "n h w c"], squeezed: int, pre
 def residual(
     k: Layers, x: Float[Array, "n h w c"], inputs: Float[Array, "n h w c"], drop_rate: float, prefix: str
 ) -> Float[Array, "n h w c"]:
-    """The sum of a block and its input, the block being dropped for some images in training."""
+    """Add a block to its input, the block being dropped for some images in training."""
     if drop_rate:
         x = k.dropout(x, drop_rate, images=True, name=f"{prefix}drop")
     return k.add([x, inputs], name=f"{prefix}add")
+
+
+variant = partial(
+    ModelSpec,
+    family=EfficientNet,
+    preprocessing="none",
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1905.11946",
+)
+
+EfficientNetB0 = variant(
+    name="EfficientNetB0",
+    input_size=224,
+    parameters=5_330_571,
+    depth=132,
+    size_mb=29,
+    top1=0.771,
+    top5=0.933,
+    options={"width_coefficient": 1.0, "depth_coefficient": 1.0, "default_size": 224, "dropout_rate": 0.2},
+    weight_files=published.EFFICIENTNET["EfficientNetB0"],
+)
+
+EfficientNetB1 = variant(
+    name="EfficientNetB1",
+    input_size=240,
+    parameters=7_856_239,
+    depth=186,
+    size_mb=31,
+    top1=0.791,
+    top5=0.944,
+    options={"width_coefficient": 1.0, "depth_coefficient": 1.1, "default_size": 240, "dropout_rate": 0.2},
+    weight_files=published.EFFICIENTNET["EfficientNetB1"],
+)
+
+EfficientNetB2 = variant(
+    name="EfficientNetB2",
+    input_size=260,
+    parameters=9_177_569,
+    depth=186,
+    size_mb=36,
+    top1=0.801,
+    top5=0.949,
+    options={"width_coefficient": 1.1, "depth_coefficient": 1.2, "default_size": 260, "dropout_rate": 0.3},
+    weight_files=published.EFFICIENTNET["EfficientNetB2"],
+)
+
+EfficientNetB3 = variant(
+    name="EfficientNetB3",
+    input_size=300,
+    parameters=12_320_535,
+    depth=210,
+    size_mb=48,
+    top1=0.816,
+    top5=0.957,
+    options={"width_coefficient": 1.2, "depth_coefficient": 1.4, "default_size": 300, "dropout_rate": 0.3},
+    weight_files=published.EFFICIENTNET["EfficientNetB3"],
+)
+
+EfficientNetB4 = variant(
+    name="EfficientNetB4",
+    input_size=380,
+    parameters=19_466_823,
+    depth=258,
+    size_mb=75,
+    top1=0.829,
+    top5=0.964,
+    options={"width_coefficient": 1.4, "depth_coefficient": 1.8, "default_size": 380, "dropout_rate": 0.4},
+    weight_files=published.EFFICIENTNET["EfficientNetB4"],
+)
+
+EfficientNetB5 = variant(
+    name="EfficientNetB5",
+    input_size=456,
+    parameters=30_562_527,
+    depth=312,
+    size_mb=118,
+    top1=0.836,
+    top5=0.967,
+    options={"width_coefficient": 1.6, "depth_coefficient": 2.2, "default_size": 456, "dropout_rate": 0.4},
+    weight_files=published.EFFICIENTNET["EfficientNetB5"],
+)
+
+EfficientNetB6 = variant(
+    name="EfficientNetB6",
+    input_size=528,
+    parameters=43_265_143,
+    depth=360,
+    size_mb=166,
+    top1=0.84,
+    top5=0.968,
+    options={"width_coefficient": 1.8, "depth_coefficient": 2.6, "default_size": 528, "dropout_rate": 0.5},
+    weight_files=published.EFFICIENTNET["EfficientNetB6"],
+)
+
+EfficientNetB7 = variant(
+    name="EfficientNetB7",
+    input_size=600,
+    parameters=66_658_687,
+    depth=438,
+    size_mb=256,
+    top1=0.843,
+    top5=0.97,
+    options={"width_coefficient": 2.0, "depth_coefficient": 3.1, "default_size": 600, "dropout_rate": 0.5},
+    weight_files=published.EFFICIENTNET["EfficientNetB7"],
+)

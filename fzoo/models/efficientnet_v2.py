@@ -12,7 +12,10 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import COUNT, FLAG, option, rows
 from fzoo.models.efficientnet import CONV_INIT, Scaled, residual, squeeze_and_excite
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class Stage(NamedTuple):
@@ -79,15 +82,15 @@ class EfficientNetV2(Scaled):
         include_preprocessing: whether pixels from 0 to 255 are taken; otherwise preprocessed values.
     """
 
-    stages: tuple[Stage, ...] = B
-    stem_filters: int = 32
-    imagenet_statistics: bool = True
-    include_preprocessing: bool = True
+    stages: tuple[Stage, ...] = option(B, rows(Stage))
+    stem_filters: int = option(32, COUNT)
+    imagenet_statistics: bool = option(True, FLAG)
+    include_preprocessing: bool = option(True, FLAG)
 
     weightless = (*Scaled.weightless, "include_preprocessing")
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, the stages, and a last 1x1 convolution."""
+        """Apply a stem, the stages, and a last 1x1 convolution."""
         conv = partial(k.conv2d, padding="same", use_bias=False, kernel_init=CONV_INIT)
 
         if self.include_preprocessing:
@@ -106,25 +109,25 @@ class EfficientNetV2(Scaled):
         return k.activation(x, "swish", name="top_activation")
 
     def preprocessed(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Pixels to values around zero."""
+        """Bring pixels to values around zero."""
         if not self.imagenet_statistics or x.shape[-1] != 3:
             return k.rescaling(x, 1 / 128, -1)
         return k.normalization(k.rescaling(x, 1 / 255), (0.485, 0.456, 0.406), (0.229**2, 0.224**2, 0.225**2))
 
     def width(self, filters: int) -> int:
-        """A number of channels, scaled to a multiple of 8."""
+        """Scale a number of channels to a multiple of 8."""
         return max(8, int(filters * self.width_coefficient + 4) // 8 * 8)
 
 
 def batch_norm(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w c"]:
-    """BN with the family's momentum."""
+    """Normalise by a BN with the family's momentum."""
     return k.batch_norm(x, momentum=0.9, name=name)
 
 
 def fused(
     k: Layers, x: Float[Array, "n h w c"], expansion: int, filters: int, stride: int, prefix: str
 ) -> Float[Array, "n ho wo f"]:
-    """A 3x3 convolution that expands, and a 1x1 that projects; without expansion, a 3x3 alone."""
+    """Expand by a 3x3 convolution and project by a 1x1; without expansion, apply a 3x3 alone."""
     conv = partial(k.conv2d, padding="same", use_bias=False, kernel_init=CONV_INIT)
     if expansion == 1:
         x = batch_norm(k, conv(x, filters, 3, stride, name=f"{prefix}project_conv"), f"{prefix}project_bn")
@@ -147,3 +150,96 @@ def separate(
     x = k.activation(batch_norm(k, x, f"{prefix}bn"), "swish", name=f"{prefix}activation")
     x = squeeze_and_excite(k, x, max(1, channels // 4), prefix)
     return batch_norm(k, conv(x, filters, name=f"{prefix}project_conv"), f"{prefix}project_bn")
+
+
+variant = partial(
+    ModelSpec,
+    family=EfficientNetV2,
+    preprocessing="none",
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/2104.00298",
+)
+
+EfficientNetV2B0 = variant(
+    name="EfficientNetV2B0",
+    input_size=224,
+    parameters=7_200_312,
+    depth=151,
+    size_mb=29,
+    top1=0.787,
+    top5=0.943,
+    options={"width_coefficient": 1.0, "depth_coefficient": 1.0, "default_size": 224},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2B0"],
+)
+
+EfficientNetV2B1 = variant(
+    name="EfficientNetV2B1",
+    input_size=240,
+    parameters=8_212_124,
+    depth=185,
+    size_mb=34,
+    top1=0.798,
+    top5=0.95,
+    options={"width_coefficient": 1.0, "depth_coefficient": 1.1, "default_size": 240},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2B1"],
+)
+
+EfficientNetV2B2 = variant(
+    name="EfficientNetV2B2",
+    input_size=260,
+    parameters=10_178_374,
+    depth=193,
+    size_mb=42,
+    top1=0.805,
+    top5=0.951,
+    options={"width_coefficient": 1.1, "depth_coefficient": 1.2, "default_size": 260},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2B2"],
+)
+
+EfficientNetV2B3 = variant(
+    name="EfficientNetV2B3",
+    input_size=300,
+    parameters=14_467_622,
+    depth=225,
+    size_mb=59,
+    top1=0.82,
+    top5=0.958,
+    options={"width_coefficient": 1.2, "depth_coefficient": 1.4, "default_size": 300},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2B3"],
+)
+
+EfficientNetV2S = variant(
+    name="EfficientNetV2S",
+    input_size=384,
+    parameters=21_612_360,
+    depth=281,
+    size_mb=88,
+    top1=0.839,
+    top5=0.967,
+    options={"stages": S, "stem_filters": 24, "imagenet_statistics": False, "default_size": 384},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2S"],
+)
+
+EfficientNetV2M = variant(
+    name="EfficientNetV2M",
+    input_size=480,
+    parameters=54_431_388,
+    depth=403,
+    size_mb=220,
+    top1=0.853,
+    top5=0.974,
+    options={"stages": M, "stem_filters": 24, "imagenet_statistics": False, "default_size": 480},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2M"],
+)
+
+EfficientNetV2L = variant(
+    name="EfficientNetV2L",
+    input_size=480,
+    parameters=119_027_848,
+    depth=557,
+    size_mb=479,
+    top1=0.857,
+    top5=0.975,
+    options={"stages": L, "stem_filters": 32, "imagenet_statistics": False, "default_size": 480},
+    weight_files=published.EFFICIENTNET_V2["EfficientNetV2L"],
+)

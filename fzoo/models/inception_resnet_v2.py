@@ -12,7 +12,10 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import counts, option
 from fzoo.models.inception_v3 import chain, conv_bn
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 #: For each kind of block, the arguments of `conv_bn` along its branches.
 BRANCHES = {
@@ -29,14 +32,14 @@ class InceptionResNetV2(Classifier):
         blocks: number of residual blocks of each of the three kinds.
     """
 
-    blocks: tuple[int, ...] = (10, 20, 10)
+    blocks: tuple[int, ...] = option((10, 20, 10), counts(3))
 
     default_size = 299
     min_size = 75
     top_pool = "avg_pool"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 1536"]:
-        """A stem, and residual blocks of three kinds with reductions between them."""
+        """Apply a stem, and residual blocks of three kinds with reductions between them."""
         *counts, last = self.blocks
         x = chain(k, x, (32, 3, 2, "valid"), (32, 3, 1, "valid"), (64, 3))
         x = chain(k, k.max_pool(x, 3, 2), (80, 1, 1, "valid"), (192, 3, 1, "valid"))
@@ -75,7 +78,7 @@ class InceptionResNetV2(Classifier):
 
 
 def residuals(k: Layers, x: Float[Array, "n h w c"], kind: str, scales: Sequence[float]) -> Float[Array, "n h w c"]:
-    """Residual blocks of one kind, numbered from 1."""
+    """Apply residual blocks of one kind, numbered from 1."""
     for i, scale in enumerate(scales, 1):
         x = residual(k, x, kind, i, scale)
     return x
@@ -84,8 +87,24 @@ def residuals(k: Layers, x: Float[Array, "n h w c"], kind: str, scales: Sequence
 def residual(
     k: Layers, x: Float[Array, "n h w c"], kind: str, i: int, scale: float, activate: bool = True
 ) -> Float[Array, "n h w c"]:
-    """Branches, a 1x1 convolution back to the input's width, and a scaled addition to the input."""
+    """Apply branches and a 1x1 convolution back to the input's width, and add it to the input, scaled."""
     y = k.concat([chain(k, x, *branch) for branch in BRANCHES[kind]], name=f"{kind}_{i}_mixed")
     y = k.conv2d(y, x.shape[-1], 1, padding="same", name=f"{kind}_{i}_conv")
     x = k.scaled_add(x, y, scale)
     return k.activation(x, "relu", name=f"{kind}_{i}_ac") if activate else x
+
+
+InceptionResNetV2Spec = ModelSpec(
+    name="InceptionResNetV2",
+    family=InceptionResNetV2,
+    input_size=299,
+    preprocessing="tf",
+    parameters=55_873_736,
+    depth=449,
+    size_mb=215,
+    top1=0.803,
+    top5=0.953,
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1602.07261",
+    weight_files=published.INCEPTION_RESNET_V2["InceptionResNetV2"],
+)

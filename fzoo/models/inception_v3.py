@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class InceptionV3(Classifier):
@@ -22,7 +24,7 @@ class InceptionV3(Classifier):
     top_pool = "avg_pool"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
-        """A stem, and the blocks `mixed0` to `mixed10`."""
+        """Apply a stem, and the blocks `mixed0` to `mixed10`."""
         conv = partial(conv_bn, k)
 
         x = conv(x, 32, 3, 2, "valid")
@@ -53,21 +55,21 @@ def conv_bn(
     padding: str = "same",
     name: str | None = None,
 ) -> Float[Array, "n ho wo filters"]:
-    """Convolution, BN without a scale, ReLU."""
+    """Apply a convolution, BN without a scale, ReLU."""
     x = k.conv2d(x, filters, kernel, strides, padding, use_bias=False, name=name)
     x = k.batch_norm(x, scale=False, name=name and f"{name}_bn")
     return k.activation(x, "relu", name=name and f"{name}_ac")
 
 
 def chain(k: Layers, x: Float[Array, "n h w c"], *convs: tuple) -> Float[Array, "n ho wo f"]:
-    """Convolutions in a row, each given by the arguments of `conv_bn`."""
+    """Apply convolutions in a row, each given by the arguments of `conv_bn`."""
     for conv in convs:
         x = conv_bn(k, x, *conv)
     return x
 
 
 def block_a(k: Layers, x: Float[Array, "n h w c"], pool_width: int, name: str) -> Float[Array, "n h w f"]:
-    """1x1, 5x5, two 3x3, pool (the paper's figure 5)."""
+    """Join 1x1, 5x5, two 3x3, and a pool (the paper's figure 5)."""
     return k.concat(
         [
             chain(k, x, (64, 1)),
@@ -80,7 +82,7 @@ def block_a(k: Layers, x: Float[Array, "n h w c"], pool_width: int, name: str) -
 
 
 def reduction_a(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n ho wo f"]:
-    """Half the size."""
+    """Halve the size."""
     return k.concat(
         [
             chain(k, x, (384, 3, 2, "valid")),
@@ -92,7 +94,7 @@ def reduction_a(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array
 
 
 def block_b(k: Layers, x: Float[Array, "n h w c"], n: int, name: str) -> Float[Array, "n h w 768"]:
-    """7x7 convolutions as 1x7 and 7x1 (the paper's figure 6)."""
+    """Join 7x7 convolutions, as 1x7 and 7x1 (the paper's figure 6)."""
     return k.concat(
         [
             chain(k, x, (192, 1)),
@@ -105,7 +107,7 @@ def block_b(k: Layers, x: Float[Array, "n h w c"], n: int, name: str) -> Float[A
 
 
 def reduction_b(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n ho wo f"]:
-    """Half the size again."""
+    """Halve the size again."""
     return k.concat(
         [
             chain(k, x, (192, 1), (320, 3, 2, "valid")),
@@ -117,7 +119,7 @@ def reduction_b(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array
 
 
 def block_c(k: Layers, x: Float[Array, "n h w c"], i: int) -> Float[Array, "n h w 2048"]:
-    """3x3 convolutions as 1x3 beside 3x1 (the paper's figure 7)."""
+    """Join 3x3 convolutions, as 1x3 beside 3x1 (the paper's figure 7)."""
     one = chain(k, x, (320, 1))
     split = chain(k, x, (384, 1))
     three = k.concat([chain(k, split, (384, (1, 3))), chain(k, split, (384, (3, 1)))], name=f"mixed9_{i}")
@@ -125,3 +127,19 @@ def block_c(k: Layers, x: Float[Array, "n h w c"], i: int) -> Float[Array, "n h 
     five = k.concat([chain(k, split, (384, (1, 3))), chain(k, split, (384, (3, 1)))])
     pool = chain(k, k.avg_pool(x, 3, 1, "same"), (192, 1))
     return k.concat([one, three, five, pool], name=f"mixed{9 + i}")
+
+
+InceptionV3Spec = ModelSpec(
+    name="InceptionV3",
+    family=InceptionV3,
+    input_size=299,
+    preprocessing="tf",
+    parameters=23_851_784,
+    depth=189,
+    size_mb=92,
+    top1=0.779,
+    top5=0.937,
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1512.00567",
+    weight_files=published.INCEPTION_V3["InceptionV3"],
+)

@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import COUNT, POSITIVE, RATE, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 #: (filters, stride) of the thirteen blocks, the paper's table 1.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
@@ -25,22 +28,22 @@ class MobileNet(Classifier):
         dropout: rate before the classifier; in training it draws from the "dropout" stream of `rngs`.
     """
 
-    alpha: float = 1.0
-    depth_multiplier: int = 1
-    dropout: float = 1e-3
+    alpha: float = option(1.0, POSITIVE)
+    depth_multiplier: int = option(1, COUNT)
+    dropout: float = option(1e-3, RATE)
 
     weightless = ("dropout",)
     micro_batch = 2
 
     @nn.nowrap
     def check_options(self) -> None:
-        """The narrowest layer has a channel."""
+        """Check that the narrowest layer has a channel, too."""
         super().check_options()
         if int(32 * self.alpha) < 1:
             raise ValueError(f"alpha={self.alpha} given, 1/32 or more expected")
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem and thirteen blocks of a depthwise and a pointwise convolution."""
+        """Apply a stem and thirteen blocks of a depthwise and a pointwise convolution."""
         x = k.conv2d(x, int(32 * self.alpha), 3, 2, "same", use_bias=False, name="conv1")
         x = k.relu(k.batch_norm(x, name="conv1_bn"), 6, name="conv1_relu")
         for i, (filters, stride) in enumerate(BLOCKS, 1):
@@ -61,9 +64,25 @@ class MobileNet(Classifier):
         return x
 
     def top(self, k: Layers, x: Float[Array, "n h w f"]) -> Float[Array, "n classes"]:
-        """The classifier, as a 1x1 convolution."""
+        """Classify, by a 1x1 convolution."""
         x = k.global_avg_pool(x, keepdims=True)
         x = k.dropout(x, self.dropout, name="dropout")
         x = k.conv2d(x, self.classes, 1, name="conv_preds")
         x = k.reshape(x, (self.classes,), name="reshape_2")
         return k.activation(x, self.probabilities, name="predictions")
+
+
+MobileNetSpec = ModelSpec(
+    name="MobileNet",
+    family=MobileNet,
+    input_size=224,
+    preprocessing="tf",
+    parameters=4_253_864,
+    depth=55,
+    size_mb=16,
+    top1=0.704,
+    top5=0.895,
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1704.04861",
+    weight_files=published.MOBILENET["MobileNet"],
+)

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import make_divisible
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import POSITIVE, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 #: (expansion, filters, repeats, stride of the first), the paper's table 2.
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -25,12 +28,12 @@ class MobileNetV2(Classifier):
         alpha: width multiplier.
     """
 
-    alpha: float = 1.0
+    alpha: float = option(1.0, POSITIVE)
 
     micro_batch = 2
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, seventeen inverted residuals, and a last 1x1 convolution, which only grows with alpha."""
+        """Apply a stem, seventeen inverted residuals, and a last 1x1 convolution, which only grows with alpha."""
         bn = partial(k.batch_norm, momentum=0.999)
 
         x = k.conv2d(x, make_divisible(32 * self.alpha), 3, 2, "same", use_bias=False, name="Conv1")
@@ -63,3 +66,19 @@ def inverted_residual(
     x = k.conv2d(x, filters, 1, use_bias=False, name=f"{prefix}project")
     x = bn(x, name=f"{prefix}project_BN")
     return k.add([inputs, x], name=f"{prefix}add") if channels == filters and stride == 1 else x
+
+
+MobileNetV2Spec = ModelSpec(
+    name="MobileNetV2",
+    family=MobileNetV2,
+    input_size=224,
+    preprocessing="tf",
+    parameters=3_538_984,
+    depth=105,
+    size_mb=14,
+    top1=0.713,
+    top5=0.901,
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1801.04381",
+    weight_files=published.MOBILENET_V2["MobileNetV2"],
+)

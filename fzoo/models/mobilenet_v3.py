@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import make_divisible
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import COUNT, FLAG, POSITIVE, RATE, option, rows
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class Block(NamedTuple):
@@ -80,12 +83,12 @@ class MobileNetV3(Classifier):
         include_preprocessing: whether pixels from 0 to 255 are taken; otherwise values from -1 to 1.
     """
 
-    blocks: tuple[Block, ...] = LARGE
-    last_filters: int = 1280
-    alpha: float = 1.0
-    minimalistic: bool = False
-    dropout_rate: float = 0.2
-    include_preprocessing: bool = True
+    blocks: tuple[Block, ...] = option(LARGE, rows(Block))
+    last_filters: int = option(1280, COUNT)
+    alpha: float = option(1.0, POSITIVE)
+    minimalistic: bool = option(False, FLAG)
+    dropout_rate: float = option(0.2, RATE)
+    include_preprocessing: bool = option(True, FLAG)
 
     named_pools = True
     weightless = ("dropout_rate", "include_preprocessing")
@@ -96,7 +99,7 @@ class MobileNetV3(Classifier):
         return self.input_shape is not None and None not in self.input_shape
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem, the blocks, and a last 1x1 convolution."""
+        """Apply a stem, the blocks, and a last 1x1 convolution."""
         bn = partial(k.batch_norm, momentum=0.999)
 
         if self.include_preprocessing:
@@ -109,7 +112,7 @@ class MobileNetV3(Classifier):
         return self.activation(k, bn(x, name="conv_1_bn"))
 
     def top(self, k: Layers, x: Float[Array, "n h w f"]) -> Float[Array, "n classes"]:
-        """A hidden layer and the classifier, as 1x1 convolutions."""
+        """Apply a hidden layer and classify, by 1x1 convolutions."""
         x = k.global_avg_pool(x, keepdims=True)
         x = self.activation(k, k.conv2d(x, make_divisible(self.last_filters * max(1.0, self.alpha)), 1, name="conv_2"))
         if self.dropout_rate:
@@ -118,7 +121,7 @@ class MobileNetV3(Classifier):
         return k.activation(x, self.probabilities, name="predictions")
 
     def activation(self, k: Layers, x: Array, hard_swish: bool = True) -> Array:
-        """Hard swish, or ReLU."""
+        """Apply hard swish, or ReLU."""
         return k.activation(x, "hard_swish") if hard_swish and not self.minimalistic else k.relu(x)
 
     def inverted_residual(
@@ -143,9 +146,41 @@ class MobileNetV3(Classifier):
 
 
 def squeeze_and_excite(k: Layers, x: Float[Array, "n h w c"], prefix: str) -> Float[Array, "n h w c"]:
-    """Each channel times a weight that all of the image decides: a hard sigmoid, in steps as Keras's file has it."""
+    """Weigh each channel by what all of the image holds: a hard sigmoid, in steps as Keras's file has it."""
     y = k.global_avg_pool(x, keepdims=True, name=f"{prefix}avg_pool")
     y = k.relu(k.conv2d(y, make_divisible(x.shape[-1] * 0.25), 1, name=f"{prefix}conv"), name=f"{prefix}relu")
     y = k.conv2d(y, x.shape[-1], 1, name=f"{prefix}conv_1")
     y = k.relu(k.operation(lambda y: y + 3, y), 6)
     return k.multiply([x, k.operation(lambda y: y * (1 / 6), y)], name=f"{prefix}mul")
+
+
+variant = partial(
+    ModelSpec,
+    family=MobileNetV3,
+    input_size=224,
+    preprocessing="none",
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1905.02244",
+)
+
+MobileNetV3Small = variant(
+    name="MobileNetV3Small",
+    parameters=2_554_968,
+    depth=88,
+    size_mb=10,
+    top1=0.681,
+    top5=None,
+    options={"blocks": SMALL, "last_filters": 1024},
+    weight_files=published.MOBILENET_V3["MobileNetV3Small"],
+)
+
+MobileNetV3Large = variant(
+    name="MobileNetV3Large",
+    parameters=5_507_432,
+    depth=110,
+    size_mb=22,
+    top1=0.756,
+    top5=None,
+    options={"blocks": LARGE, "last_filters": 1280},
+    weight_files=published.MOBILENET_V3["MobileNetV3Large"],
+)

@@ -14,6 +14,9 @@ from jaxtyping import Array, Float
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.initializers import he_normal
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import COUNT, FLAG, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class NASNet(Classifier):
@@ -28,18 +31,18 @@ class NASNet(Classifier):
         default_size: height and width when `input_shape` does not say.
     """
 
-    penultimate_filters: int = 4032
-    num_blocks: int = 6
-    stem_block_filters: int = 96
-    skip_reduction: bool = True
-    filter_multiplier: int = 2
-    default_size: int = 331
+    penultimate_filters: int = option(4032, COUNT)
+    num_blocks: int = option(6, COUNT)
+    stem_block_filters: int = option(96, COUNT)
+    skip_reduction: bool = option(True, FLAG)
+    filter_multiplier: int = option(2, COUNT)
+    default_size: int = option(331, COUNT)
 
     weightless = ("default_size",)
 
     @nn.nowrap
     def check_options(self) -> None:
-        """The width divides into cells."""
+        """Check that the width divides into cells, too."""
         super().check_options()
         unit = 24 * self.filter_multiplier**2
         if self.penultimate_filters < unit or self.penultimate_filters % unit:
@@ -51,7 +54,7 @@ class NASNet(Classifier):
         return True
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
-        """A stem with two reduction cells, and three stages of normal cells with reductions between them."""
+        """Apply a stem with two reduction cells, and three stages of normal cells with reductions between them."""
         filters, growth, n = self.penultimate_filters // 24, self.filter_multiplier, self.num_blocks
 
         x = k.conv2d(x, self.stem_block_filters, 3, 2, use_bias=False, kernel_init=he_normal, name="stem_conv1")
@@ -70,12 +73,12 @@ class NASNet(Classifier):
 
 
 def batch_norm(k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h w c"]:
-    """BN with NASNet's momentum."""
+    """Normalise by a BN with NASNet's momentum."""
     return k.batch_norm(x, momentum=0.9997, name=name)
 
 
 def squeeze(k: Layers, x: Float[Array, "n h w c"], filters: int, conv: str, bn: str) -> Float[Array, "n h w f"]:
-    """ReLU, 1x1 convolution, BN."""
+    """Apply ReLU, a 1x1 convolution, BN."""
     x = k.activation(x, "relu")
     x = k.conv2d(x, filters, 1, padding="same", use_bias=False, kernel_init=he_normal, name=conv)
     return batch_norm(k, x, bn)
@@ -84,7 +87,7 @@ def squeeze(k: Layers, x: Float[Array, "n h w c"], filters: int, conv: str, bn: 
 def separable(
     k: Layers, x: Float[Array, "n h w c"], filters: int, kernel: int, block: str, stride: int = 1
 ) -> Float[Array, "n ho wo filters"]:
-    """Twice ReLU, separable convolution, BN; the first may stride."""
+    """Apply ReLU, a separable convolution and BN, twice; the first may stride."""
     x, padding = k.activation(x, "relu"), "same"
     if stride == 2:
         x, padding = k.zero_pad(x, k.correct_pad(x, kernel), name=f"separable_conv_1_pad_{block}"), "valid"
@@ -97,7 +100,7 @@ def separable(
 def adjust(
     k: Layers, p: Float[Array, "n hp wp cp"] | None, x: Float[Array, "n h w c"], filters: int, block: str
 ) -> Float[Array, "n h w f"]:
-    """`p` in the size of `x` and with `filters` channels; the first cell of all has no `p`, and sees `x` twice."""
+    """Bring `p` to the size of `x` and to `filters` channels; the first cell of all has no `p`, and sees `x` twice."""
     if p is None:
         return x
     if p.shape[2] != x.shape[2]:
@@ -116,7 +119,7 @@ Cell = tuple[Float[Array, "n ho wo f"], Float[Array, "n h w c"]]
 
 
 def normal_cell(k: Layers, x: Float[Array, "n h w c"], p: Float[Array, "n hp wp cp"], filters: int, block: str) -> Cell:
-    """The paper's figure 4, left. Returns the cell's output and its input, the next cell's `p`."""
+    """Compute the paper's figure 4, left. Returns the cell's output and its input, the next cell's `p`."""
     sep = partial(separable, k, filters=filters)
     pool = partial(k.avg_pool, window=3, strides=1, padding="same")
 
@@ -136,7 +139,7 @@ def normal_cell(k: Layers, x: Float[Array, "n h w c"], p: Float[Array, "n hp wp 
 def reduction_cell(
     k: Layers, x: Float[Array, "n h w c"], p: Float[Array, "n hp wp cp"] | None, filters: int, block: str
 ) -> Cell:
-    """The paper's figure 4, right: half the size. Returns the cell's output and its input."""
+    """Compute the paper's figure 4, right: half the size. Returns the cell's output and its input."""
     sep = partial(separable, k, filters=filters)
 
     p = adjust(k, p, x, filters, block)
@@ -156,3 +159,48 @@ def reduction_cell(
     right = k.max_pool(padded, 3, 2, name=f"reduction_right5_{block}")
     five = k.add([left, right], name=f"reduction_add4_{block}")
     return k.concat([two, three, four, five], name=f"reduction_concat_{block}"), x
+
+
+variant = partial(
+    ModelSpec,
+    family=NASNet,
+    preprocessing="tf",
+    licence="Apache 2.0",
+    paper="https://arxiv.org/abs/1707.07012",
+)
+
+NASNetMobile = variant(
+    name="NASNetMobile",
+    input_size=224,
+    parameters=5_326_716,
+    depth=389,
+    size_mb=23,
+    top1=0.744,
+    top5=0.919,
+    options={
+        "penultimate_filters": 1056,
+        "num_blocks": 4,
+        "stem_block_filters": 32,
+        "skip_reduction": False,
+        "default_size": 224,
+    },
+    weight_files=published.NASNET["NASNetMobile"],
+)
+
+NASNetLarge = variant(
+    name="NASNetLarge",
+    input_size=331,
+    parameters=88_949_818,
+    depth=533,
+    size_mb=343,
+    top1=0.825,
+    top5=0.96,
+    options={
+        "penultimate_filters": 4032,
+        "num_blocks": 6,
+        "stem_block_filters": 96,
+        "skip_reduction": True,
+        "default_size": 331,
+    },
+    weight_files=published.NASNET["NASNetLarge"],
+)

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
+from fzoo.layers.options import counts, option
+from fzoo.models.spec import ModelSpec
+from fzoo.weights import published
 
 
 class ResNet(Classifier):
@@ -22,14 +25,14 @@ class ResNet(Classifier):
         blocks: number of blocks in each of the four stages.
     """
 
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    blocks: tuple[int, ...] = option((3, 4, 6, 3), counts(4))
 
     top_pool = "avg_pool"
     named_pools = True
 
     @staticmethod
     def current_name(old: str) -> str:
-        """Keras 1 and 2.1 said "res3b_branch2a" for "conv3_block2_1_conv", and kept a block's layers otherwise."""
+        """Translate the names of Keras 1 and 2.1: "res3b_branch2a" is "conv3_block2_1_conv" today."""
         part = re.fullmatch(r"(res|bn)([2-5])([a-z])_branch(1|2[abc])", old)
         if part is None:
             return {"conv1": "conv1_conv", "bn_conv1": "conv1_bn", "fc1000": "predictions"}.get(old, old)
@@ -38,7 +41,7 @@ class ResNet(Classifier):
         return f"conv{stage}_block{ord(block) - ord('a') + 1}_{number}_{'conv' if kind == 'res' else 'bn'}"
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 2048"]:
-        """A stem and four stages."""
+        """Apply a stem and four stages."""
         x = k.zero_pad(x, 3, name="conv1_pad")
         x = k.conv2d(x, 64, 7, 2, name="conv1_conv")
         x = k.batch_norm(x, epsilon=1.001e-5, name="conv1_bn")
@@ -55,7 +58,7 @@ class ResNet(Classifier):
 def bottleneck(
     k: Layers, x: Float[Array, "n h w c"], filters: int, stride: int, project: bool, name: str
 ) -> Float[Array, "n ho wo {4*filters}"]:
-    """1x1, 3x3, 1x1, added to the input, which a stage's first block projects to its width."""
+    """Apply 1x1, 3x3, 1x1, and add the input, which a stage's first block projects to its width."""
     bn = partial(k.batch_norm, epsilon=1.001e-5)
     shortcut = x
     if project:
@@ -66,3 +69,46 @@ def bottleneck(
     x = k.activation(x, "relu", name=f"{name}_2_relu")
     x = bn(k.conv2d(x, 4 * filters, 1, name=f"{name}_3_conv"), name=f"{name}_3_bn")
     return k.activation(k.add([shortcut, x], name=f"{name}_add"), "relu", name=f"{name}_out")
+
+
+variant = partial(
+    ModelSpec,
+    family=ResNet,
+    input_size=224,
+    preprocessing="caffe",
+    licence="MIT (Kaiming He)",
+    paper="https://arxiv.org/abs/1512.03385",
+)
+
+ResNet50 = variant(
+    name="ResNet50",
+    parameters=25_636_712,
+    depth=107,
+    size_mb=98,
+    top1=0.749,
+    top5=0.921,
+    options={"blocks": (3, 4, 6, 3)},
+    weight_files=published.RESNET["ResNet50"],
+)
+
+ResNet101 = variant(
+    name="ResNet101",
+    parameters=44_707_176,
+    depth=209,
+    size_mb=171,
+    top1=0.764,
+    top5=0.928,
+    options={"blocks": (3, 4, 23, 3)},
+    weight_files=published.RESNET["ResNet101"],
+)
+
+ResNet152 = variant(
+    name="ResNet152",
+    parameters=60_419_944,
+    depth=311,
+    size_mb=232,
+    top1=0.766,
+    top5=0.931,
+    options={"blocks": (3, 8, 36, 3)},
+    weight_files=published.RESNET["ResNet152"],
+)

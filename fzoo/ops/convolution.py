@@ -39,7 +39,7 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **options: Any,
 ) -> Float[Array, "n ho wo o"]:
-    """`lax.conv_general_dilated`, in a faster form where `CPU_FORMS` has one and the platform is a CPU."""
+    """Do what `lax.conv_general_dilated` does, in a faster form where `CPU_FORMS` has one and on a CPU."""
     plain = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
     if plain and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))):
         conv = Convolution.of(lhs.shape, rhs.shape, window_strides, padding, feature_group_count, lhs.dtype)
@@ -83,7 +83,7 @@ def _by_platform(
 def depthwise_shifted(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 cm"]
 ) -> Float[Array, "n ho wo cm"]:
-    """A depthwise convolution as one multiply-add of a shifted image for each kernel element."""
+    """Convolve depthwise as one multiply-add of a shifted image for each kernel element."""
     return _shifted(conv, x, kernel, lambda values, like: lax.broadcast_to_rank(values, like.ndim))
 
 
@@ -91,7 +91,7 @@ def depthwise_shifted(
 def _depthwise_jvp(
     conv: Convolution, primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    """The same sums, but the kernel's gradient, a sum over all pixels, is as `spread` has it."""
+    """Sum the same, but take the kernel's gradient, a sum over all pixels, as `spread` has it."""
     (x, kernel), (dx, dkernel) = primals, tangents
     return depthwise_shifted(conv, x, kernel), depthwise_shifted(conv, dx, kernel) + _shifted(conv, x, dkernel, _spread)
 
@@ -109,7 +109,7 @@ def _shifted(conv: Convolution, x: Array, kernel: Array, spread: Callable[[Array
 def pointwise(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "1 1 c o"]
 ) -> Float[Array, "n ho wo o"]:
-    """A 1x1 convolution as a matrix product."""
+    """Convolve by 1x1 as a matrix product."""
     [(_, x)] = windows(conv, x)
     return product(x.reshape(-1, conv.inputs), kernel[0, 0]).reshape(*x.shape[:3], conv.outputs)
 
@@ -117,7 +117,7 @@ def pointwise(
 def columns(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
 ) -> Float[Array, "n ho wo o"]:
-    """A convolution as a matrix product with the windows written out (im2col)."""
+    """Convolve as a matrix product with the windows written out (im2col)."""
     x = lax.optimization_barrier(jnp.concatenate([window for _, window in windows(conv, x)], axis=-1))
     kernel = kernel.reshape(-1, conv.outputs)
     return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(*x.shape[:3], conv.outputs)
@@ -128,7 +128,7 @@ def columns(
 def row_columns(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
 ) -> Float[Array, "n ho wo o"]:
-    """`columns`, a row of a window at a time: its pixels lie side by side, which counts where they are small."""
+    """Do as `columns`, a row of a window at a time: its pixels lie side by side, which counts where they are small."""
     (kh, kw), (down, right), (ho, wo) = conv.kernel, conv.strides, conv.size
     x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0)))
     x = x.reshape(*x.shape[:2], -1)
@@ -144,12 +144,12 @@ def row_columns(
 def winograd(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
 ) -> Float[Array, "n ho wo o"]:
-    """A convolution of stride 1 by Winograd's minimal filtering, its kernel transformed on the way."""
+    """Convolve with stride 1 by Winograd's minimal filtering, the kernel transformed on the way."""
     return winograd_transformed(conv, x, winograd_kernel(kernel, winograd_tile(conv)))
 
 
 def _plain_jvp(form: Any, conv: Convolution, primals: tuple[Array, Array], tangents: Any) -> tuple[Array, Any]:
-    """The derivative by XLA's convolution: the transposes of a form's steps are ten times slower than its own."""
+    """Derive by XLA's convolution: the transposes of a form's steps are ten times slower than its own."""
     plain = functools.partial(
         lax.conv_general_dilated, window_strides=conv.strides, padding=conv.pads, dimension_numbers=NHWC
     )
@@ -177,22 +177,22 @@ class Form:
 
 
 def is_depthwise(conv: Convolution) -> bool:
-    """One kernel for each channel."""
+    """Tell whether there is one kernel for each channel."""
     return conv.groups == conv.inputs > 1
 
 
 def is_pointwise(conv: Convolution) -> bool:
-    """A kernel of one pixel, and all channels together."""
+    """Tell whether the kernel is of one pixel, and for all channels together."""
     return conv.kernel == (1, 1) and conv.groups == 1
 
 
 def is_small_stem(conv: Convolution) -> bool:
-    """So few terms in a sum that XLA's convolution can't use its vectors: 3x3 on RGB."""
+    """Tell whether a sum has so few terms that XLA's convolution can't use its vectors: 3x3 on RGB."""
     return conv.groups == 1 and conv.kernel[0] * conv.kernel[1] * conv.inputs <= 32 and conv.inputs <= 4
 
 
 def is_narrow(conv: Convolution) -> bool:
-    """Of bfloat16, for which only a matrix product reaches a CPU's units; the windows must stay in its cache."""
+    """Tell whether it is of bfloat16, whose units on a CPU only a matrix product uses; the windows fit its cache."""
     windows = conv.images * math.prod(conv.size) * math.prod(conv.kernel) * conv.inputs
     return conv.dtype == jnp.bfloat16 and conv.groups == 1 and 2 * windows <= 1 << 24
 
@@ -202,7 +202,7 @@ FILTERED = ((3, 3), (5, 5), (1, 7), (7, 1))
 
 
 def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
-    """A kernel of `FILTERED` where the products saved outweigh the transforms.
+    """Tell whether the kernel is of `FILTERED`, and the products saved outweigh the transforms.
 
     Those of the image touch each pixel once for each channel, so there must be channels enough; a transformed tile is
     2.25 to 6.25 times its pixels, so past some size memory is what counts. That of the kernel, unless it is prepared,
@@ -227,5 +227,5 @@ CPU_FORMS = (
 
 
 def cpu_form(conv: Convolution) -> Callable[[Convolution, Array, Array], Array] | None:
-    """How a CPU runs a convolution, of (convolution, images, kernel); None for XLA's own way."""
+    """Choose how a CPU runs a convolution: a function of (convolution, images, kernel), or None for XLA's own way."""
     return next((form.run for form in CPU_FORMS if form.fits(conv)), None)

@@ -32,7 +32,7 @@ class Pool:
 
 @functools.partial(jax.jit, static_argnums=0)
 def pool(how: Pool, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo c"]:
-    """Pooling: on CPU down the columns, then along the rows, each as one operation on shifted images.
+    """Pool: on CPU down the columns, then along the rows, each as one operation on shifted images.
 
     XLA:CPU's windows go without its vectors, and are 3 to 7 times slower.
     """
@@ -46,7 +46,7 @@ def _pool_by_platform(how: Pool, x: Array) -> Array:
 
 @_pool_by_platform.defjvp
 def _pool_jvp(how: Pool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """XLA's derivative: of equal values in a window one takes it all, and not each its share."""
+    """Derive as XLA does: of equal values in a window one takes it all, and not each its share."""
     return _pool_by_platform(how, *primals), jax.jvp(functools.partial(_pool, how), primals, tangents)[1]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 @jax.jit
 def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
-    """The mean over all axes but the last.
+    """Average over all axes but the last.
 
     On CPU it is a product with ones: XLA sums down columns on one core, without its vectors.
     """
@@ -25,7 +25,7 @@ def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
 
 @jax.custom_jvp
 def spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Float[Array, "... c"]:
-    """Values of the channels at every pixel: a broadcast, whose gradient on CPU is a product with ones, too."""
+    """Broadcast values of the channels to every pixel, with a gradient that on CPU is a product with ones, too."""
     return _broadcast(values, like)
 
 

@@ -49,7 +49,7 @@ class Convolution:
         groups: int = 1,
         dtype: Any = jnp.float32,
     ) -> Convolution:
-        """From the shapes (n, h, w, c) and (kh, kw, i, o), and lax's padding."""
+        """Read it from the shapes (n, h, w, c) and (kh, kw, i, o), and lax's padding."""
         (n, h, w, c), (kh, kw, _, outputs) = images, kernel
         n = int(n) if isinstance(n, Integral) else 1  # a symbolic dimension can't be compared
         down, right = (int(s) for s in strides)
@@ -73,7 +73,7 @@ class Convolution:
 
 
 def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[int, int], Float[Array, "n ho wo c"]]]:
-    """For each kernel element, the part of the padded image that it meets."""
+    """Cut out, for each kernel element, the part of the padded image that it meets."""
     x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0))) if any(map(any, conv.pads)) else x
     (n, _, _, c), (sh, sw), (ho, wo) = x.shape, conv.strides, conv.size
     return [
@@ -84,7 +84,7 @@ def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[i
 
 
 def product(x: Float[Array, "... m k"], kernel: Float[Array, "... k n"]) -> Float[Array, "... m n"]:
-    """A matrix product that sums in float32, whatever its operands are."""
+    """Multiply matrices with sums in float32, whatever the operands are."""
     batch = tuple(range(x.ndim - 2))
     dimensions = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
     wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -27,11 +27,11 @@ POINTS = tuple(map(Fraction, ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "4/3", "
 
 @functools.cache
 def minimal_filtering(kernel: int, tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The matrices B^T (of the input), G (of the kernel) and A^T (of the output) for one dimension (Cook and Toom)."""
+    """Make B^T (of the input), G (of the kernel) and A^T (of the output) for one dimension (Cook and Toom)."""
     points = POINTS[: tile + kernel - 2]
 
     def polynomial(roots: Sequence[Fraction]) -> np.ndarray:
-        """Its coefficients, the constant first, among as many as B^T has columns."""
+        """Return its coefficients, the constant first, among as many as B^T has columns."""
         found = functools.reduce(lambda p, root: np.convolve(p, [-root, 1]), roots, np.array([Fraction(1)]))
         return np.concatenate([found, [0] * (len(points) + 1 - len(found))])
 
@@ -48,12 +48,12 @@ def minimal_filtering(kernel: int, tile: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 def winograd_tile(conv: Convolution) -> int:
-    """The side of the output tile: 4, or 2 where the image is so small that tiles of 4 would mostly hang over."""
+    """Return the side of the output tile: 4, or 2 where most of a tile of 4 would hang over so small an image."""
     return 4 if min(conv.size) > 8 else 2
 
 
 def winograd_kernel(kernel: Any, tile: int) -> Any:
-    """G kernel G^T of a kernel (kh, kw, c, o), NumPy or JAX: a matrix (c, o) for each of the products."""
+    """Compute G kernel G^T of a kernel (kh, kw, c, o), NumPy or JAX: a matrix (c, o) for each of the products."""
     sides = [minimal_filtering(k, tile)[1] if k > 1 else np.ones((1, 1)) for k in kernel.shape[:2]]
     both = np.kron(*sides).astype(np.float32)
     return (both @ kernel.reshape(both.shape[1], -1)).reshape(len(both), *kernel.shape[2:])
@@ -62,7 +62,7 @@ def winograd_kernel(kernel: Any, tile: int) -> Any:
 def winograd_transformed(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "products c o"]
 ) -> Float[Array, "n ho wo o"]:
-    """A convolution of stride 1 from the kernel that `winograd_kernel` made."""
+    """Convolve with stride 1 by the kernel that `winograd_kernel` made."""
     sides = [k for k in conv.kernel if k > 1]
     inputs = round(kernel.shape[0] ** (1 / len(sides)))  # of a tile, in each dimension that is filtered
     tile = inputs - sides[0] + 1
@@ -82,12 +82,12 @@ def winograd_transformed(
 
 
 def winograd_products(kernel: Sequence[int], tile: int) -> int:
-    """How many matrices `winograd_kernel` makes of a kernel (kh, kw)."""
+    """Count the matrices that `winograd_kernel` makes of a kernel (kh, kw)."""
     return math.prod(tile + k - 1 for k in kernel if k > 1)
 
 
 def filtered(matrix: np.ndarray, x: Array, step: int, count: int, axis: int) -> Array:
-    """The sums of x moved by 0, 1, ..., as each row of a constant matrix weighs them, at every `step` along an axis.
+    """Sum x moved by 0, 1, ..., as each row of a constant matrix weighs it, at every `step` along an axis.
 
     As one product: its sums written out would be no faster, and would take many times longer to compile.
     """
@@ -99,7 +99,7 @@ def filtered(matrix: np.ndarray, x: Array, step: int, count: int, axis: int) -> 
 
 
 def combine(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
-    """Row by row of a constant matrix, the sum of the terms; what is zero is left out."""
+    """Sum the terms by each row of a constant matrix; what is zero is left out."""
     sums = []
     for row in matrix.tolist():
         scaled = [t if c == 1 else t * c for c, t in zip(row, terms, strict=True) if c]

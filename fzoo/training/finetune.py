@@ -27,8 +27,9 @@ from fzoo.images.recipe import Recipe
 from fzoo.inference import devices
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.predict import features
-from fzoo.layers.classifier import Classifier, Head, is_count
+from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import trace
+from fzoo.layers.options import is_count
 from fzoo.training.data import (
     Arrays,
     Batches,

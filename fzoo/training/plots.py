@@ -8,28 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from fzoo.files import replacing
-
-
-def figure(width: float, height: float) -> Any:
-    """A matplotlib figure; sizes in inches.
-
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed; the message says how to.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as e:
-        raise ModuleNotFoundError("the curves are drawn by matplotlib: pip install 'fzoo[finetune]'") from e
-    return Figure((width, height), dpi=120, layout="constrained")
+from fzoo.figures import make_figure, save_figure
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss and accuracy over the epochs, a line where a phase begins."""
-    drawing = figure(9, 3.4)
+    """Draw loss and accuracy over the epochs, with a line where a phase begins."""
+    figure = make_figure(9, 3.4, extra="finetune", dpi=120)
     epochs = np.arange(1, len(history) + 1)
     starts = [i + 1 for i in range(1, len(history)) if history[i]["phase"] != history[i - 1]["phase"]]
-    for ax, name in zip(drawing.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    for ax, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         ax.plot(epochs, [row[name] for row in history], "o-", color="#0969da", markersize=3, label="training")
         if any(f"val_{name}" in row for row in history):
             values = [row.get(f"val_{name}", np.nan) for row in history]
@@ -39,15 +26,15 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         ax.set(xlabel="epoch", ylabel=name)
         ax.grid(alpha=0.3)
         ax.legend()
-    save(drawing, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """The confusion matrix in colours, with the numbers where there is room for them."""
+    """Draw the confusion matrix in colours, with the numbers where there is room for them."""
     count = len(names)
     side = min(3 + 0.35 * count, 24)
-    drawing = figure(side, side)
-    ax = drawing.subplots()
+    figure = make_figure(side, side, extra="finetune", dpi=120)
+    ax = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if count <= 60:
@@ -59,10 +46,4 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str], path: Path) -> N
                 j, i, str(confusion[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black"
             )
     ax.set(xlabel="predicted", ylabel="true")
-    save(drawing, path)
-
-
-def save(drawing: Any, path: Path) -> None:
-    """Write a figure as PNG, whole."""
-    with replacing(path) as temporary:
-        drawing.savefig(temporary)
+    save_figure(figure, path)

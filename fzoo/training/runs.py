@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fzoo.figures import make_figure
 from fzoo.files import one_line, replacing
 from fzoo.images.recipe import Recipe
 from fzoo.inference.devices import first_alone
 from fzoo.layers.classifier import Classifier, Head
-from fzoo.training.plots import draw_confusion, draw_curves, figure
+from fzoo.training.plots import draw_confusion, draw_curves
 from fzoo.weights import load_keras_weights, save_keras_weights
 from fzoo.zoo import create, family_defaults, spec
 
@@ -100,7 +101,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resume: bool):
-        figure(1, 1)  # what is missing at the end is missed at the start
+        make_figure(1, 1, extra="finetune")  # what is missing at the end is missed at the start
         self.folder, self.config = folder.absolute(), dict(config)
         self.writes = jax.process_index() == 0
         first_alone(lambda: self._begin(folder, resume))
