@@ -107,7 +107,7 @@ def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np
         return params["gamma"].astype(np.float64), np.zeros(params["gamma"].shape)
     scale = 1 / np.sqrt(stats["var"].astype(np.float64) + node.config["epsilon"])
     scale = scale * params["scale"] if "scale" in params else scale
-    return scale, params["bias"] - stats["mean"] * scale
+    return scale, params.get("bias", 0) - stats["mean"] * scale
 
 
 def linear_parts(name: str, by_name: dict[str, Node], readers: Counter[str]) -> list[tuple[Node, list[str]]] | None:

@@ -53,16 +53,19 @@ class SeparableConv(nn.Module):
     padding: str
     conv: Callable[..., nn.Conv]
     use_bias: bool = False
+    depth_multiplier: int = 1
+    dilation: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """Apply both convolutions."""
         channels = x.shape[-1]
         x = self.conv(
-            channels,
+            channels * self.depth_multiplier,
             self.kernel_size,
             self.strides,
             padding=self.padding,
+            kernel_dilation=self.dilation,
             feature_group_count=channels,
             name="depthwise",
         )(x)
@@ -109,6 +112,7 @@ class BatchNorm(Layer):
     momentum: float
     use_scale: bool
     dtype: Any
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
@@ -117,7 +121,7 @@ class BatchNorm(Layer):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(())
-        bias = self.param("bias", nn.initializers.zeros, channels)
+        bias = self.param("bias", nn.initializers.zeros, channels) if self.use_bias else jnp.zeros(channels)
         if not self.train:
             y = normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
             return jnp.asarray(y, self.dtype)

@@ -27,6 +27,7 @@ class Node:
             weights, "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a BatchNormalization; and
             "rate" of a Dropout, "init" of a LayerScale.
         parts: the layers inside of a Sequential, in their order.
+        variables: the name under which its variables lie: its own, but for a later call of a shared layer, "name:1".
     """
 
     name: str
@@ -37,6 +38,7 @@ class Node:
     kernel_init: VarianceScaling
     config: Mapping[str, Any]
     parts: tuple[Node, ...] = ()
+    variables: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,149 @@
+"""One forward pass of a network: what its layers are called, and what is kept of them."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from fzoo import ops
+from fzoo.layers.conventions import snake_case
+from fzoo.layers.initializers import VarianceScaling, glorot_uniform
+from fzoo.layers.modules import Conv
+from fzoo.layers.record import OPERATION, Node, Prepared
+
+#: What behaves as in training (batch statistics, dropout): all or nothing, or the layers of these names.
+Training = bool | frozenset[str]
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class ForwardPass:
+    """What the layers of one forward pass share; `Layers` adds a method for each Keras layer.
+
+    Args:
+        train: batch statistics and dropout as in training: everywhere, or in the layers of these names alone.
+        dtype: of the computation; parameters stay float32.
+        known_size: False where Keras would not know the height and width of the input when it builds the
+            network, which decides `correct_pad`.
+        taps: names of the layers whose output is kept in `self.tapped`.
+        given: outputs of layers, by name, that are taken for what the layers compute, which XLA then drops.
+        record: keep the call graph in `self.nodes`. Holds on to every intermediate array, so it is for
+            abstract evaluation.
+        prepared: where the network differs from Keras's, if `optimize_for_inference` made it.
+        shared: names of the layers that are called more than once, each time with the same variables. The second call
+            of a layer is recorded, and tapped, as "name:1".
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Training = False,
+        dtype: Any = jnp.float32,
+        known_size: bool = True,
+        taps: Iterable[str] = (),
+        given: Mapping[str, Array] | None = None,
+        record: bool = False,
+        prepared: Prepared | None = None,
+        shared: Iterable[str] = (),
+    ):
+        self._train = train
+        self.dtype = dtype
+        self.known_size = known_size
+        self.tapped: dict[str, Array] = {}
+        self.nodes: dict[str, Node] = {}
+        self.names: list[str] = []
+        self._taps = frozenset(taps)
+        self._given = dict(given or {})
+        self._record = record
+        self._shared = frozenset(shared)
+        self._modules: dict[str, nn.Module] = {}
+        self._prepared = prepared or Prepared()
+        self._tiles = dict(self._prepared.tiles)
+        self._numbers: Counter[str] = Counter()
+        self._growing: tuple[Array, Array] | None = None  # a concatenation, and the buffer that it is the beginning of
+        self._producer: dict[int, tuple[str, Array]] = {}  # by id; the array is kept so that the id stays its own
+        self._conv = functools.partial(
+            Conv,
+            use_bias=False,
+            dtype=dtype,
+            padding="VALID",
+            kernel_init=self._start(glorot_uniform),
+            conv_general_dilated=ops.conv_general_dilated,
+        )
+
+    def trains(self, name: str) -> bool:
+        """Tell whether a layer behaves as in training."""
+        return self._train if isinstance(self._train, bool) else name in self._train
+
+    def _start(self, kernel_init: VarianceScaling) -> Callable[..., Array]:
+        """Choose how kernels start; a record has no use for their values."""
+        return nn.initializers.zeros if self._record else kernel_init
+
+    # -- bookkeeping ------------------------------------------------------------------------------------------------
+
+    def _name(self, kind: str, name: str | None) -> str:
+        if name is not None:
+            return name
+        base = snake_case(kind)
+        number = self._numbers[base]
+        self._numbers[base] += 1
+        return f"{base}_{number}" if number else base
+
+    def _module(self, name: str, make: Callable[[], Module]) -> Module:
+        """Make the Flax module of a layer, or take the one that the layer's first call made."""
+        if name not in self._shared:
+            return make()
+        if name not in self._modules:
+            self._modules[name] = make()
+        return self._modules[name]  # pyright: ignore[reportReturnType]
+
+    def _note(
+        self,
+        kind: str,
+        name: str,
+        inputs: Sequence[Array],
+        y: Array,
+        flops: int = 0,
+        kernel_init: VarianceScaling = glorot_uniform,
+        parts: tuple[Node, ...] = (),
+        **config: Any,
+    ) -> Array:
+        """File the output of a layer; every layer's last step."""
+        variables = name
+        if name in self._shared:
+            number = self._numbers[f"{name}:"]
+            self._numbers[f"{name}:"] += 1
+            name = f"{name}:{number}" if number else name
+        if kind != OPERATION:
+            self.names.append(name)
+        if self._record:
+            if any(y is x for x in inputs):  # an identity (dropout outside training) is a layer of its own, too
+                y = jnp.copy(y)
+            if not all(id(x) in self._producer for x in inputs):
+                raise ValueError(f"{name}: its input was made by no layer; `operation` makes a step of the graph of it")
+            parents = tuple(self._producer[id(x)][0] for x in inputs)
+            self.nodes[name] = Node(name, kind, parents, y.shape[1:], flops, kernel_init, config, parts, variables)
+            self._producer[id(y)] = (name, y)
+        if name in self._given:
+            y = self.given(name, y)
+        if name in self._taps:
+            self.tapped[name] = y
+        return y
+
+    def not_given(self) -> list[str]:
+        """List the names of what the caller gave that no layer has."""
+        return list(self._given)
+
+    def given(self, name: str, y: Array) -> Array:
+        """Take what the caller gave for the output of a layer; once, so that the unknown names are left."""
+        given = self._given.pop(name)
+        if given.shape[1:] != y.shape[1:]:
+            raise ValueError(f"{name} of shape {given.shape} given, (N, {', '.join(map(str, y.shape[1:]))}) expected")
+        return jnp.asarray(given, y.dtype)

@@ -1,0 +1,241 @@
+"""The Keras layers that have weights."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from fzoo import ops
+from fzoo.layers.activations import Activation, activation_function, name_of
+from fzoo.layers.conventions import Padding, lax_padding, of_channels, pair
+from fzoo.layers.forward import ForwardPass
+from fzoo.layers.initializers import VarianceScaling, glorot_uniform
+from fzoo.layers.modules import (
+    BatchNorm,
+    Dense,
+    LayerNorm,
+    LayerScale,
+    Normalization,
+    ScaleShift,
+    SeparableConv,
+    Sequential,
+    WinogradConv,
+)
+
+
+class WeightedLayers(ForwardPass):
+    """Methods that apply a layer with weights."""
+
+    def conv2d(
+        self,
+        x: Float[Array, "n h w c"],
+        features: int,
+        kernel: int | tuple[int, int],
+        strides: int = 1,
+        padding: Padding = "valid",
+        *,
+        groups: int = 1,
+        dilation: int | tuple[int, int] = 1,
+        use_bias: bool = True,
+        activation: Activation = None,
+        kernel_init: VarianceScaling = glorot_uniform,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo f"]:
+        """Apply Conv2D."""
+        name = self._name("Conv2D", name)
+        kernel, steps, pads = pair(kernel), pair(strides), lax_padding(padding)
+        use_bias = use_bias or name in self._prepared.biased
+        if name in self._tiles:
+            conv = WinogradConv(features, kernel, pads, self._tiles[name], self.dtype, use_bias, name=name)
+        else:
+            make = functools.partial(
+                self._conv,
+                features,
+                kernel,
+                steps,
+                padding=pads,
+                kernel_dilation=pair(dilation),
+                feature_group_count=groups,
+                use_bias=use_bias,
+                kernel_init=self._start(kernel_init),
+                name=name,
+            )
+            conv = self._module(name, make)
+        y = activation_function(activation)(conv(x))
+        terms = x.shape[-1] // groups
+        flops = 2 * int(np.prod([*y.shape[1:], *kernel, terms]))
+        options: dict[str, Any] = {"activation": name_of(activation)}
+        if pair(dilation) == (1, 1):
+            shape = (*kernel, terms, features)
+            options["convolution"] = ops.Convolution.of((1, *x.shape[1:]), shape, steps, pads, groups)
+        return self._note("Conv2D", name, [x], y, flops, kernel_init, **options)
+
+    def depthwise_conv2d(
+        self,
+        x: Float[Array, "n h w c"],
+        kernel: int | tuple[int, int],
+        strides: int = 1,
+        padding: Padding = "valid",
+        *,
+        depth_multiplier: int = 1,
+        dilation: int | tuple[int, int] = 1,
+        use_bias: bool = True,
+        activation: Activation = None,
+        kernel_init: VarianceScaling = glorot_uniform,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo cm"]:
+        """Apply DepthwiseConv2D. Output c * depth_multiplier + j reads input channel c."""
+        name = self._name("DepthwiseConv2D", name)
+        channels, kernel = x.shape[-1], pair(kernel)
+        make = functools.partial(
+            self._conv,
+            channels * depth_multiplier,
+            kernel,
+            pair(strides),
+            padding=lax_padding(padding),
+            kernel_dilation=pair(dilation),
+            feature_group_count=channels,
+            use_bias=use_bias or name in self._prepared.biased,
+            kernel_init=self._start(kernel_init),
+            name=name,
+        )
+        y = activation_function(activation)(self._module(name, make)(x))
+        flops = 2 * int(np.prod([*y.shape[1:], *kernel]))
+        return self._note("DepthwiseConv2D", name, [x], y, flops, kernel_init, activation=name_of(activation))
+
+    def separable_conv2d(
+        self,
+        x: Float[Array, "n h w c"],
+        features: int,
+        kernel: int | tuple[int, int],
+        strides: int = 1,
+        padding: str = "valid",
+        *,
+        depth_multiplier: int = 1,
+        dilation: int | tuple[int, int] = 1,
+        use_bias: bool = False,
+        activation: Activation = None,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo f"]:
+        """Apply SeparableConv2D, which has no bias here unless one is asked for."""
+        name = self._name("SeparableConv2D", name)
+        kernel, channels = pair(kernel), x.shape[-1] * depth_multiplier
+        make = functools.partial(
+            SeparableConv,
+            features,
+            kernel,
+            pair(strides),
+            padding.upper(),
+            self._conv,
+            use_bias or name in self._prepared.biased,
+            depth_multiplier,
+            pair(dilation),
+            name=name,
+        )
+        y = activation_function(activation)(self._module(name, make)(x))
+        flops = 2 * int(np.prod(y.shape[1:3])) * channels * (kernel[0] * kernel[1] + features)
+        return self._note("SeparableConv2D", name, [x], y, flops, activation=name_of(activation))
+
+    def dense(
+        self,
+        x: Float[Array, "n ... c"],
+        features: int,
+        *,
+        use_bias: bool = True,
+        activation: Activation = None,
+        kernel_init: VarianceScaling = glorot_uniform,
+        name: str | None = None,
+    ) -> Float[Array, "n ... f"]:
+        """Apply Dense, over the last axis."""
+        name = self._name("Dense", name)
+        options = {"use_bias": use_bias, "dtype": self.dtype, "kernel_init": self._start(kernel_init), "name": name}
+        dense = self._module(name, functools.partial(Dense, features, **options))
+        y = activation_function(activation)(dense(x))
+        flops = 2 * x.shape[-1] * int(np.prod(y.shape[1:]))
+        return self._note("Dense", name, [x], y, flops, kernel_init, activation=name_of(activation))
+
+    def batch_norm(
+        self,
+        x: Float[Array, "n ... c"],
+        *,
+        epsilon: float = 1e-3,
+        momentum: float = 0.99,
+        scale: bool = True,
+        center: bool = True,
+        name: str | None = None,
+    ) -> Float[Array, "n ... c"]:
+        """Apply BatchNormalization over the last axis, with Keras's epsilon and momentum."""
+        name = self._name("BatchNormalization", name)
+        if name in self._prepared.folded:
+            y = x
+        elif name in self._prepared.scaled:
+            y = ScaleShift(self.dtype, name=name)(x)
+        else:
+            arguments = (self.trains(name), epsilon, momentum, scale, self.dtype, center)
+            y = self._module(name, functools.partial(BatchNorm, *arguments, name=name))(x)
+        return self._note("BatchNormalization", name, [x], y, epsilon=epsilon)
+
+    def layer_norm(
+        self,
+        x: Float[Array, "n ... c"],
+        *,
+        epsilon: float = 1e-3,
+        scale: bool = True,
+        center: bool = True,
+        name: str | None = None,
+    ) -> Float[Array, "n ... c"]:
+        """Apply LayerNormalization over the last axis, with Keras's epsilon."""
+        name = self._name("LayerNormalization", name)
+        options = {"dtype": self.dtype, "use_scale": scale, "use_bias": center, "use_fast_variance": False}
+        y = self._module(name, functools.partial(LayerNorm, epsilon, name=name, **options))(x)
+        return self._note("LayerNormalization", name, [x], y)
+
+    def layer_scale(
+        self, x: Float[Array, "n ... c"], init: float, *, name: str | None = None
+    ) -> Float[Array, "n ... c"]:
+        """Apply LayerScale: a factor for each channel, at first `init`."""
+        name = self._name("LayerScale", name)
+        y = x if name in self._prepared.folded else LayerScale(init, self.dtype, name=name)(x)
+        return self._note("LayerScale", name, [x], y, init=init)
+
+    def normalization(
+        self,
+        x: Float[Array, "n h w c"],
+        mean: Sequence[float] | None = None,
+        variance: Sequence[float] | None = None,
+        *,
+        name: str | None = None,
+    ) -> Float[Array, "n h w c"]:
+        """Apply Normalization of the channels, by constants, or by values that come with the weights."""
+        name = self._name("Normalization", name)
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        if mean is None or variance is None:
+            y = Normalization(name=name)(wide)
+        else:
+            y = (wide - of_channels(mean, x)) / np.sqrt(of_channels(variance, x))
+        return self._note("Normalization", name, [x], y.astype(x.dtype))
+
+    def sequential(self, x: Array, layers: Callable[[Any, Array], Array], *, name: str | None = None) -> Array:
+        """Apply Sequential: what `layers(k, x)` calls, under one name.
+
+        `layers` is no module's method: Flax would lead those variables to that module.
+        """
+        name = self._name("Sequential", name)
+        inner = type(self)(
+            train=self.trains(name),
+            dtype=self.dtype,
+            known_size=self.known_size,
+            taps=self._taps,
+            record=self._record,
+            prepared=self._prepared,
+        )
+        inner.tapped, inner._numbers, inner._given = self.tapped, self._numbers, self._given
+        inner._producer[id(x)] = (name, x)
+        y = Sequential(functools.partial(layers, inner), name=name)(x)
+        parts = tuple(inner.nodes.values())
+        return self._note("Sequential", name, [x], y, sum(part.flops for part in parts), parts=parts)
