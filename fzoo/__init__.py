@@ -26,7 +26,7 @@ from fzoo.training.results import Evaluation, Finetuned
 from fzoo.training.runs import LoadedRun, load_run
 from fzoo.training.steps import Phase, TrainState, cross_entropy, train_step, trainable_mask, transfer
 from fzoo.weights import WeightsMismatch, load_keras_weights, load_variables, save_keras_weights, save_variables
-from fzoo.zoo import ModelSpec, create, list_models, load, load_image_for, preprocess_input, recipe, spec
+from fzoo.zoo import ModelSpec, create, list_models, load, load_image_for, load_model, preprocess_input, recipe, spec
 
 __all__ = [
     "Classifier",
@@ -61,6 +61,7 @@ __all__ = [
     "load_image",
     "load_image_for",
     "load_keras_weights",
+    "load_model",
     "load_run",
     "load_variables",
     "optimize_for_inference",

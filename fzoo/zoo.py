@@ -26,9 +26,12 @@ from fzoo.images.recipe import Recipe, change_recipe
 from fzoo.layers.activations import Activation
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import random_variables
+from fzoo.models.keras_model import KerasModel, keras_model
 from fzoo.models.spec import ModelSpec
-from fzoo.weights import check_fit, load_variables
+from fzoo.weights import check_fit, load_planned, load_variables
+from fzoo.weights.config import read_configuration
 from fzoo.weights.download import Proof, fetch, file_hash
+from fzoo.weights.graph import build_graph
 from fzoo.weights.published import WeightFile
 
 
@@ -166,6 +169,35 @@ def load(
         proof = proof_of(file, module)
         weights = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
     return module, load_variables(module, weights)
+
+
+def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[KerasModel, dict[str, Any]]:
+    """Make the network that a Keras file holds, whatever a user built of Keras's layers, with its variables.
+
+    Args:
+        path: a whole model as Keras saved it: `.keras`, a legacy `.h5` of any version, or a `.weights.h5` with its
+            `config.json` beside it. No code of the file is run.
+        dtype: of the computation; parameters are float32.
+
+    Returns:
+        (module, variables), for all that takes a network of `load`. Layers of models inside of the model are named by
+        their paths ("mobilenetv2/Conv1"), in `variables`, too; the later calls of a layer that is called more than
+        once are named "dense:1".
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no file at `path`.
+        ValueError: it has no model in it, a damaged one, or one with a layer that is not known; the message names the
+            layer and its class.
+    """
+    configuration = read_configuration(path)
+    if configuration is None:
+        raise ValueError(f"{path} has weights alone, without the model they belong to: fzoo.load(NAME, weights=...)")
+    try:
+        graph, plans = build_graph(configuration)
+        module = keras_model(graph, dtype)
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+    return module, load_planned(module, plans, path)
 
 
 def proof_of(file: WeightFile, module: Classifier) -> Proof:

@@ -115,6 +115,20 @@ class Classifier(nn.Module):
         """Return today's name of a layer that older files of the family call otherwise."""
         return old
 
+    @property
+    def shared_layers(self) -> frozenset[str]:
+        """The layers that are called more than once: none, in the families."""
+        return frozenset()
+
+    def forward(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ..."]:
+        """Apply all layers."""
+        x = self.backbone(k, k.input(x))
+        if not self.include_top:
+            return self.pooled(k, x, self.pooling)
+        if self.head is None:
+            return self.top(k, x)
+        return self.head(k, self.pooled(k, x, self.head.pooling), self.classes, self.probabilities)
+
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """Apply all layers up to the last feature map; what a family defines."""
         raise NotImplementedError
@@ -190,14 +204,9 @@ class Classifier(nn.Module):
             given=given,
             record=record,
             prepared=self.prepared,
+            shared=self.shared_layers,
         )
-        x = self.backbone(k, k.input(jnp.asarray(x, self.dtype)))
-        if not self.include_top:
-            y = self.pooled(k, x, self.pooling)
-        elif self.head is None:
-            y = self.top(k, x)
-        else:
-            y = self.head(k, self.pooled(k, x, self.head.pooling), self.classes, self.probabilities)
+        y = self.forward(k, jnp.asarray(x, self.dtype))
         for name in k.not_given():
             raise ValueError(unknown("layer", name, self.names(k)))
         return y, k

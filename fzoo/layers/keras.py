@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -34,9 +35,13 @@ class Layers(WeightedLayers):
     counter from the second on (`conv2d`, `conv2d_1`).
     """
 
-    def input(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    def input(self, x: Array, *, name: str | None = None) -> Array:
         """Note the InputLayer."""
-        return self._note("InputLayer", self._name("InputLayer", None), [], x)
+        return self._note("InputLayer", self._name("InputLayer", name), [], x)
+
+    def apply(self, kind: str, function: Callable[..., Array], *xs: Array, name: str | None = None) -> Array:
+        """Apply a layer without weights that has no method here: `function(*xs)`."""
+        return self._note(kind, self._name(kind, name), xs, function(*xs))
 
     def activation(self, x: Array, function: Activation, *, name: str | None = None) -> Array:
         """Apply Activation."""
@@ -71,8 +76,8 @@ class Layers(WeightedLayers):
     def max_pool(
         self,
         x: Float[Array, "n h w c"],
-        window: int,
-        strides: int | None = None,
+        window: int | tuple[int, int],
+        strides: int | tuple[int, int] | None = None,
         padding: str = "valid",
         *,
         name: str | None = None,
@@ -85,8 +90,8 @@ class Layers(WeightedLayers):
     def avg_pool(
         self,
         x: Float[Array, "n h w c"],
-        window: int,
-        strides: int | None = None,
+        window: int | tuple[int, int],
+        strides: int | tuple[int, int] | None = None,
         padding: str = "valid",
         *,
         name: str | None = None,
@@ -103,10 +108,12 @@ class Layers(WeightedLayers):
         name = self._name("GlobalAveragePooling2D", name)
         return self._note("GlobalAveragePooling2D", name, [x], jnp.mean(x, (1, 2), keepdims=keepdims))
 
-    def global_max_pool(self, x: Float[Array, "n h w c"], *, name: str | None = None) -> Float[Array, "n c"]:
+    def global_max_pool(
+        self, x: Float[Array, "n h w c"], *, keepdims: bool = False, name: str | None = None
+    ) -> Float[Array, "n ... c"]:
         """Apply GlobalMaxPooling2D."""
         name = self._name("GlobalMaxPooling2D", name)
-        return self._note("GlobalMaxPooling2D", name, [x], jnp.max(x, (1, 2)))
+        return self._note("GlobalMaxPooling2D", name, [x], jnp.max(x, (1, 2), keepdims=keepdims))
 
     def add(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
         """Apply Add."""
@@ -180,7 +187,8 @@ class Layers(WeightedLayers):
 
     def _dropped(self, x: Array, rate: float, images: bool, name: str) -> Array:
         shared = tuple(range(1, x.ndim)) if images else ()
-        return nn.Dropout(rate, broadcast_dims=shared, deterministic=not self.trains(name), name=name)(x)
+        options: dict[str, Any] = {"deterministic": not self.trains(name), "name": name}
+        return self._module(name, functools.partial(nn.Dropout, rate, shared, **options))(x)
 
     def correct_pad(self, x: Float[Array, "n h w c"], kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the zero-padding before a VALID convolution of stride 2 in Keras's mobile families, by parity.

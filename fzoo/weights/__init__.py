@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
 from fzoo.weights.files import WRITERS, SavedLayer, WeightsMismatch, open_layers
 from fzoo.weights.formats import load_orbax, load_safetensors, save_orbax, save_safetensors
+from fzoo.weights.graph import Plan
 from fzoo.weights.mapping import Slot, check_variables, match, slots
+from fzoo.weights.whole import match_plan
 
 __all__ = [
     "WeightsMismatch",
     "check_fit",
     "load_keras_weights",
+    "load_planned",
     "load_variables",
     "save_keras_weights",
     "save_variables",
@@ -98,18 +102,31 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
         ValueError: not a Keras file, a damaged one, or one of another network (`WeightsMismatch`, which names the
             arrays that don't fit).
     """
-    variables: dict[str, Any] = {"params": {}}
     slots(module)  # before the file: what is no plain network of this package is not the file's fault
     with open_layers(path) as layers:
         found = match(module, layers, str(path))
-        for slot, array in found.pairs:
-            at = variables
-            for key in slot.path[:-1]:
-                at = at.setdefault(key, {})
-            at[slot.path[-1]] = read(array, slot)
+        variables = variables_of(found.pairs)
     if found.within:
         left_out = ", ".join(found.left_out) or "nothing"
         warnings.warn(f"{path}: its layer {found.within} was loaded; left out: {left_out}", stacklevel=2)
+    return variables
+
+
+def load_planned(module: Classifier, plans: Sequence[Plan], path: str | os.PathLike) -> dict[str, Any]:
+    """Read the variables of a network from the file whose configuration describes it."""
+    slots(module)
+    with open_layers(path) as layers:
+        return variables_of(match_plan(module, plans, layers, str(path)))
+
+
+def variables_of(pairs: Iterable[tuple[Slot, h5py.Dataset]]) -> dict[str, Any]:
+    """Read the arrays of a file into a tree of variables, on the default device."""
+    variables: dict[str, Any] = {"params": {}}
+    for slot, array in pairs:
+        at = variables
+        for key in slot.path[:-1]:
+            at = at.setdefault(key, {})
+        at[slot.path[-1]] = read(array, slot)
     return jax.device_put(variables)
 
 

@@ -33,6 +33,7 @@ ARRAYS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "SeparableConv2D": (
         ("depthwise_kernel", ("params", "depthwise", "kernel")),
         ("pointwise_kernel", ("params", "pointwise", "kernel")),
+        ("bias", ("params", "pointwise", "bias")),
     ),
     "BatchNormalization": (
         ("gamma", ("params", "scale")),
@@ -256,17 +257,22 @@ def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> li
             problems.append(f"{file.name} has {len(arrays)} arrays, {layer} {len(expected)}")
             continue
         for slot, array in zip(expected, arrays, strict=True):
-            if array.shape != slot.keras_shape or not (array.dtype.kind in "fiu" or array.dtype == "V2"):
-                problems.append(
-                    f"{file.name}/{slot.name} is {array.dtype!s:.60} {array.shape} in the file, "
-                    f"{slot.keras_shape} wanted" + (f" by {layer}" if layer != file.name else "")
-                )
-            elif array.id.get_storage_size() < array.nbytes:  # HDF5 would make up zeros
-                problems.append(f"{file.name}/{slot.name} has a shape, but its values were never written")
+            problem = check_array(slot, array, file.name)
+            problems += [problem] if problem else []
             matched.append((slot, array))
     if problems:
         raise WeightsMismatch(summary + classes_hint(module, pairs, problems), problems)
     return matched
+
+
+def check_array(slot: Slot, array: h5py.Dataset, name: str) -> str:
+    """Say what keeps an array of a file's layer from being a variable; "" if nothing does."""
+    if array.shape != slot.keras_shape or not (array.dtype.kind in "fiu" or array.dtype == "V2"):
+        is_what = f"{name}/{slot.name} is {array.dtype!s:.60} {array.shape} in the file, {slot.keras_shape} wanted"
+        return is_what + (f" by {slot.layer}" if slot.layer != name else "")
+    if array.id.get_storage_size() < array.nbytes:  # HDF5 would make up zeros
+        return f"{name}/{slot.name} has a shape, but its values were never written"
+    return ""
 
 
 def in_order(file: FileLayer, expected: list[Slot], parts: tuple[Node, ...]) -> list[h5py.Dataset]:

@@ -1,0 +1,79 @@
+"""A network as data: the steps of a Keras graph, each a call of a layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A call of a layer.
+
+    Attributes:
+        name: the layer's; of a layer inside of a model inside of the network, the path: "mobilenetv2/Conv1".
+        kind: its Keras class, a key of `rules.RULES`.
+        options: (name, value) of what was asked for beyond the defaults of the class.
+        inputs: the numbers of the steps whose outputs it takes.
+    """
+
+    name: str
+    kind: str
+    options: tuple[tuple[str, Any], ...]
+    inputs: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """The steps of a network in an order of execution: each after those it takes its inputs from.
+
+    Two graphs are equal if their steps are.
+
+    Attributes:
+        steps: the calls of its layers.
+        outputs: the numbers of the steps whose outputs are the network's.
+        inputs: (height, width, channels) of each input, None for what is left open.
+    """
+
+    steps: tuple[Step, ...]
+    outputs: tuple[int, ...]
+    inputs: tuple[tuple[int | None, int | None, int], ...]
+
+    def __post_init__(self):
+        # Once: a module is hashed at each call of a compiled function.
+        object.__setattr__(self, "_hash", hash((self.steps, self.outputs, self.inputs)))
+
+    def __hash__(self) -> int:
+        return self._hash  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        mine = (self.steps, self.outputs, self.inputs)
+        return isinstance(other, Graph) and mine == (other.steps, other.outputs, other.inputs)
+
+    def __repr__(self) -> str:
+        """Short: a module's repr has it."""
+        return f"Graph({len(self.steps)} steps)"
+
+    @functools.cached_property
+    def classifier(self) -> int | None:
+        """The number of the step whose activation the network ends with; None where it ends otherwise.
+
+        That activation is the module's `classifier_activation`, so that a copy of the module can do without.
+        """
+        if len(self.outputs) != 1:
+            return None
+        number = self.outputs[0]
+        while self.steps[number].kind == "Model":
+            (number,) = self.steps[number].inputs
+        ends = self.steps[number].kind in ("Dense", "Activation", "Softmax")
+        alone = sum(step.name == self.steps[number].name for step in self.steps) == 1
+        return number if ends and alone else None
+
+    @functools.cached_property
+    def shared(self) -> frozenset[str]:
+        """Names of the layers that are called more than once."""
+        seen: set[str] = set()
+        return frozenset(step.name for step in self.steps if step.name in seen or seen.add(step.name))

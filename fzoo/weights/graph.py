@@ -1,0 +1,262 @@
+"""From a configuration of Keras's to the steps of a network: models inside of models are laid flat."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fzoo.layers.rules import RULES, read_options
+from fzoo.layers.steps import Graph, Step
+from fzoo.weights.config import Configuration
+from fzoo.weights.dialects import Call, calls_of, references, translate
+from fzoo.weights.files import MAX_DEPTH, MAX_NAME, MAX_NAMES
+
+#: Classes that are models themselves.
+MODELS = ("Functional", "Model", "Sequential")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A layer of a model as a file keeps its weights, and the layers inside of it.
+
+    Attributes:
+        name: of the layer alone.
+        path: its name in the network.
+        kind: its Keras class.
+        trainable: whether it was, which decides where a legacy file keeps its arrays.
+        parts: of a model, its layers in Keras's order.
+    """
+
+    name: str
+    path: str
+    kind: str
+    trainable: bool
+    parts: tuple[Plan, ...] = ()
+
+    def leaves(self) -> Iterator[Plan]:
+        """Yield the layers that are no models: itself, or those inside."""
+        if self.kind not in MODELS:
+            yield self
+        for part in self.parts:
+            yield from part.leaves()
+
+
+def build_graph(configuration: Configuration) -> tuple[Graph, tuple[Plan, ...]]:
+    """Make the steps of the model that a configuration describes, and the plan of its weights.
+
+    Raises:
+        ValueError: a layer, a connection or an option can't be honoured; the message names the layer.
+    """
+    builder = Builder(configuration.version)
+    kind, config = configuration.model["class_name"], configuration.model["config"]
+    if kind not in MODELS:
+        raise ValueError(f"it holds a {kind}, a Functional or Sequential model expected: its code is not in the file")
+    outputs, plans = builder.expand(kind, config, "", None)
+    return Graph(tuple(builder.steps), tuple(outputs), tuple(builder.inputs)), plans
+
+
+class Builder:
+    """Collects the steps of a network.
+
+    Attributes:
+        steps: so far.
+        inputs: the shape of each input of the network.
+    """
+
+    def __init__(self, version: tuple[int, int]):
+        self.version = version
+        self.steps: list[Step] = []
+        self.inputs: list[tuple[int | None, int | None, int]] = []
+
+    def add(self, name: str, kind: str, options: tuple[tuple[str, Any], ...], inputs: Sequence[int]) -> int:
+        """Add a step; returns its number."""
+        if len(self.steps) >= MAX_NAMES:
+            raise ValueError(f"it has more than {MAX_NAMES} layers")
+        self.steps.append(Step(name, kind, options, tuple(inputs)))
+        return len(self.steps) - 1
+
+    def add_input(self, name: str, config: Mapping[str, Any]) -> int:
+        """Add an input of the network."""
+        shape = config.get("batch_shape") or config.get("batch_input_shape")
+        sides = shape[1:] if isinstance(shape, list) else ()
+        if len(sides) != 3 or not all(n is None or (type(n) is int and n > 0) for n in sides) or sides[2] is None:
+            raise ValueError(f"{name}: an input of shape {shape!r:.80}, images (N, height, width, channels) expected")
+        self.inputs.append((sides[0], sides[1], sides[2]))
+        return self.add(name, "InputLayer", (), ())
+
+    def expand(
+        self, kind: str, config: Any, prefix: str, given: Sequence[int] | None
+    ) -> tuple[list[int], tuple[Plan, ...]]:
+        """Add the steps of a model.
+
+        Args:
+            kind: its class.
+            config: its configuration.
+            prefix: of its layers' names.
+            given: the steps that feed its inputs; None for the network itself.
+
+        Returns:
+            (the steps that are its outputs, its layers).
+        """
+        if prefix.count("/") > MAX_DEPTH:
+            raise ValueError(f"models in it are nested deeper than {MAX_DEPTH} times")
+        entries = layer_entries(kind, config)
+        calls, outputs = connections(kind, config, entries, self.version)
+        tensors: dict[tuple[str, int], list[int]] = {}
+        if given is not None:
+            names = input_names(kind, config, entries)
+            if len(names) != len(given):
+                raise ValueError(f"{prefix[:-1]} takes {len(names)} inputs, {len(given)} given")
+            tensors = {(name, 0): [number] for name, number in zip(names, given, strict=True)}
+        plans = {
+            name: Plan(name, prefix + name, entry["class_name"], trainable(entry)) for name, entry in entries.items()
+        }
+        for name, number in execution_order(calls, outputs, tensors):
+            call, entry = calls[name][number], entries[name]
+            inputs = [self.tensor(tensors, calls, reference) for reference in call.inputs]
+            path = prefix + name
+            if entry["class_name"] in MODELS:
+                made, parts = self.expand(entry["class_name"], entry["config"], f"{path}/", inputs)
+                plans[name] = dataclasses.replace(plans[name], parts=parts)
+                tensors[name, number] = [self.add(path, "Model", (), made)] if len(made) == 1 else made
+            elif entry["class_name"] == "InputLayer":
+                tensors[name, number] = [self.add_input(path, entry["config"])]
+            else:
+                tensors[name, number] = [self.add_layer(path, entry, call, inputs)]
+        return [self.tensor(tensors, calls, reference) for reference in outputs], tuple(plans.values())
+
+    def add_layer(self, path: str, entry: Mapping[str, Any], call: Call, inputs: Sequence[int]) -> int:
+        """Add a step for a layer that is no model."""
+        try:
+            kind, config = translate(entry["class_name"], entry["config"], self.version)
+            options = read_options(kind, config)
+            wanted = RULES[kind].inputs
+            if len(inputs) != (wanted or max(1, len(inputs))):
+                raise ValueError(f"{len(inputs)} inputs given, {wanted or 'one or more'} expected")
+            if call.arguments:
+                raise ValueError(f"it is called with {', '.join(map(str, call.arguments))}, which is not known")
+        except ValueError as e:
+            raise ValueError(f"{path} ({entry['class_name']}): {e}") from e
+        return self.add(path, kind, options, inputs)
+
+    def tensor(
+        self, tensors: Mapping[tuple[str, int], list[int]], calls: Mapping[str, list[Call]], reference: Any
+    ) -> int:
+        """Find the step whose output a reference (layer, call, number of the output) means."""
+        name, number, output = reference
+        made = tensors[name, at_hand(calls, name, number)]
+        if output >= len(made):
+            raise ValueError(f"output {output} of {name} is used, which has {len(made)}")
+        return made[output]
+
+
+def at_hand(calls: Mapping[str, list[Call]], name: str, number: int) -> int:
+    """Return the number of a call; of a layer that is called once, whatever number the file has is that call."""
+    if name not in calls:
+        raise ValueError(f"{name!r:.80} is used, but there is no such layer")
+    if len(calls[name]) == 1:
+        return 0
+    if number >= len(calls[name]):
+        raise ValueError(f"call {number} of {name} is used, which is called {len(calls[name])} times")
+    return number
+
+
+def layer_entries(kind: str, config: Any) -> dict[str, Mapping[str, Any]]:
+    """Return the layers of a model's configuration by name, in its order."""
+    listed = config if isinstance(config, list) else config.get("layers") if isinstance(config, Mapping) else None
+    if not isinstance(listed, list) or len(listed) > MAX_NAMES:
+        raise ValueError(f"the configuration of a {kind} has no list of layers")
+    entries: dict[str, Mapping[str, Any]] = {}
+    for entry in listed:
+        fits = isinstance(entry, Mapping) and isinstance(entry.get("class_name"), str)
+        if not fits or not isinstance(entry.get("config"), (Mapping, list)):
+            raise ValueError(f"the configuration of a {kind} has a layer without a class or a configuration")
+        own = entry["config"].get("name") if isinstance(entry["config"], Mapping) else None
+        name = entry.get("name") or own or f"{entry['class_name'].lower()}_{len(entries)}"
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+            raise ValueError(f"a layer's name is {name!r:.80}, text that can be shown expected")
+        if name in entries:
+            raise ValueError(f"it has two layers that are called {name}")
+        entries[name] = entry
+    return entries
+
+
+def trainable(entry: Mapping[str, Any]) -> bool:
+    """Tell whether a layer was trainable when its file was written."""
+    config = entry["config"]
+    return config.get("trainable", True) is not False if isinstance(config, Mapping) else True
+
+
+def connections(
+    kind: str, config: Any, entries: dict[str, Mapping[str, Any]], version: tuple[int, int]
+) -> tuple[dict[str, list[Call]], list[tuple[str, int, int]]]:
+    """Return the calls of each layer of a model, and what its outputs are."""
+    if kind != "Sequential":
+        calls = {name: calls_of(name, entry) for name, entry in entries.items()}
+        outputs = references(config.get("output_layers"))
+        if not outputs:
+            raise ValueError("the model has no outputs")
+        return calls, outputs
+    first = next(iter(entries.values()), None)
+    if first is None:
+        raise ValueError("it has a Sequential without layers")
+    if first["class_name"] != "InputLayer":
+        shape = sequential_shape(config, first)
+        layers = dict(entries)
+        entries.clear()
+        entries[f"{next(iter(layers))}_input"] = {"class_name": "InputLayer", "config": {"batch_shape": shape}}
+        entries.update(layers)
+    names = list(entries)
+    calls = {names[0]: [Call((), {})]}
+    calls |= {name: [Call(((before, 0, 0),), {})] for before, name in itertools.pairwise(names)}
+    return calls, [(names[-1], 0, 0)]
+
+
+def sequential_shape(config: Any, first: Mapping[str, Any]) -> Any:
+    """Find the shape of a Sequential's input, which it may say in its first layer or of itself."""
+    inner = first["config"]
+    if isinstance(inner, Mapping):
+        shape = inner.get("batch_input_shape") or inner.get("batch_shape")
+        if shape:
+            return shape
+    return config.get("build_input_shape") if isinstance(config, Mapping) else None
+
+
+def input_names(kind: str, config: Any, entries: Mapping[str, Any]) -> list[str]:
+    """Return the names of a model's inputs, in the order of its arguments."""
+    if kind == "Sequential":
+        return [next(iter(entries))]
+    return [name for name, _, _ in references(config.get("input_layers"))]
+
+
+def execution_order(
+    calls: Mapping[str, list[Call]], outputs: Sequence[tuple[str, int, int]], known: Mapping[tuple[str, int], Any]
+) -> list[tuple[str, int]]:
+    """Sort the calls that the outputs need, each after those that feed it, the last output at the end.
+
+    Raises:
+        ValueError: layers that wait for each other, or a reference to none.
+    """
+    order: list[tuple[str, int]] = []
+    state: dict[tuple[str, int], bool] = dict.fromkeys(known, True)  # whether it is done; absent before it is met
+    for name, number, _ in outputs:
+        stack = [(name, at_hand(calls, name, number))]
+        while stack:
+            top = stack[-1]
+            if state.get(top):
+                stack.pop()
+                continue
+            needs = [(n, at_hand(calls, n, i)) for n, i, _ in calls[top[0]][top[1]].inputs]
+            waiting = [need for need in needs if not state.get(need)]
+            if not waiting:
+                state[top] = True
+                order.append(top)
+                stack.pop()
+                continue
+            state[top] = False
+            if any(need in state for need in waiting):
+                raise ValueError(f"its layers feed each other in a circle, {waiting[0][0]} among them")
+            stack += reversed(waiting)
+    return order
