@@ -56,7 +56,7 @@ VARIANTS = collect_variants(models)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models, as Keras's constructors are called, in alphabetical order.
+    """List the models' names, as Keras's constructors are called, in alphabetical order.
 
     Args:
         pattern: with `fnmatch`'s wildcards; case does not matter.
@@ -65,7 +65,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def spec(name: str) -> ModelSpec:
-    """What is known of a model.
+    """Return what is known of a model.
 
     Raises:
         ValueError: there is no such model; the message names the nearest.
@@ -87,7 +87,7 @@ def create(
     head: Head | None = None,
     **family_options: Any,
 ) -> Classifier:
-    """A model's network: a Flax module, without variables. Nothing is read or computed.
+    """Make a model's network: a Flax module, without variables. Nothing is read or computed.
 
     Args:
         name: Keras's name of the model, from `list_models()`.
@@ -123,7 +123,7 @@ def create(
 
 
 def family_defaults(record: ModelSpec) -> dict[str, Any]:
-    """The options of a model's family, beyond those of every model, with the model's values."""
+    """Return the options of a model's family, beyond those of every model, with the model's values."""
     common = {field.name for field in dataclasses.fields(Classifier)}
     fields = [field for field in dataclasses.fields(record.family) if field.name not in common]
     return {field.name: record.options.get(field.name, field.default) for field in fields}
@@ -136,7 +136,7 @@ def load(
     rng: jax.Array | None = None,
     **create_options: Any,
 ) -> tuple[Classifier, dict[str, Any]]:
-    """A model's network with its variables.
+    """Make a model's network with its variables.
 
     Args:
         name: Keras's name of the model.
@@ -201,18 +201,18 @@ def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[Ke
 
 
 def proof_of(file: WeightFile, module: Classifier) -> Proof:
-    """What a published file is known by: its hash, or, where Keras publishes none, that it fits its network."""
+    """Return what a published file is known by: its hash, or, where there is none, that it fits its network."""
     return file.hash or functools.partial(check_fit, module)
 
 
 def needed(name: str) -> dict[str, Any]:
-    """The options that all published files of a model want: EfficientNet's division by the standard deviation."""
+    """Return the options that all published files of a model want: EfficientNet's division by the deviation."""
     wanted = [file.options.items() for file in spec(name).weight_files]
     return {key: value for key, value in wanted[0] if all((key, value) in items for items in wanted)}
 
 
 def is_published(name: str, path: str | os.PathLike) -> bool:
-    """Whether a file is one that Keras published, by its hash; asked only where that makes a difference."""
+    """Tell whether a file is one that Keras published, by its hash; asked only where that makes a difference."""
     if not needed(name) or not os.path.isfile(path):
         return False
     hashes = {file.hash for file in spec(name).weight_files}
@@ -220,7 +220,7 @@ def is_published(name: str, path: str | os.PathLike) -> bool:
 
 
 def published(name: str, module: Classifier) -> WeightFile:
-    """The published file for a model created with these options.
+    """Return the published file for a model created with these options.
 
     Raises:
         ValueError: Keras published none; the message says for which options it did.

@@ -267,8 +267,8 @@ MUTANTS = (
     Mutant(
         "fine-tuning: what is frozen trains",
         "training/finetune.py",
-        'trained, frozen = split(variables["params"], mask)',
-        'frozen, trained = split(variables["params"], mask)',
+        'trained, frozen = partition_params(variables["params"], mask)',
+        'frozen, trained = partition_params(variables["params"], mask)',
         "test_finetune.py",
         "frozen_is_frozen",
     ),

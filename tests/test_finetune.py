@@ -30,7 +30,7 @@ from fzoo import Head, Phase
 from fzoo.models.efficientnet_v2 import Stage
 from fzoo.training import finetune as loop
 from fzoo.training.runs import describe, network, options_of
-from fzoo.training.steps import TrainState, flow, logits_of, phase_mask, split, trained_layers
+from fzoo.training.steps import TrainState, flow, logits_of, partition_params, phase_mask, trained_layers
 
 TINY = {
     "stages": (Stage(True, 1, 32, 1, 2), Stage(True, 2, 32, 1, 2), Stage(False, 2, 64, 1, 2)),
@@ -108,7 +108,7 @@ def test_frozen_is_frozen(arrays, tiny):
             assert same == (layer not in upper), f"{kind} of {layer}"
 
     mask = phase_mask(module, variables, phase)
-    trained, _ = split(variables["params"], mask)
+    trained, _ = partition_params(variables["params"], mask)
     state = phase.transformation(10).init(trained)
     sizes = [leaf.size for leaf in jax.tree.leaves(trained)]
     assert sorted(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == sorted(2 * sizes)
@@ -118,7 +118,7 @@ def flops(module, variables, phase, inputs=None):
     """Of a compiled step of training."""
     mask = phase_mask(module, variables, phase)
     stream = flow(module, trained_layers(mask), phase.batch_statistics)
-    trained, frozen = split(variables["params"], mask)
+    trained, frozen = partition_params(variables["params"], mask)
     optimizer = phase.transformation(1)
     state = TrainState(trained, variables["batch_stats"], optimizer.init(trained))
     step = jax.jit(functools.partial(fzoo.train_step, module, optimizer, train=stream.training))

@@ -51,9 +51,9 @@ from fzoo.training.steps import (
     Phase,
     TrainState,
     flow,
-    join,
+    merge_params,
+    partition_params,
     phase_mask,
-    split,
     train_step,
     trained_layers,
     transfer,
@@ -248,7 +248,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     """
     mask = phase_mask(plan.module, variables, phase)
     stream = flow(plan.module, trained_layers(mask), phase.batch_statistics)
-    trained, frozen = split(variables["params"], mask)
+    trained, frozen = partition_params(variables["params"], mask)
     optimizer = phase.transformation(max(1, phase.epochs * plan.steps // plan.accumulate))
     if plan.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, plan.accumulate).gradient_transformation()
@@ -284,7 +284,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
         return plan.run is not None and alone and time.monotonic() - saved_at > seconds
 
     def whole() -> Any:
-        return {**variables, "params": join(state.trained, frozen), **named("batch_stats", state.batch_stats)}
+        return {**variables, "params": merge_params(state.trained, frozen), **named("batch_stats", state.batch_stats)}
 
     def save() -> None:
         nonlocal saved_at

@@ -188,8 +188,8 @@ def last_stage(module: Classifier) -> set[str]:
     return {node.name for node in maps if node.shape[:2] == maps[-1].shape[:2]}
 
 
-def split(params: Any, mask: Any) -> tuple[Any, Any]:
-    """(trained, frozen) trees; where a parameter is the other's stands `optax.MaskedNode()`, as in `optax.masked`."""
+def partition_params(params: Any, mask: Any) -> tuple[Any, Any]:
+    """Partition parameters into (trained, frozen), each with `optax.MaskedNode()` where the other's are."""
 
     def where(wanted: bool) -> Any:
         return jax.tree.map(lambda on, leaf: leaf if on == wanted else optax.MaskedNode(), mask, params)
@@ -197,8 +197,8 @@ def split(params: Any, mask: Any) -> tuple[Any, Any]:
     return where(True), where(False)
 
 
-def join(trained: Any, frozen: Any) -> Any:
-    """The tree that `split` took apart."""
+def merge_params(trained: Any, frozen: Any) -> Any:
+    """Merge what `partition_params` took apart."""
 
     def masked(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -298,7 +298,7 @@ def train_step(
         module: the network.
         optimizer: of optax, with `optimizer.init(trained)` in the state.
         state: see `TrainState`.
-        frozen: the other parameters, as `split` gives them.
+        frozen: the other parameters, as `partition_params` gives them.
         inputs: preprocessed images (N, H, W, C), or what is above the frozen part: see `logits_of`.
         labels: the class of each.
         rng: a key, for dropout.
@@ -310,7 +310,7 @@ def train_step(
     """
 
     def loss_of(trained: Any) -> tuple[Array, tuple[Array, Any]]:
-        variables = {"params": join(trained, frozen), "batch_stats": state.batch_stats}
+        variables = {"params": merge_params(trained, frozen), "batch_stats": state.batch_stats}
         logits, batch_stats = logits_of(module, variables, inputs, train=train, rngs={"dropout": rng})
         return cross_entropy(logits, labels, label_smoothing).mean(), (logits, batch_stats)
 
