@@ -365,7 +365,7 @@ def test_what_can_not_be_added_to(small, photos, command_line):
     for theirs, options, message in (
         (other, {}, r"x.csv can't be added to: it is another job's \(other: weights\); without --append"),
         (small, {"top": 3}, r"another job's \(other: top\)"),
-        (small, {"recipe": Recipe((32, 32), "bicubic")}, r"another job's \(other: recipe\)"),
+        (small, {"recipe": Recipe((32, 32), "lanczos")}, r"another job's \(other: recipe\)"),
     ):
         with pytest.raises(ValueError, match=message):
             fzoo.run_job(*theirs, ["photos"], out, append=True, **{**CLASSES, **options})
@@ -509,7 +509,7 @@ def test_one_long_name(small, photos, monkeypatch):
 def test_numbers_that_are_not_finite(small, photos):
     """The first image for which there is one is named, and nothing is written."""
     module, variables = small
-    pixels = np.stack([fzoo.load_image_for("MobileNet", path, 32) for path in sorted(photos.iterdir())[4:8]])
+    pixels = np.stack([fzoo.load_image_for(path, "MobileNet", 32) for path in sorted(photos.iterdir())[4:8]])
     spoil.probability = np.asarray(fzoo.predict(module, variables, pixels, preprocess="MobileNet", batch_size=4))[0, 0]
     message = r"the network gives {} for the image photos/04.bmp, finite numbers expected"
     broken = module.clone(classifier_activation=functools.partial(spoil, number=np.nan))
