@@ -271,6 +271,38 @@ def test_images_that_come_and_go(small, photos):
     assert not os.path.exists("x.csv.errors.jsonl")
 
 
+def test_a_restart_while_another_is_at_work(small, photos):
+    """It throws nothing away; neither does a job with other options that finds nothing done yet."""
+    said = []
+
+    def watch(report, failures):
+        for options in ({"restart": True, "top": 1}, {"top": 1}, {"process": (1, 2), "top": 1}):
+            with pytest.raises((OSError, ValueError)) as error:
+                fzoo.run_job(*small, ["photos"], "x.csv", **{**CLASSES, **options})
+            said.append(str(error.value))
+
+    assert fzoo.run_job(
+        *small, ["photos"], "x.csv", watch=watch, **{**CLASSES, "batch_size": 8, "shard_size": 16}
+    ).joined
+    assert "another process is at work" in said[0] and "another process is at work" in said[1]
+    assert "another job (other: top)" in said[2] and len(names_in(photos.parent / "x.csv")) == 20
+
+
+def test_nothing_done_is_nothing_lost(small, photos):
+    """Before the first shard is there, other options and other images are no other job."""
+
+    def watch(report, failures):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            fzoo.run_job(*small, ["photos"], "x.csv", watch=watch, **{**CLASSES, "shard_size": 8})
+        assert os.path.exists("x.csv.parts/job.json")
+    draw(photos / "99.bmp", 50)
+    report = fzoo.run_job(*small, ["photos"], "x.csv", **{**CLASSES, "top": 1})
+    assert (report.images, report.added, report.joined) == (11, 0, True)
+
+
 def test_newcomers_before_it_goes_on(small, photos):
     """A job that was killed goes on with its own images, but not on other ones."""
     draw(photos / "sub" / "x.bmp", 60)

@@ -23,7 +23,6 @@ from fzoo.jobs.network import Network, class_labels, fingerprint
 from fzoo.jobs.pipeline import Done, Reading, Report, cut, none_of, prepare, stream
 from fzoo.jobs.results import check_out, read_rows
 from fzoo.jobs.shards import Failure, Shard, Shards, had_no_share, parts_of, plan_addition, read_finished
-from fzoo.jobs.sources import find
 from fzoo.layers.classifier import Classifier
 
 #: A shard's images, and bytes; fewer images where they would be more bytes, but a batch at least.
@@ -169,7 +168,7 @@ def run_job(
             if not joined:
                 raise ValueError(only or f"{none_of(count)}: see {shards.errors}")
             with contextlib.suppress(ValueError, OSError):  # what can't be listed now is for the next job
-                report.added = count_new(shards.images, find(reading.given))
+                report.added = count_new(shards.images, reading.given)
     return report
 
 

@@ -10,11 +10,11 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from fzoo.jobs.sources import Source
+from fzoo.jobs.sources import Source, find
 
 #: (bytes, time of the last change in ns) of a file.
 State = tuple[int, int]
@@ -87,7 +87,7 @@ class Listing:
         try:
             for entry in entries:
                 file.write(encode_entry(entry))
-                digest.update(os.fsencode(entry.source.name) + b"\0")
+                digest.update(encode_name(entry.source))
                 count += 1
             return cls(file, count, digest.hexdigest())
         except BaseException:
@@ -106,6 +106,11 @@ class Listing:
         """Yield the images; one such iterator at a time."""
         self.file.seek(0)
         return map(decode_entry, self.file)
+
+
+def encode_name(source: Source) -> bytes:
+    """Return what the digest of a list is made of."""
+    return os.fsencode(source.name) + b"\0"
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -157,10 +162,19 @@ def list_appended(given: Listing, rows: Iterable[Entry]) -> Listing:
     return Listing.write(entries())
 
 
-def count_new(known: Listing, sources: Iterable[Source]) -> int:
-    """Count the images that are not in a list."""
+def count_new(known: Listing, given: Sequence[str | os.PathLike]) -> int:
+    """Count the images that are found now and are not in a list.
+
+    Raises:
+        ValueError, OSError: as `find` does.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for source in find(given):
+        digest.update(encode_name(source))
+    if digest.hexdigest() == known.digest:  # as nearly always, and without names in memory
+        return 0
     names = Counter(entry.source.name for entry in known)
-    return sum((Counter(source.name for source in sources) - names).values())
+    return sum((Counter(source.name for source in find(given)) - names).values())
 
 
 def check_same_images(known: Listing, given: Listing, folder: Path) -> None:

@@ -153,6 +153,8 @@ class Shards:
             # Where no shard is whole, or the output is there already, nothing is lost with the folder.
             useless = processes == 1 and bool(manifest) and not any(self.folder.glob("*.npz"))
             try:
+                if useless and manifest.get("inputs") != images.digest:
+                    raise ValueError("there are other images by now, and nothing was done yet")
                 self._enter(job, manifest, images, size if asked else None)
                 return
             except ValueError:
@@ -167,8 +169,9 @@ class Shards:
 
     def _create(self, job: Mapping[str, Any], images: Listing, size: int) -> None:
         """Make the folder; one that is there stays as it is."""
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            return
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if any(self.folder.iterdir()):
+                return
         temporary = self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(4)}")
         manifest = {**job, "images": images.count, "inputs": images.digest, "shard_size": size}
         try:
