@@ -347,7 +347,7 @@ MUTANTS = (
     Mutant(
         "jobs: a member of an archive is read from where another one lies",
         "jobs/pipeline.py",
-        "if is_member(source) and is_changed(entry):",
+        "if is_member(entry.source) and is_changed(entry):",
         "if False:",
         "test_jobs_state.py",
         "archive_that_was_changed",

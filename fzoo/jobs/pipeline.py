@@ -256,12 +256,18 @@ def decoded(
     pending: deque[tuple[Piece, np.ndarray, list[State], list[Future[float] | Exception]]] = deque()
     opener, pool = Opener(), ThreadPoolExecutor(workers, "decode", step_back)
 
-    def submit(entry: Entry, pixels: np.ndarray) -> Future[float] | Exception:
-        source = entry.source
-        if is_member(source) and is_changed(entry):  # it may be at another place by now
-            return ValueError(f"cannot read the image {source.name}: {source.path} was changed while the job ran")
+    def load_unchanged(entry: Entry, prepared: Any, pixels: np.ndarray) -> float:
         try:
-            return pool.submit(load, opener.prepare(source), pixels)
+            return load(prepared, pixels)
+        finally:
+            if is_member(entry.source) and is_changed(entry):  # another image may lie at its place by now
+                raise ValueError(
+                    f"cannot read the image {entry.source.name}: {entry.source.path} was changed while the job ran"
+                )
+
+    def submit(entry: Entry, pixels: np.ndarray) -> Future[float] | Exception:
+        try:
+            return pool.submit(load_unchanged, entry, opener.prepare(entry.source), pixels)
         except (ValueError, OSError) as e:
             return e
 
