@@ -17,7 +17,7 @@ from fzoo.inference.export import export
 from fzoo.inference.optimize import optimize_for_inference
 from fzoo.inference.predict import features, predict
 from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
-from fzoo.jobs.pipeline import run_job
+from fzoo.jobs.job import run_job
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import layer_names
 from fzoo.training.evaluate import evaluate

@@ -1,12 +1,14 @@
-"""The one way in which fzoo writes a file, and one line from an exception."""
+"""The one way in which fzoo writes a file, and a table of text; one line from an exception."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 def one_line(error: BaseException) -> str:
@@ -14,6 +16,24 @@ def one_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = "".join(c if c.isprintable() else "?" for c in " ".join(text[:4000].split()))
     return (text if len(text) < 1000 else text[:1000] + "...") or type(error).__name__
+
+
+def write_rows(file: Any, rows: Iterable[Iterable[Any]], delimiter: str = ",") -> None:
+    """Write a line for each row, which `csv.reader` reads as it was, whatever is in its cells.
+
+    Args:
+        file: of text, to write to; opened with `newline=""`.
+        rows: of cells, whose `str` is written.
+        delimiter: between two cells; a tab for the dialect "excel-tab".
+    """
+    plain, quoted = (
+        csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    for row in rows:
+        cells = [str(cell) for cell in row]
+        # A carriage return ends a line for the reader, but the writer quotes no ends of lines other than its own.
+        (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fzoo.files import write_rows
+
 #: Exit code after Ctrl-C.
 INTERRUPTED = 130
 
@@ -89,10 +91,13 @@ def complain(line: str) -> None:
 
 
 def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = "") -> None:
-    """A table on a terminal; in a pipe a line for each row, its cells separated by tabs, without the headers."""
+    """Print a table on a terminal; in a pipe a line for each row, its cells separated by tabs, without the headers.
+
+    A cell that holds a tab, a quotation mark or the end of a line is quoted, as `csv.reader` with the dialect
+    "excel-tab" reads it.
+    """
     if not sys.stdout.isatty():
-        for row in rows:
-            print("\t".join(str(cell) for cell in row))
+        write_rows(sys.stdout, rows, "\t")
         if footer:
             print(footer)
         return

@@ -131,6 +131,13 @@ class Job:
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away what another job on the same --out has done.")
     ] = False
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Add to the --out that is there: rows of images that did not change are kept, others computed.",
+        ),
+    ] = False
 
 
 Cache = Annotated[

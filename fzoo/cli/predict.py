@@ -45,8 +45,8 @@ def classify(
         check_out(out, tapped=False)
         if as_json:
             raise ValueError("--json is for printing; --out FILE.jsonl has an object on each line")
-    elif job.distributed or job.restart or job.shard_size:
-        raise ValueError("--out FILE expected with --distributed, --restart or --shard-size")
+    elif job.distributed or job.restart or job.append or job.shard_size:
+        raise ValueError("--out FILE expected with --distributed, --restart, --append or --shard-size")
     process = join_processes(job.distributed)
     prepare_process(cache)
     loaded = load_network(network, reading)
@@ -57,7 +57,7 @@ def classify(
     if out is None:
         print_classes(module, variables, paths, as_json, **options)
         return
-    options |= {"shard_size": job.shard_size, "restart": job.restart, "process": process}
+    options |= {"shard_size": job.shard_size, "restart": job.restart, "append": job.append, "process": process}
     report = batch_job(module, variables, paths, out, **options)
     if report.joined:
         show(("file", "report"), [(out, report)])
@@ -93,7 +93,7 @@ def features(
     loaded = load_network(network, reading, include_top=include_top)
     options = {"preprocess": loaded.model, "recipe": loaded.recipe, "layers": layer, "process": process}
     options |= {"mesh": mesh(job.devices), "batch_size": job.batch_size, "workers": job.workers}
-    options |= {"shard_size": job.shard_size, "restart": job.restart}
+    options |= {"shard_size": job.shard_size, "restart": job.restart, "append": job.append}
     report = batch_job(loaded.module, loaded.variables, paths, out, **options)
     if report.joined:
         rows = report.images - report.failed
@@ -192,12 +192,14 @@ def class_number(text: str, names: Sequence[tuple[str, str]]) -> int:
 
 def batch_job(module: Any, variables: Any, paths: Sequence[Path], out: Path, **options: Any) -> Any:
     """`run_job` with a progress bar; the first images that can't be read are named."""
-    from fzoo.jobs.pipeline import run_job
+    from fzoo.jobs.job import run_job
 
     with watching() as watch:
         report = run_job(module, variables, paths, out, watch=watch, **options)
     if not report.joined:
         complain(f"this process's share of {out} is done; the last process to be done puts all together")
+    if report.added:
+        complain(f"{report.added} images came while the job ran and are not in {out}: the same with --append adds them")
     return report
 
 

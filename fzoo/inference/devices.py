@@ -26,7 +26,7 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
             all processes.
 
     Raises:
-        ValueError: fewer than one, or more than there are.
+        ValueError: fewer than one, or more than there are; of several platforms.
     """
     local = jax.local_devices()
     if isinstance(devices, int) and not 1 <= devices <= len(local):
@@ -34,6 +34,8 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
     row = local if devices is None else local[:devices] if isinstance(devices, int) else list(devices)
     if not row:
         raise ValueError("no devices given: a mesh has at least one")
+    if len(platforms := sorted({device.platform for device in row})) > 1:
+        raise ValueError(f"devices of {' and '.join(platforms)} given, those of one platform expected")
     return Mesh(np.array(row), (BATCH,))
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import functools
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,15 +73,48 @@ class Network:
         top = (min(self.top, classes.shape[0]),)
         return {"classes": jax.ShapeDtypeStruct(top, np.int32), "probabilities": jax.ShapeDtypeStruct(top, np.float32)}
 
-    def rows(self, outputs: Outputs, good: Sequence[int]) -> dict[str, np.ndarray]:
-        """The results of some images of a batch, on the host; waits for them."""
+    def rows(self, outputs: Outputs, good: Sequence[int], names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Wait for the results of a batch, and return those of some of its images, on the host.
+
+        Args:
+            outputs: of the batch.
+            good: the places in the batch of the images that could be read.
+            names: of these images.
+
+        Raises:
+            ValueError: the network gives NaN or infinity for one of them.
+        """
         arrays = {name: np.asarray(array)[good] for name, array in outputs.items()}
         arrays = {name: array.astype(on_disk(array.dtype), copy=False) for name, array in arrays.items()}
+        check_finite(arrays, names, self.layers is not None)
         if self.layers is not None:
             return arrays
         p = arrays["probabilities"].astype(np.float32, copy=False)
         classes = np.argsort(-p, axis=1, kind="stable")[:, : self.top].astype(np.int32)
         return {"classes": classes, "probabilities": np.take_along_axis(p, classes, axis=1)}
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], names: Sequence[str], tapped: bool) -> None:
+    """Raise ValueError that names the first image for which a number is NaN or infinite, and the layer.
+
+    Args:
+        arrays: (len(names), ...) for each output.
+        names: of the images.
+        tapped: whether the outputs are those of layers, whose names they have.
+    """
+    wrong: list[tuple[int, str, float]] = []
+    for layer, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            flat = array.reshape(len(array), -1)
+            row = int(np.argmin(np.isfinite(flat).all(1)))
+            wrong.append((row, layer, float(flat[row][~np.isfinite(flat[row])][0])))
+    if wrong:
+        row, layer, number = min(wrong, key=lambda each: each[0])
+        giver = f"the layer {layer} of the network" if tapped else "the network"
+        raise ValueError(
+            f"{giver} gives {number} for the image {names[row]}, finite numbers expected: look at its weights, its "
+            "dtype and the preprocessing"
+        )
 
 
 def on_disk(dtype: Any) -> np.dtype:
@@ -99,7 +135,11 @@ def class_labels(labels: Sequence[tuple[str, str]] | None, network: Network) -> 
 
 
 def fingerprint(module: Classifier, variables: Any) -> str:
-    """A hash of a network and the values of its variables, the same in each process."""
+    """Return a hash of a network and the values of its variables, the same in each process.
+
+    Raises:
+        ValueError: a field of the module holds what another process can't know again, such as a lambda.
+    """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr(described(module)).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
@@ -109,11 +149,42 @@ def fingerprint(module: Classifier, variables: Any) -> str:
     return digest.hexdigest()
 
 
-def described(value: Any) -> Any:
-    """A module's fields, sets in order: their own is another in each process."""
-    if dataclasses.is_dataclass(value):
+def described(value: Any, name: str = "") -> Any:
+    """Return a module's field, or what it holds, as text, numbers and lists that are the same in each process.
+
+    Args:
+        value: a module, or what one of its fields holds.
+        name: the field's, for the error.
+
+    Raises:
+        ValueError: it has no name by which another process knows it: a lambda, a function inside of another.
+    """
+    if isinstance(value, (str, int, float, complex, bytes, type(None), enum.Enum, np.dtype, np.generic)):
+        return repr(value)
+    if isinstance(value, functools.partial):
+        return "partial", described(value.func, name), described(value.args, name), described(value.keywords, name)
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        if is_importable(value):
+            return f"{value.__module__}.{value.__qualname__}"
+    elif dataclasses.is_dataclass(value):
         fields = [f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name")]
-        return type(value).__name__, [(name, described(getattr(value, name))) for name in fields]
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
-    return str(value)
+        return described(type(value), name), [(field, described(getattr(value, field), field)) for field in fields]
+    elif isinstance(value, Mapping):
+        return "mapping", sorted((repr(described(k, name)), described(v, name)) for k, v in value.items())
+    elif isinstance(value, (set, frozenset)):  # the order of a set is another in each process
+        return "set", sorted(repr(described(each, name)) for each in value)
+    elif isinstance(value, (tuple, list)):
+        return "sequence", [described(each, name) for each in value]
+    elif type(value).__repr__ is not object.__repr__ and f"{id(value):x}" not in repr(value):
+        return repr(value)
+    raise ValueError(
+        f"{name}={value!r} can't be known again in another process: a function or class at the top of a module expected"
+    )
+
+
+def is_importable(value: Any) -> bool:
+    """Whether a function or class is what its module has under its name."""
+    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value

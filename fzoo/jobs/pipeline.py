@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import sys
 import threading
@@ -18,19 +17,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fzoo._version import __version__
 from fzoo.images.recipe import Recipe
 from fzoo.inference.devices import mesh as local_mesh
 from fzoo.inference.predict import default_batch, in_flight
-from fzoo.jobs.network import Network, class_labels, fingerprint
-from fzoo.jobs.results import Failure, Shards, check_out, named, parts_of
-from fzoo.jobs.sources import Opener, Source, Survey, opened
+from fzoo.jobs.listing import Entry, Listing, State, is_changed, is_member, join_batches, list_images, look_at
+from fzoo.jobs.network import Network, class_labels
+from fzoo.jobs.results import named
+from fzoo.jobs.shards import Failure
+from fzoo.jobs.sources import Opener, find, opened
 from fzoo.layers.classifier import Classifier
 from fzoo.zoo import recipe as model_recipe
-
-#: A shard's images, and bytes; fewer images where they would be more bytes, but a batch at least.
-SHARD_IMAGES, SHARD_BYTES = 1024, 64 << 20
-
 
 #: Of the threads that decode.
 NICENESS = 10
@@ -44,6 +40,7 @@ class Report:
         images: how many there are.
         shapes: of each result, for one image; the output has `images - failed` of them.
         before: how many of them were done before this run, or are another process's.
+        added: how many came while the job ran, and are for the next one; counted where the output is there.
         failed: how many could not be read, of all that were joined; of this process's where it did not join them.
         done: how many this process decoded in this run.
         joined: whether the output is there; else other processes are still at their shares.
@@ -57,6 +54,7 @@ class Report:
     images: int = 0
     shapes: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
     before: int = 0
+    added: int = 0
     failed: int = 0
     done: int = 0
     joined: bool = False
@@ -89,120 +87,14 @@ class Piece(NamedTuple):
     Attributes:
         shard: the number of the shard that its rows belong to.
         last: whether it is the shard's last one.
-        sources: its images.
+        images: what it has of these.
+        whole: all images of the shard, with those whose rows are kept; only with the last piece.
     """
 
     shard: int
     last: bool
-    sources: Sequence[Source]
-
-
-def run_job(
-    module: Classifier,
-    variables: Any,
-    images: Iterable[str | os.PathLike],
-    out: str | os.PathLike,
-    *,
-    layers: str | Sequence[str] | None = None,
-    top: int = 5,
-    labels: Sequence[tuple[str, str]] | None = None,
-    preprocess: str | None = None,
-    recipe: Recipe | None = None,
-    batch_size: int | None = None,
-    mesh: Mesh | None = None,
-    workers: int | None = None,
-    shard_size: int | None = None,
-    restart: bool = False,
-    process: tuple[int, int] = (0, 1),
-    watch: Callable[[Report, Sequence[Failure]], None] | None = None,
-) -> Report:
-    """Put the likeliest classes of any number of images, or the outputs of layers, into one file.
-
-    Images are decoded in threads while others are computed, and memory does not grow with their number. Results are
-    kept in whole shards, in the folder `OUT.parts`, until all are there: a job that was killed goes on from these when
-    it is called again. Images that can't be read are passed over, and listed in `OUT.errors.jsonl`, an object
-    {"image", "error"} a line.
-
-    Args:
-        module, variables: the network, as for `predict`.
-        images: files, folders, globs, "@list.txt" and tar archives, as `fzoo.jobs.sources.find` says.
-        out: the file to write. Classes go to .jsonl, .csv or .parquet, outputs of layers to .npz, .h5 or .parquet
-            (an array for each layer, and `images`, the names). Rows are in the order of the images.
-        layers: names of layers, as for `features`; None for classes.
-        top: how many of the likeliest classes.
-        labels: (WordNet ID, label) of each class; ImageNet's by default for 1000 classes, else the bare numbers.
-        preprocess: the model whose `preprocess_input` the network needs ("ResNet50").
-        recipe: how an image becomes the network's input; by default that of the model that `preprocess` names, at the
-            network's own size.
-        batch_size: images at once, on all devices together; by default as for `predict`.
-        mesh: from `fzoo.devices.mesh()`; all local devices by default.
-        workers: threads that decode; by default one for each core.
-        shard_size: images in a shard; by default 1024, fewer where they would be over 64 MiB.
-        restart: throw away the shards of another job on the same `out`, instead of raising.
-        process: (number, count) where several processes share the job, each with the same arguments otherwise, from
-            `fzoo.devices.start_distributed`. Each takes its share of the shards, in a folder that all see, and the last
-            puts them together.
-        watch: called as `watch(report, failures)` after each batch: the report so far, and (name, error) of those
-            images of the batch that could not be read.
-
-    Returns:
-        What was done, how fast, and whether decoding or computing was the bottleneck.
-
-    Raises:
-        ValueError: an argument is wrong; none of the images could be read; there are shards of another job.
-        OSError: a file can't be written; what was computed so far is kept.
-        ModuleNotFoundError: pyarrow is not installed, for .parquet.
-    """
-    path = check_out(out, tapped=layers is not None)
-    mesh = mesh or local_mesh()
-    network = Network(module, variables, layers, top, preprocess, mesh)
-    reading = prepare(network, images, recipe, batch_size, workers)
-    labels = class_labels(labels, network) if layers is None else None
-    batch, count = reading.batch, reading.images.count
-    if shard_size is None:
-        bytes_each = sum(int(np.prod(aval.shape)) * np.dtype(aval.dtype).itemsize for aval in reading.shapes.values())
-        shard_size = max(1, min(SHARD_IMAGES, SHARD_BYTES // bytes_each) // batch) * batch
-    elif shard_size < 1:
-        raise ValueError(f"shard_size={shard_size} given, a positive number expected")
-    if restart and process[1] > 1:
-        raise ValueError("restart given with several processes: which of them is to remove what the others have begun?")
-    job = {
-        "fzoo": __version__,
-        "images": count,
-        "inputs": reading.images.digest,
-        "weights": fingerprint(module, variables),
-        "layers": network.layers and list(network.layers),
-        "top": top if layers is None else None,
-        "preprocess": preprocess,
-        "recipe": reading.load.recipe.to_json(),
-    }
-    report = Report(images=count, shapes=reading.shapes)
-    number, processes = process
-    if number >= -(-count // shard_size) and not parts_of(path).exists():
-        return report  # no share for this process; the others may have put theirs together already
-    with contextlib.closing(Shards(path, job, shard_size, restart=restart, process=number)) as shards:
-        mine = range(number, -(-count // shards.size), processes)
-        wanted = {n for n in mine if not shards.path(n).exists()}
-        report.before = count - sum(min(shards.size, count - n * shards.size) for n in wanted)
-        names, parts, failed, only = [], [], [], ""
-        for done in stream(network, reading, cut(reading.images, shards.size, batch, wanted), report):
-            names += done.names
-            parts += [done.rows] if done.names else []
-            failed += done.failures
-            if watch is not None:
-                watch(report, done.failures)
-            if done.piece.last:
-                together = {key: np.concatenate([part[key] for part in parts]) for key in (parts[0] if parts else ())}
-                shards.write(done.piece.shard, names, together, failed)
-                report.failed += len(failed)
-                only = failed[0][1] if count == 1 and failed else only
-                names, parts, failed = [], [], []
-        found = shards.join(-(-count // shards.size), reading.shapes, labels)
-    if found is not None:
-        report.joined, (rows, report.failed) = True, found
-        if not rows:
-            raise ValueError(only or f"{none_of(count)}: see {shards.errors}")
-    return report
+    images: Sequence[Entry]
+    whole: Sequence[Entry] = ()
 
 
 def classify(
@@ -245,14 +137,16 @@ class Reading(NamedTuple):
     """What a job is to read, and how.
 
     Attributes:
-        images: which.
+        given: what was asked for.
+        images: those that there are.
         load: how one is read.
         batch: what the network is compiled for.
         workers: threads that decode.
         shapes: of one image's results.
     """
 
-    images: Survey
+    given: Sequence[str | os.PathLike]
+    images: Listing
     load: Loader
     batch: int
     workers: int
@@ -275,14 +169,15 @@ def prepare(
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value!r} given, a positive number expected")
-    survey = Survey(images)
-    if not survey.count:
+    given = list(images)
+    listing = list_images(find(given))
+    if not listing.count:
         raise ValueError("no images given")
     batch_size = batch_size or default_batch(network.platform, (*sides, 3)) * network.devices
-    batch = round_up(min(batch_size, survey.count), network.devices)
+    batch = round_up(min(batch_size, listing.count), network.devices)
     shapes = network.shapes((batch, *sides, 3))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Reading(survey, Loader(recipe), batch, workers or cores, shapes)
+    return Reading(given, listing, Loader(recipe), batch, workers or cores, shapes)
 
 
 class Loader(NamedTuple):
@@ -305,12 +200,16 @@ class Done(NamedTuple):
         names: the images that could be read.
         rows: an array (len(names), ...) for each result, in their order; none without names.
         failures: (name, error) of the other images.
+        states: of all images, before they were read.
+        readable: which of all images could be read.
     """
 
     piece: Piece
     names: list[str]
     rows: dict[str, np.ndarray]
     failures: list[Failure]
+    states: list[State]
+    readable: list[bool]
 
 
 def stream(network: Network, reading: Reading, pieces: Iterable[Piece], report: Report) -> Generator[Done]:
@@ -319,62 +218,73 @@ def stream(network: Network, reading: Reading, pieces: Iterable[Piece], report: 
 
     def started() -> Iterator[Any]:
         nonlocal busy
-        for piece, pixels, outcomes in decoded(reading, pieces, report):
-            names, good, failures = [], [], []
-            for i, (source, outcome) in enumerate(zip(piece.sources, outcomes, strict=True)):
+        for piece, pixels, states, outcomes in decoded(reading, pieces, report):
+            done = Done(piece, [], {}, [], states, [isinstance(outcome, float) for outcome in outcomes])
+            for entry, outcome in zip(piece.images, outcomes, strict=True):
                 if isinstance(outcome, float):
-                    names.append(source.name)
-                    good.append(i)
+                    done.names.append(entry.source.name)
                     busy += outcome
                 else:
-                    failures.append((source.name, str(outcome)))
+                    done.failures.append((entry.source.name, str(outcome)))
             start = time.perf_counter()
-            outputs = network(pixels) if good else {}
-            if good and not report.compiling:
+            outputs = network(pixels) if done.names else {}
+            if done.names and not report.compiling:
                 report.compiling = time.perf_counter() - start
             else:
                 report.waited_for_results += time.perf_counter() - start
-            yield piece, names, good, failures, outputs
+            yield done, outputs
 
-    for piece, names, good, failures, outputs in in_flight(started()):
+    for done, outputs in in_flight(started()):
         start = time.perf_counter()
-        rows = network.rows(outputs, good) if good else {}
+        if done.names:
+            done.rows.update(network.rows(outputs, np.flatnonzero(done.readable).tolist(), done.names))
         now = time.perf_counter()
         report.waited_for_results += now - start
-        report.done += len(piece.sources)
+        report.done += len(done.piece.images)
         report.seconds = now - begin - report.compiling
-        yield Done(piece, names, rows, failures)
+        yield done
     report.decoding = report.done * reading.workers / max(busy, 1e-9)
     report.computing = report.done / max(report.seconds - report.waited_for_images, 1e-9)
 
 
 def decoded(
     reading: Reading, pieces: Iterable[Piece], report: Report
-) -> Iterator[tuple[Piece, np.ndarray, list[float | Exception]]]:
-    """(piece, uint8 pixels (batch, H, W, 3), for each image the seconds that it took or why it can't be read)."""
+) -> Iterator[tuple[Piece, np.ndarray, list[State], list[float | Exception]]]:
+    """Yield pieces, uint8 pixels (batch, H, W, 3), each image's state, and the seconds it took or its error."""
     load, batch, workers = reading.load, reading.batch, reading.workers
     ahead = 1 + -(-2 * workers // batch)  # pieces: each thread has its next image, and the network its next batch
-    pending: deque[tuple[Piece, np.ndarray, list[Future[float] | Exception]]] = deque()
+    pending: deque[tuple[Piece, np.ndarray, list[State], list[Future[float] | Exception]]] = deque()
     opener, pool = Opener(), ThreadPoolExecutor(workers, "decode", step_back)
 
-    def submit(source: Source, pixels: np.ndarray) -> Future[float] | Exception:
+    def load_unchanged(entry: Entry, prepared: Any, pixels: np.ndarray) -> float:
         try:
-            return pool.submit(load, opener.prepare(source), pixels)
+            return load(prepared, pixels)
+        finally:
+            if is_member(entry.source) and is_changed(entry):  # another image may lie at its place by now
+                raise ValueError(
+                    f"cannot read the image {entry.source.name}: {entry.source.path} was changed while the job ran"
+                )
+
+    def submit(entry: Entry, pixels: np.ndarray) -> Future[float] | Exception:
+        try:
+            return pool.submit(load_unchanged, entry, opener.prepare(entry.source), pixels)
         except (ValueError, OSError) as e:
             return e
 
     def finished(
-        piece: Piece, pixels: np.ndarray, futures: list[Future[float] | Exception]
-    ) -> tuple[Piece, np.ndarray, list[float | Exception]]:
+        piece: Piece, pixels: np.ndarray, states: list[State], futures: list[Future[float] | Exception]
+    ) -> tuple[Piece, np.ndarray, list[State], list[float | Exception]]:
         start = time.perf_counter()
         outcomes = [outcome(future) for future in futures]
         report.waited_for_images += time.perf_counter() - start
-        return piece, pixels, outcomes
+        return piece, pixels, states, outcomes
 
     try:
         for piece in pieces:
             pixels = np.zeros((batch, *load.recipe.size, 3), np.uint8)
-            pending.append((piece, pixels, [submit(s, row) for s, row in zip(piece.sources, pixels, strict=False)]))
+            states = [look_at(entry.source) for entry in piece.images]  # before: a later change is seen the next time
+            futures = [submit(entry, row) for entry, row in zip(piece.images, pixels, strict=False)]
+            pending.append((piece, pixels, states, futures))
             if len(pending) > ahead:
                 yield finished(*pending.popleft())
         while pending:
@@ -404,16 +314,19 @@ def outcome(future: Future[float] | Exception) -> float | Exception:
         return e
 
 
-def cut(sources: Iterable[Source], shard_size: int, batch: int, wanted: Iterable[int] | None = None) -> Iterator[Piece]:
-    """Images in pieces of at most a batch, none across the bounds of two shards; those of the shards `wanted` only."""
-    sources = iter(sources)
-    for shard in itertools.count():
-        images = list(itertools.islice(sources, shard_size))
-        if not images:
-            return
+def cut(images: Iterable[Entry], shard_size: int, batch: int, wanted: Iterable[int] | None = None) -> Iterator[Piece]:
+    """Yield images in pieces of at most a batch, none across the bounds of two shards; of the shards `wanted` only.
+
+    Images whose rows are kept are no part of a piece, unless they were changed since they were listed. A shard has a
+    last piece whether or not there is an image in it.
+    """
+    for shard, entries in enumerate(join_batches(images, shard_size)):
         if wanted is None or shard in wanted:
-            for start in range(0, len(images), batch):
-                yield Piece(shard, start + batch >= len(images), images[start : start + batch])
+            whole = [entry._replace(kept=-1) if entry.kept >= 0 and is_changed(entry) else entry for entry in entries]
+            fresh = [entry for entry in whole if entry.kept < 0]
+            for start in range(0, max(len(fresh), 1), batch):
+                last = start + batch >= len(fresh)
+                yield Piece(shard, last, fresh[start : start + batch], whole if last else ())
 
 
 def round_up(count: int, step: int) -> int:

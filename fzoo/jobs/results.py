@@ -1,18 +1,13 @@
-"""What a batch job writes: whole shards in a folder beside its output, which are put together at the end.
-
-A shard is an .npz of the rows of its images, renamed when it is whole, and JSON lines of those that could not be read.
-Whatever the output's format, a job that was killed finds its whole shards, and one shard at a time is in memory.
-"""
+"""The formats of a job's output: how each is written from shards, and how its rows are read again."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import errno
 import json
 import os
-import secrets
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +17,7 @@ import h5py
 import jax
 import numpy as np
 
-from fzoo.files import one_line
-
-try:
-    import fcntl
-except ImportError:  # Windows: two jobs at once on one output are not noticed
-    fcntl = None
-
+from fzoo.files import write_rows
 
 #: What is known of the rows before there are any: for each name the shape and dtype of one image's.
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -36,6 +25,10 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 #: The array of names of images.
 IMAGES = "images"
+
+
+#: Of memory; see `write_npz`.
+NAMES_BYTES = 1 << 30
 
 
 def check_out(out: str | os.PathLike, tapped: bool) -> Path:
@@ -63,188 +56,21 @@ def check_out(out: str | os.PathLike, tapped: bool) -> Path:
     return path
 
 
-def parts_of(out: Path) -> Path:
-    """The folder of the shards of an output."""
-    return out.with_name(f"{out.name}.parts")
+def encode_names(names: Sequence[str]) -> np.ndarray:
+    """Return names as a shard has them: bytes of JSON, where one long name takes no room for all others."""
+    return np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
 
 
-class Shards:
-    """The folder of a job's shards, "OUT.parts", and what the job is.
-
-    Args:
-        out: the output, from `check_out`.
-        job: what decides the results; kept as JSON in the folder, and compared with what is there.
-        restart: remove the shards of another job instead of raising.
-        process: the number of this process, which has its shards for itself.
-
-    Raises:
-        ValueError: the folder is another job's.
-        OSError: another process has this job, or the folder can't be made.
-
-    Attributes:
-        size: how many images a shard has: that of the job that is there already, or the one asked for.
-    """
-
-    def __init__(self, out: Path, job: Mapping[str, Any], size: int, *, restart: bool = False, process: int = 0):
-        self.out, self.folder = out, parts_of(out)
-        self.errors = out.with_name(f"{out.name}.errors.jsonl")
-        self.folder.mkdir(exist_ok=True)
-        self._lock = lock(self.folder / f"lock-{process}")
-        if self._lock is None:
-            raise BlockingIOError(errno.EAGAIN, f"another process is at work on {out}")
-        try:
-            self.size = self._begin(dict(job), size, restart)
-        except BaseException:
-            self.close()
-            raise
-
-    def _begin(self, job: dict[str, Any], size: int, restart: bool) -> int:
-        """Compare with the job that is there, or write down this one."""
-        manifest, known = self.folder / "job.json", size
-        if any(self.folder.glob("*.npz")):
-            try:
-                found = json.loads(manifest.read_text(encoding="utf-8"))
-                known = int(found.pop("shard_size"))
-            except (OSError, ValueError, LookupError, TypeError, AttributeError):
-                found = {}
-            if found == job:
-                return known
-            if not restart:
-                other = ", ".join(sorted(key for key in {*found, *job} if found.get(key) != job.get(key)))
-                raise ValueError(
-                    f"{self.folder} holds results of another job (other: {other}): --restart (restart=True) removes "
-                    "them, or give another name to write"
-                )
-            for path in self.folder.iterdir():
-                if not path.name.startswith("lock-"):
-                    path.unlink()
-        with self._writing(), whole(manifest) as file:
-            file.write(json.dumps({**job, "shard_size": size}, indent=1).encode())
-        return size
-
-    def path(self, number: int) -> Path:
-        """Where a shard is, if it is whole."""
-        return self.folder / f"{number:08}.npz"
-
-    def write(self, number: int, names: Sequence[str], rows: Mapping[str, np.ndarray], failed: Iterable[Failure]):
-        """Write a shard; it appears under its name when it is whole, and its errors before it."""
-        with self._writing():
-            with whole(self.path(number).with_suffix(".jsonl")) as file:
-                file.writelines(json.dumps({"image": name, "error": error}).encode() + b"\n" for name, error in failed)
-            with whole(self.path(number)) as file:
-                np.savez(file, allow_pickle=False, **{IMAGES: np.array(names, np.str_)}, **rows)
-
-    def join(self, count: int, shapes: Shapes, labels: Sequence[tuple[str, str]] | None) -> tuple[int, int] | None:
-        """Put `count` shards together and remove them; that of several processes which is the last does it.
-
-        Returns:
-            (rows, images that could not be read), or None where shards are missing, or another process is at it.
-        """
-        parts = [self.path(number) for number in range(count)]
-        if not all(part.exists() for part in parts):
-            return None
-        try:
-            joining = lock(self.folder / "lock-join")
-        except FileNotFoundError:  # another process has joined them meanwhile
-            return None
-        if joining is None:
-            return None
-        try:
-            if not all(part.exists() for part in parts):
-                return None
-            with self._writing():
-                rows, failed = self._join(parts, shapes, labels)
-            # The description goes last, or what is left would be nobody's; and no shard is there without its errors.
-            for part in parts:
-                part.unlink()
-                part.with_suffix(".jsonl").unlink()
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return rows, failed
-        finally:
-            os.close(joining)
-
-    def _join(self, parts: Sequence[Path], shapes: Shapes, labels: Any) -> tuple[int, int]:
-        """Write the errors and the output; (rows, images that could not be read)."""
-        failed, joined = 0, self.folder / f"joined{self.out.suffix}"
-        with whole(self.folder / "errors", self.errors) as file:
-            for part in parts:
-                lines = part.with_suffix(".jsonl").read_bytes()
-                failed += lines.count(b"\n")
-                file.write(lines)
-        if not failed:
-            self.errors.unlink()
-        rows = sum(len(names) for names in each(parts, IMAGES))
-        if rows:
-            with unfinished(joined):
-                (LAYERS if labels is None else CLASSES)[self.out.suffix](joined, parts, rows, shapes, labels)
-                with joined.open("rb+") as file:
-                    os.fsync(file.fileno())
-                joined.replace(self.out)
-        return rows, failed
-
-    def close(self) -> None:
-        """Let another process have the job."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """One kind of error, whatever the formats' libraries raise where a disk is full, and what to do about it."""
-        try:
-            yield
-        except (OSError, RuntimeError) as e:
-            reason = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else one_line(e)
-            raise OSError(
-                f"{self.out} can't be written: {reason}; what was computed is kept in {self.folder}, and the same "
-                "command goes on from there"
-            ) from e
+def decode_names(array: np.ndarray) -> list[str]:
+    """Return the names of a shard."""
+    return json.loads(array.tobytes())
 
 
-#: (name of the image, what is wrong with it)
-Failure = tuple[str, str]
-
-
-def lock(path: Path) -> int | None:
-    """Hold a file for this process, until it is closed or the process ends; None if another one does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    if fcntl is not None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-    return descriptor
-
-
-@contextlib.contextmanager
-def unfinished(path: Path) -> Iterator[None]:
-    """Remove a file if anything fails."""
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def whole(path: Path, target: Path | None = None) -> Iterator[Any]:
-    """A file to write bytes to, which gets its name when it is on the disk."""
-    # Several processes describe their job at the same time: each has its own.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    with unfinished(temporary):
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target or path)
-
-
-def each(parts: Iterable[Path], name: str) -> Iterator[np.ndarray]:
-    """One array of each shard that has rows."""
+def each(parts: Iterable[Path], name: str) -> Iterator[Any]:
+    """One array of each shard that has rows, or the list of its names."""
     for part in parts:
         with np.load(part) as arrays:
-            if len(names := arrays[IMAGES]):
+            if names := decode_names(arrays[IMAGES]):
                 yield names if name == IMAGES else arrays[name]
 
 
@@ -263,7 +89,7 @@ def predictions(
     """`named` of all rows of shards."""
     for part in parts:
         with np.load(part) as arrays:
-            yield from named(arrays[IMAGES].tolist(), arrays, labels)
+            yield from named(decode_names(arrays[IMAGES]), arrays, labels)
 
 
 def as_object(image: str, found: Sequence[tuple[str, str, float]]) -> str:
@@ -281,10 +107,9 @@ def write_jsonl(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, l
 def write_csv(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
     """A line for each prediction, the likeliest of an image first."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image", "wnid", "label", "probability"))
+        write_rows(file, [("image", "wnid", "label", "probability")])
         for image, found in predictions(parts, labels):
-            writer.writerows((image, wnid, label, f"{p:.9g}") for wnid, label, p in found)
+            write_rows(file, [(image, wnid, label, f"{p:.9g}") for wnid, label, p in found])
 
 
 def write_class_parquet(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
@@ -313,7 +138,7 @@ def write_layer_parquet(path: Path, parts: Sequence[Path], count: int, shapes: S
     with parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
             for names in each([part], IMAGES):
-                columns = [pa.array(map(printable, names.tolist()), pa.string())]
+                columns = [pa.array(map(printable, names), pa.string())]
                 for name, field in zip(shapes, fields[1:], strict=True):
                     (array,) = each([part], name)
                     columns.append(pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), type=field.type))
@@ -321,21 +146,42 @@ def write_layer_parquet(path: Path, parts: Sequence[Path], count: int, shapes: S
 
 
 def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
-    """An array for each layer, and `images`; one array of one shard at a time."""
-    text = max((names.dtype for names in each(parts, IMAGES)), key=lambda dtype: dtype.itemsize)
-    arrays = {IMAGES: ((), text), **{name: (aval.shape, np.dtype(aval.dtype)) for name, aval in shapes.items()}}
+    """An array for each layer, and `images`; one array of one shard at a time.
+
+    NumPy's arrays of text have the longest one's width. On the disk that is compressed. Where it would take more than
+    `NAMES_BYTES` of memory, and many times what the text does, the names are UTF-8 in a row, `images_utf8`, with
+    `images_ends`, where each of them ends.
+    """
+    lengths = [(len(name), len(os.fsencode(name))) for names in each(parts, IMAGES) for name in names]
+    width, ends = max(max(lengths)[0], 1), np.cumsum([size for _, size in lengths], dtype=np.int64)
+    arrays: dict[str, tuple[tuple[int, ...], np.dtype, Iterator[np.ndarray]]]
+    if 4 * width * count > max(NAMES_BYTES, 16 * int(ends[-1])):
+        utf8 = (os.fsencode("".join(names)) for names in each(parts, IMAGES))
+        arrays = {
+            "images_utf8": ((int(ends[-1]),), np.dtype(np.uint8), (np.frombuffer(text, np.uint8) for text in utf8)),
+            "images_ends": (ends.shape, ends.dtype, iter([ends])),
+        }
+    else:
+        text = np.dtype((np.str_, width))
+        arrays = {IMAGES: ((count,), text, (np.array(names, text) for names in each(parts, IMAGES)))}
+    texts = set(arrays)
+    for name, aval in shapes.items():
+        arrays[name] = ((count, *aval.shape), np.dtype(aval.dtype), each(parts, name))
     with zipfile.ZipFile(path, "w") as archive:
-        for name, (shape, dtype) in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-                np.lib.format.write_array_header_1_0(file, {**header, "shape": (count, *shape)})
-                for array in each(parts, name):
+        for name, (shape, dtype, chunks) in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy")  # of no date: the same results are the same bytes
+            member.external_attr = 0o600 << 16
+            member.compress_type = zipfile.ZIP_DEFLATED if name in texts else zipfile.ZIP_STORED
+            with archive.open(member, "w", force_zip64=True) as file:
+                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for array in chunks:
                     file.write(np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(-1).view(np.uint8).data)
 
 
 def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
     """A dataset for each layer, and `images`."""
-    text = sum(len(os.fsencode(name)) for names in each(parts, IMAGES) for name in names.tolist())
+    text = sum(len(os.fsencode(name)) for names in each(parts, IMAGES) for name in names)
     rows = sum(int(np.prod(aval.shape)) * np.dtype(aval.dtype).itemsize for aval in shapes.values())
     reserve(path, count * (rows + 64) + text + (len(shapes) << 12) + (1 << 16))
     with h5py.File(path, "w") as file:
@@ -345,7 +191,7 @@ def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labe
             start = 0
             for array in each(parts, name):
                 if name == IMAGES:  # as the bytes that they are: not every name of a file is UTF-8
-                    array = np.array([os.fsencode(each) for each in array.tolist()], object)
+                    array = np.array([os.fsencode(each) for each in array], object)
                 dataset[start : start + len(array)] = array
                 start += len(array)
 
@@ -376,6 +222,87 @@ def pyarrow() -> tuple[Any, Any]:
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError("Parquet files are written by pyarrow: pip install 'fzoo[parquet]'") from e
     return pyarrow, pyarrow.parquet
+
+
+def read_rows(
+    path: Path, count: int, shapes: Shapes, labels: Sequence[tuple[str, str]] | None, scratch: Path
+) -> Mapping[str, np.ndarray]:
+    """Return the rows of an output that was written here, by name; those of layers stay on the disk.
+
+    Args:
+        path: the output.
+        count: how many rows it has.
+        shapes: of one row of each result.
+        labels: (WordNet ID, label) of each class; None for the outputs of layers.
+        scratch: a folder for what can't be read in place.
+
+    Raises:
+        ValueError, LookupError, OSError: it is something else.
+    """
+    if labels is not None:
+        top = shapes["classes"].shape[0]
+        numbers = {label: i for i, label in enumerate(map(tuple, labels))}
+        found = ((numbers[wnid, label], p) for wnid, label, p in read_predictions(path))
+        flat = np.fromiter(found, [("class", np.int32), ("p", np.float32)], count * top).reshape(count, top)
+        return {"classes": flat["class"], "probabilities": flat["p"]}
+    arrays = {name: ((count, *aval.shape), np.dtype(aval.dtype)) for name, aval in shapes.items()}
+    if path.suffix == ".parquet":
+        return read_layer_parquet(path, arrays, scratch)
+    find_offset = find_offset_npz if path.suffix == ".npz" else find_offset_h5
+    return {
+        name: np.memmap(path, dtype, "r", find_offset(path, name), shape) for name, (shape, dtype) in arrays.items()
+    }
+
+
+def read_predictions(path: Path) -> Iterator[tuple[str, str, float]]:
+    """Yield (WordNet ID, label, probability) of each prediction."""
+    if path.suffix == ".parquet":
+        for batch in pyarrow()[1].ParquetFile(path).iter_batches(columns=["wnid", "label", "probability"]):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        return
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        if path.suffix == ".csv":
+            lines = csv.reader(file)
+            next(lines)
+            yield from ((wnid, label, float(p)) for _, wnid, label, p in lines)
+        else:
+            for line in file:
+                yield from (tuple(p.values()) for p in json.loads(line)["predictions"])
+
+
+def find_offset_npz(path: Path, name: str) -> int:
+    """Return at which byte of an .npz the numbers of an array begin."""
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo(f"{name}.npy").header_offset
+    with path.open("rb") as file:
+        file.seek(start + 26)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # the name, and what else is known of it
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        return file.tell()
+
+
+def find_offset_h5(path: Path, name: str) -> int:
+    """Return at which byte of an HDF5 file the numbers of a dataset begin."""
+    with h5py.File(path) as file:
+        return file[name].id.get_offset()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def read_layer_parquet(
+    path: Path, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], scratch: Path
+) -> Mapping[str, np.ndarray]:
+    """Return the columns of layers, written out again as arrays."""
+    found: dict[str, np.ndarray] = {
+        name: np.lib.format.open_memmap(scratch / f"{i}.npy", "w+", dtype, shape)
+        for i, (name, (shape, dtype)) in enumerate(arrays.items())
+    }
+    start = 0
+    for batch in pyarrow()[1].ParquetFile(path).iter_batches(columns=list(arrays)):
+        for name, array in found.items():
+            rows = batch.column(name).flatten().to_numpy(zero_copy_only=False)
+            array[start : start + batch.num_rows] = rows.reshape(batch.num_rows, *array.shape[1:])
+        start += batch.num_rows
+    return found
 
 
 Writer = Callable[[Path, Sequence[Path], int, Shapes, Any], None]
