@@ -19,12 +19,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fzoo._version import __version__
+from fzoo.images.archives import ArchiveReader
+from fzoo.images.files import ImageFile, PassedOver
 from fzoo.images.recipe import Recipe
 from fzoo.inference.devices import mesh as local_mesh
 from fzoo.inference.predict import default_batch, in_flight
 from fzoo.jobs.network import Network, class_labels, fingerprint
 from fzoo.jobs.results import Failure, Shards, check_out, named, parts_of
-from fzoo.jobs.sources import Opener, Source, Survey, opened
+from fzoo.jobs.survey import Survey
 from fzoo.layers.classifier import Classifier
 from fzoo.zoo import recipe as model_recipe
 
@@ -44,6 +46,7 @@ class Report:
         images: how many there are.
         shapes: of each result, for one image; the output has `images - failed` of them.
         before: how many of them were done before this run, or are another process's.
+        passed_over: how many files of which endings lie beside the images, and were not taken.
         failed: how many could not be read, of all that were joined; of this process's where it did not join them.
         done: how many this process decoded in this run.
         joined: whether the output is there; else other processes are still at their shares.
@@ -57,6 +60,7 @@ class Report:
     images: int = 0
     shapes: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
     before: int = 0
+    passed_over: PassedOver = dataclasses.field(default_factory=PassedOver)
     failed: int = 0
     done: int = 0
     joined: bool = False
@@ -94,7 +98,7 @@ class Piece(NamedTuple):
 
     shard: int
     last: bool
-    sources: Sequence[Source]
+    sources: Sequence[ImageFile]
 
 
 def run_job(
@@ -125,7 +129,7 @@ def run_job(
 
     Args:
         module, variables: the network, as for `predict`.
-        images: files, folders, globs, "@list.txt" and tar archives, as `fzoo.jobs.sources.find` says.
+        images: files, folders, globs, "@list.txt" and archives, as `fzoo.images.walk.find_images` says.
         out: the file to write. Classes go to .jsonl, .csv or .parquet, outputs of layers to .npz, .h5 or .parquet
             (an array for each layer, and `images`, the names). Rows are in the order of the images.
         layers: names of layers, as for `features`; None for classes.
@@ -176,7 +180,7 @@ def run_job(
         "preprocess": preprocess,
         "recipe": reading.load.recipe.to_json(),
     }
-    report = Report(images=count, shapes=reading.shapes)
+    report = Report(images=count, shapes=reading.shapes, passed_over=reading.images.passed_over)
     number, processes = process
     if number >= -(-count // shard_size) and not parts_of(path).exists():
         return report  # no share for this process; the others may have put theirs together already
@@ -227,6 +231,7 @@ def classify(
     labels = class_labels(labels, network)
     report = Report() if report is None else report
     report.images, report.shapes = reading.images.count, reading.shapes
+    report.passed_over = reading.images.passed_over
     for done in stream(network, reading, cut(reading.images, reading.batch, reading.batch), report):
         report.failed += len(done.failures)
         if watch is not None:
@@ -290,10 +295,10 @@ class Loader(NamedTuple):
 
     recipe: Recipe
 
-    def __call__(self, source: Any, pixels: np.ndarray) -> float:
+    def __call__(self, source: Callable[[], Any], pixels: np.ndarray) -> float:
         """Decode into an array of the batch's; returns the seconds that it took."""
         start = time.perf_counter()
-        pixels[:] = self.recipe.load(opened(source))
+        pixels[:] = self.recipe.load(source())
         return time.perf_counter() - start
 
 
@@ -355,11 +360,11 @@ def decoded(
     load, batch, workers = reading.load, reading.batch, reading.workers
     ahead = 1 + -(-2 * workers // batch)  # pieces: each thread has its next image, and the network its next batch
     pending: deque[tuple[Piece, np.ndarray, list[Future[float] | Exception]]] = deque()
-    opener, pool = Opener(), ThreadPoolExecutor(workers, "decode", step_back)
+    reader, pool = ArchiveReader(), ThreadPoolExecutor(workers, "decode", step_back)
 
-    def submit(source: Source, pixels: np.ndarray) -> Future[float] | Exception:
+    def submit(source: ImageFile, pixels: np.ndarray) -> Future[float] | Exception:
         try:
-            return pool.submit(load, opener.prepare(source), pixels)
+            return pool.submit(load, reader.prepare(source), pixels)
         except (ValueError, OSError) as e:
             return e
 
@@ -381,7 +386,7 @@ def decoded(
             yield finished(*pending.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
-        opener.close()
+        reader.close()
 
 
 def step_back() -> None:
@@ -404,7 +409,9 @@ def outcome(future: Future[float] | Exception) -> float | Exception:
         return e
 
 
-def cut(sources: Iterable[Source], shard_size: int, batch: int, wanted: Iterable[int] | None = None) -> Iterator[Piece]:
+def cut(
+    sources: Iterable[ImageFile], shard_size: int, batch: int, wanted: Iterable[int] | None = None
+) -> Iterator[Piece]:
     """Images in pieces of at most a batch, none across the bounds of two shards; those of the shards `wanted` only."""
     sources = iter(sources)
     for shard in itertools.count():
