@@ -75,8 +75,9 @@ class PassedOver(Counter[str]):
         """In one line, such as "passed over 12 files: 7 .txt, 3 .heic, 2 without an ending"; empty for none."""
         if not self.total():
             return ""
-        kinds = [f"{count:,} {ending}" for ending, count in self.most_common(8)]
-        rest = self.total() - sum(count for _, count in self.most_common(8))
+        first = sorted(self.items(), key=lambda item: (-item[1], item[0]))[:8]
+        kinds = [f"{count:,} {ending}" for ending, count in first]
+        rest = self.total() - sum(count for _, count in first)
         kinds += [f"{rest:,} others"] if rest else []
         return f"passed over {self.total():,} file{'s' * (self.total() > 1)}: {', '.join(kinds)}"
 

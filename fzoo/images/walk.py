@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import fnmatch
 import glob
 import os
@@ -161,15 +162,29 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def images_below(folder: str, passed_over: PassedOver, *, archives: bool = True) -> Iterator[ImageFile]:
+def identify_around(path: str) -> frozenset[Identity]:
+    """Return the folders around a file or folder where it really is, links resolved."""
+    path, around = os.path.realpath(path or os.curdir), set()
+    while (folder := os.path.dirname(path)) != path:
+        path = folder
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            around.add((status.st_dev, status.st_ino))
+    return frozenset(around)
+
+
+def images_below(
+    folder: str, passed_over: PassedOver, *, archives: bool = True, around: frozenset[Identity] = frozenset()
+) -> Iterator[ImageFile]:
     """Yield the images of a folder and of the folders inside, in sorted order; with errors, as `find_images` says.
 
     Args:
         folder: where to look.
         passed_over: counts the files that are not taken.
         archives: whether images of archives are taken; else archives are passed over.
+        around: the folders to which a link leads back; if left out those that are around it on the disk.
     """
-    stack = [open_folder(folder, frozenset(), passed_over)]
+    stack = [open_folder(folder, around or identify_around(folder), passed_over)]
     while stack:
         current = stack[-1]
         if (entry := next(current.names, None)) is None:
@@ -202,15 +217,15 @@ def images_of_glob(pattern: str, passed_over: PassedOver) -> Iterator[ImageFile]
     drive, rest = os.path.splitdrive(pattern)
     start, parts = drive + os.sep * rest.startswith(os.sep), [part for part in rest.split(os.sep) if part]
     failures: dict[str, ImageFile] = {}
-    paths = sorted(set(matching_paths(start, parts, frozenset(), passed_over, failures)))
+    paths = dict(matching_paths(start, parts, frozenset(), passed_over, failures))
     yield from failures.values()
     ending, folders = os.path.splitext(pattern.lower())[1], set()
-    for path in paths:
+    for path in sorted(paths):
         if any(folder in folders for folder in folders_around(path)):
             continue
         if os.path.isdir(path or os.curdir):
             folders.add(path)
-            yield from images_below(path, passed_over)
+            yield from images_below(path, passed_over, around=paths[path])
         elif ending and path.lower().endswith(ending) and not has_archive_ending(path):
             yield describe_file(path)
         else:
@@ -230,32 +245,33 @@ def matching_paths(
     around: frozenset[Identity],
     passed_over: PassedOver,
     failures: dict[str, ImageFile],
-) -> Iterator[str]:
-    """Yield what matches the parts of a pattern, some of it more than once; for "**" at its end, only where it begins.
+) -> Iterator[tuple[str, frozenset[Identity]]]:
+    """Yield (path, folders it was reached through) of what matches the parts of a pattern, some of it more than once.
 
-    Not `glob`, which goes around in loops of links, for ever where there are two.
+    Of a pattern that ends in "**", only the folder in which this begins. Not `glob`, which goes around in loops of
+    links, for ever where there are two.
 
     Args:
         folder: where to look.
         parts: of the pattern, one for each folder and one for the name.
-        around: the folders that "**" went through.
+        around: the folders that "*" and "**" went through.
         passed_over: counts links that lead back.
         failures: takes the folders that can't be read, by their paths.
     """
     if not parts:
-        yield folder
+        yield folder, around
         return
     first, rest = parts[0], parts[1:]
     if not glob.has_magic(first):
         path = os.path.join(folder, first)
         if os.path.isdir(path) if rest else os.path.lexists(path):
-            yield from matching_paths(path, rest, frozenset(), passed_over, failures)
+            yield from matching_paths(path, rest, around, passed_over, failures)
         return
     if first == "**":
-        yield from matching_paths(folder, rest, frozenset(), passed_over, failures)
+        yield from matching_paths(folder, rest, around, passed_over, failures)
         if not rest:
             return
-    current = open_folder(folder, around, passed_over, hidden=first.startswith("."))
+    current = open_folder(folder, around or identify_around(folder), passed_over, hidden=first.startswith("."))
     if current.failure:
         failures[folder] = current.failure
     for name, is_dir in current.names:
@@ -264,4 +280,4 @@ def matching_paths(
             if is_dir:
                 yield from matching_paths(path, parts, current.around, passed_over, failures)
         elif fnmatch.fnmatch(name, first) and (is_dir or not rest):
-            yield from matching_paths(path, rest, frozenset(), passed_over, failures)
+            yield from matching_paths(path, rest, current.around, passed_over, failures)
