@@ -179,11 +179,11 @@ def tar_members(stream: TarStream) -> Iterator[TarMember | Gap]:
     # tarfile knows the headers of all writers, but goes no further than the first damaged one.
     reader = tarfile.TarFile(fileobj=io.BytesIO(bytes(2 * tarfile.BLOCKSIZE)))
     reader.fileobj = stream  # pyright: ignore[reportAttributeAccessIssue]
-    zeros, gap = 0, None
+    zeros, gap, end = 0, None, 0
     while block := stream.peek():
         start = stream.position
         if not any(block):
-            zeros += 1
+            zeros += len(block) == tarfile.BLOCKSIZE
             stream.skip_to(start + tarfile.BLOCKSIZE)
             continue
         header = read_header(reader, stream)
@@ -195,14 +195,15 @@ def tar_members(stream: TarStream) -> Iterator[TarMember | Gap]:
             yield Gap(gap, f"no member can be recognised up to byte {start:,}")
         zeros, gap = 0, None
         member = read_data(header, reader.offset, stream)
+        end = stream.position
         if member is not None:
             yield member
             if member.is_last:
                 return
     if gap is not None:
         yield Gap(gap, "no member can be recognised up to the end")
-    elif not zeros:
-        yield Gap(stream.position, "the end marker is missing: it may be cut off" if stream.position else "it is empty")
+    elif zeros < 2:
+        yield Gap(end, "its end marker is missing, what follows may be lost" if stream.position else "it is empty")
 
 
 def read_header(reader: tarfile.TarFile, stream: TarStream) -> tarfile.TarInfo | None:
