@@ -210,6 +210,8 @@ def test_links(tmp_path, ending):
     good, bad = contents(path)
     one = ["one.jpg", "before.jpg", "sub/up.jpg", "hard.jpg", "chain.jpg", "through.jpg"]
     assert good == {**dict.fromkeys(one, DATA["im0.jpg"]), "stored.jpg": DATA["im1.jpg"]}
+    places = [image.offset for image in archive_images(str(path), PassedOver()) if not image.error]
+    assert places == sorted(places), "a compressed archive would be gone through again for each link"
     assert sorted(bad) == ["a.jpg", "absolute.jpg", "b.jpg", "gone.jpg", "out.jpg", "round.jpg"]
     assert "x.jpg" not in bad["out.jpg"] and "../etc/one.jpg" in bad["out.jpg"] and "none.jpg" in bad["gone.jpg"]
 
