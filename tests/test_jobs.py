@@ -28,10 +28,12 @@ from PIL import Image
 from test_devices import EIGHT
 
 import fzoo
+from fzoo.images.files import ImageFile
 from fzoo.images.recipe import Recipe
+from fzoo.images.walk import find_images
 from fzoo.inference import devices
 from fzoo.jobs import pipeline as jobs
-from fzoo.jobs import shards, sources
+from fzoo.jobs import shards
 from fzoo.jobs.listing import Entry, Listing
 from fzoo.jobs.network import described, fingerprint
 
@@ -79,7 +81,7 @@ def run(*args, **env):
 
 
 def names_of(*given):
-    return [source.name for source in sources.find(given)]
+    return [image.name for image in find_images(given)]
 
 
 def good():
@@ -190,43 +192,6 @@ def test_an_archive_is_the_same_as_its_files(network, rows, tmp_path, ending):
         assert_rows(arrays[TAP], expected(rows, good()))
     errors = (tmp_path / "x.npz.errors.jsonl").read_text()
     assert f"cannot read the image {archive}/{BAD[0]}: not an image" in errors
-
-
-def test_what_images_are_found(tmp_path):
-    every = names_of("images")
-    assert len(every) == 30 and every == sorted(every) and not any("notes" in name for name in every)
-    assert names_of("images/a/*.bmp") == sorted(name for name in every if name.startswith("images/a") and "bmp" in name)
-    assert names_of("images/**/*.bmp") == sorted(name for name in every if "bmp" in name)
-    (tmp_path / "list.txt").write_text("images/b\n\nimages/a/00.bmp\r\nmissing.png\n")
-    listed = [*names_of("images/b"), "images/a/00.bmp", "missing.png"]
-    assert names_of(f"@{tmp_path}/list.txt") == listed
-    tar(tmp_path / "x.tar", every[:2])
-    (tmp_path / "y[1].png").write_bytes(b"")
-    (tmp_path / ".hidden.png").write_bytes(b"")
-    assert names_of(tmp_path) == [f"{tmp_path}/x.tar/{name}" for name in every[:2]] + [f"{tmp_path}/y[1].png"]
-    assert names_of(tmp_path / "y[1].png") == [f"{tmp_path}/y[1].png"]
-
-
-def test_what_holds_no_images(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "list.txt").write_text("\n")
-    tar(tmp_path / "none.tar", [])
-    tar(tmp_path / "cut.tar.gz", names_of("images"), "w:gz")
-    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "cut.tar.gz").read_bytes()[:3000])
-    (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
-    for given, message in {
-        "empty": "directory of no images",
-        "@list.txt": "list.txt lists no images",
-        "none.tar": "none.tar holds no images",
-        "*.png": r"\*.png matches no images",
-        "cut.tar.gz": "cut.tar.gz is not a readable tar archive",
-        "bad.tar": "bad.tar is not a readable tar archive",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            sources.Survey([f"@{tmp_path}/{given[1:]}" if given.startswith("@") else f"{tmp_path}/{given}"])
-    for given in ("@missing.txt", "missing.tar"):
-        with pytest.raises(FileNotFoundError):
-            sources.Survey([given])
 
 
 def test_what_a_kill_may_leave(network, rows, tmp_path, monkeypatch):
@@ -534,7 +499,7 @@ def test_stdout_streams(tmp_path):
         (["classify", "images", "--json", "--out", "x.jsonl"], "--json is for printing"),
         (["classify", "images", "--out", "x.jsonl", "--devices", "50"], "50 devices asked for, 1 to 2 expected"),
         (["classify", "images", "--out", "x.jsonl", "--distributed", "here"], "auto or HOST:PORT,PROCESS,COUNT"),
-        (["classify", "images", "--crop", "2"], "2.0 is not in the range"),
+        (["classify", "images", "--crop", "2"], "value for '--crop'"),
         (["classify", "images", "--interpolation", "nearst"], "did you mean nearest"),
         (["classify", "images", "--background", "whit"], "a colour such as 'white'"),
         (["classify", *BAD, "--out", "x.jsonl"], "none of the 2 images could be read: see x.jsonl.errors.jsonl"),
@@ -564,7 +529,7 @@ def test_memory_is_bounded_by_what_is_ahead(network):
 
     def endless():
         while True:
-            seen.append(Entry(sources.Source("images/a/00.bmp", "images/a/00.bmp"), (0, 0)))
+            seen.append(Entry(ImageFile("images/a/00.bmp", "images/a/00.bmp")))
             yield seen[-1]
 
     wanted = jobs.Network(*network, None, 1, "MobileNet", devices.mesh())

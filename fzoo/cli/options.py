@@ -149,7 +149,7 @@ Images = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="IMAGE...",
-        help="Image files, folders, globs in quotes, .tar or .tar.gz archives, @FILE with such a path on each line.",
+        help="Image files, folders, globs in quotes, tar or zip archives, @FILE with such a path on each line.",
         show_default=False,
     ),
 ]

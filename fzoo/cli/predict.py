@@ -134,12 +134,14 @@ def explain(
     from fzoo.apps.picture import check_picture
     from fzoo.files import replacing
     from fzoo.images.reading import open_image
+    from fzoo.images.walk import check_one_image
     from fzoo.inference.explain import map_layer, side_by_side
 
     if out is None and sheet is None:
         raise ValueError("--out FILE.png or --sheet FILE.png expected")
     for path in filter(None, (out, sheet)):
         check_picture(path)
+    check_one_image(image)
     open_image(image)
     prepare_process(cache)
     module, variables, model, names, recipe = load_network(network, reading)
@@ -196,6 +198,8 @@ def batch_job(module: Any, variables: Any, paths: Sequence[Path], out: Path, **o
 
     with watching() as watch:
         report = run_job(module, variables, paths, out, watch=watch, **options)
+    if report.passed_over:
+        complain(str(report.passed_over))
     if not report.joined:
         complain(f"this process's share of {out} is done; the last process to be done puts all together")
     if report.added:
@@ -237,6 +241,8 @@ def print_classes(
         show(("image", "id", "label", "probability"), table)
     if report.images > 1 and sys.stderr.isatty():
         complain(str(report))
+    if report.passed_over:
+        complain(str(report.passed_over))
     finish(report.failed, report.images)
 
 

@@ -62,7 +62,7 @@ def run_job(
 
     Args:
         module, variables: the network, as for `predict`.
-        images: files, folders, globs, "@list.txt" and tar archives, as `fzoo.jobs.sources.find` says.
+        images: files, folders, globs, "@list.txt" and tar archives, as `fzoo.images.walk.find_images` says.
         out: the file to write. Classes go to .jsonl, .csv or .parquet, outputs of layers to .npz, .h5 or .parquet
             (an array for each layer, and `images`, the names). Rows are in the order of the images. Where one name
             among many is so long that NumPy's array of text would take over 1 GiB for it, an .npz has `images_utf8`,
@@ -118,7 +118,7 @@ def run_job(
         "recipe": reading.load.recipe.to_json(),
         "append": None,
     }
-    report = Report(images=reading.images.count, shapes=reading.shapes)
+    report = Report(images=reading.images.count, shapes=reading.shapes, passed_over=reading.passed_over)
     if had_no_share(path, job, number):
         return report  # the others have put theirs together already
     listing, rows, before = reading.images, 0, None
@@ -205,7 +205,7 @@ def put_together(pieces: Sequence[Done], kept: Mapping[str, np.ndarray] | None) 
         readable.append(good)
         if not good:
             continue
-        names.append(entry.source.name)
+        names.append(entry.image.name)
         if entry.kept >= 0:
             order.append(total + len(numbers))
             numbers.append(entry.kept)

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from fzoo.jobs.sources import Source, find
+from fzoo.images.files import ImageFile
+from fzoo.images.walk import find_images
 
 #: (bytes, time of the last change in ns) of a file.
 State = tuple[int, int]
@@ -28,36 +29,39 @@ class Entry(NamedTuple):
     """An image of a job.
 
     Attributes:
-        source: where it is.
-        state: of its file, when it was listed.
+        image: where it is, and the state of its file when it was listed.
         kept: its row in the finished output, where that is still right; -1 where it is to be computed.
     """
 
-    source: Source
-    state: State
+    image: ImageFile
     kept: int = -1
+
+    @property
+    def state(self) -> State:
+        """The state of its file, when it was listed."""
+        return self.image.bytes, self.image.changed
 
 
 T = TypeVar("T")
 
 
-def look_at(source: Source) -> State:
+def look_at(image: ImageFile) -> State:
     """Return the state in which an image's file, or its archive, is now."""
     try:
-        status = os.stat(source.path)
+        status = os.stat(image.path)
     except (OSError, ValueError):  # the latter for a name that holds a zero byte
         return GONE
     return status.st_size, status.st_mtime_ns
 
 
-def is_member(source: Source) -> bool:
+def is_member(image: ImageFile) -> bool:
     """Return whether an image lies in an archive."""
-    return source.size >= 0
+    return image.size >= 0
 
 
 def is_changed(entry: Entry) -> bool:
     """Return whether an image's file is there, and another than when it was listed."""
-    return look_at(entry.source) not in (entry.state, GONE)
+    return look_at(entry.image) not in (entry.state, GONE)
 
 
 def join_batches(things: Iterable[T], count: int) -> Iterator[list[T]]:
@@ -87,7 +91,7 @@ class Listing:
         try:
             for entry in entries:
                 file.write(encode_entry(entry))
-                digest.update(encode_name(entry.source))
+                digest.update(encode_name(entry.image))
                 count += 1
             return cls(file, count, digest.hexdigest())
         except BaseException:
@@ -108,33 +112,25 @@ class Listing:
         return map(decode_entry, self.file)
 
 
-def encode_name(source: Source) -> bytes:
+def encode_name(image: ImageFile) -> bytes:
     """Return what the digest of a list is made of."""
-    return os.fsencode(source.name) + b"\0"
+    return os.fsencode(image.name) + b"\0"
 
 
 def encode_entry(entry: Entry) -> bytes:
     """Return an image as a line of JSON."""
-    return json.dumps([list(entry.source), entry.state, entry.kept]).encode() + b"\n"
+    return json.dumps([list(entry.image), entry.kept]).encode() + b"\n"
 
 
 def decode_entry(line: bytes) -> Entry:
     """Return the image of a line."""
-    source, state, kept = json.loads(line)
-    return Entry(Source(*source), tuple(state), kept)
+    image, kept = json.loads(line)
+    return Entry(ImageFile(*image), kept)
 
 
-def list_images(sources: Iterable[Source]) -> Listing:
-    """List images with the states of their files; an archive is looked at once."""
-
-    def entries() -> Iterator[Entry]:
-        path, state = None, GONE
-        for source in sources:
-            if not is_member(source) or source.path != path:
-                path, state = source.path, look_at(source)
-            yield Entry(source, state)
-
-    return Listing.write(entries())
+def list_images(images: Iterable[ImageFile]) -> Listing:
+    """List images with the states of their files, as they were found."""
+    return Listing.write(map(Entry, images))
 
 
 def list_appended(given: Listing, rows: Iterable[Entry]) -> Listing:
@@ -148,15 +144,15 @@ def list_appended(given: Listing, rows: Iterable[Entry]) -> Listing:
         First the images of rows that were not asked for, then those asked for. Each that has a row, and is the same
         file in the same state, keeps it.
     """
-    rows, names = list(rows), {entry.source.name for entry in given}
-    known = {entry.source.name: (entry.state, row) for row, entry in enumerate(rows)}
+    rows, names = list(rows), {entry.image.name for entry in given}
+    known = {entry.image.name: (entry.state, row) for row, entry in enumerate(rows)}
 
     def entries() -> Iterator[Entry]:
         for row, entry in enumerate(rows):
-            if entry.source.name not in names:
+            if entry.image.name not in names:
                 yield entry._replace(kept=row)
         for entry in given:
-            state, row = known.get(entry.source.name, (GONE, -1))
+            state, row = known.get(entry.image.name, (GONE, -1))
             yield entry._replace(kept=row if state == entry.state != GONE else -1)
 
     return Listing.write(entries())
@@ -166,15 +162,15 @@ def count_new(known: Listing, given: Sequence[str | os.PathLike]) -> int:
     """Count the images that are found now and are not in a list.
 
     Raises:
-        ValueError, OSError: as `find` does.
+        ValueError, OSError: as `find_images` does.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for source in find(given):
-        digest.update(encode_name(source))
+    for image in find_images(given):
+        digest.update(encode_name(image))
     if digest.hexdigest() == known.digest:  # as nearly always, and without names in memory
         return 0
-    names = Counter(entry.source.name for entry in known)
-    return sum((Counter(source.name for source in find(given)) - names).values())
+    names = Counter(entry.image.name for entry in known)
+    return sum((Counter(image.name for image in find_images(given)) - names).values())
 
 
 def check_same_images(known: Listing, given: Listing, folder: Path) -> None:
@@ -189,17 +185,17 @@ def check_same_images(known: Listing, given: Listing, folder: Path) -> None:
     """
     ways_out = "--restart (restart=True) starts over, or give another name to write"
     if known.digest != given.digest:
-        names = Counter(entry.source.name for entry in given)
+        names = Counter(entry.image.name for entry in given)
         for entry in known:
-            names[entry.source.name] -= 1
-            if names[entry.source.name] < 0 and look_at(entry.source) != GONE:
+            names[entry.image.name] -= 1
+            if names[entry.image.name] < 0 and look_at(entry.image) != GONE:
                 raise ValueError(
-                    f"{folder} holds results of another job (other: images, of which {entry.source.name} was not given "
+                    f"{folder} holds results of another job (other: images, of which {entry.image.name} was not given "
                     f"this time): {ways_out}"
                 )
     path: Any = None
     for entry in known:
-        if is_member(entry.source) and entry.source.path != path:
-            path = entry.source.path
+        if is_member(entry.image) and entry.image.path != path:
+            path = entry.image.path
             if is_changed(entry):
                 raise ValueError(f"{path} was changed since the job in {folder} listed its images: {ways_out}")

@@ -17,14 +17,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fzoo.images.archives import ArchiveReader
+from fzoo.images.files import PassedOver
 from fzoo.images.recipe import Recipe
+from fzoo.images.walk import find_images
 from fzoo.inference.devices import mesh as local_mesh
 from fzoo.inference.predict import default_batch, in_flight
 from fzoo.jobs.listing import Entry, Listing, State, is_changed, is_member, join_batches, list_images, look_at
 from fzoo.jobs.network import Network, class_labels
 from fzoo.jobs.results import named
 from fzoo.jobs.shards import Failure
-from fzoo.jobs.sources import Opener, find, opened
 from fzoo.layers.classifier import Classifier
 from fzoo.zoo import recipe as model_recipe
 
@@ -41,6 +43,7 @@ class Report:
         shapes: of each result, for one image; the output has `images - failed` of them.
         before: how many of them were done before this run, or are another process's.
         added: how many came while the job ran, and are for the next one; counted where the output is there.
+        passed_over: how many files of which endings lie beside the images, and were not taken.
         failed: how many could not be read, of all that were joined; of this process's where it did not join them.
         done: how many this process decoded in this run.
         joined: whether the output is there; else other processes are still at their shares.
@@ -55,6 +58,7 @@ class Report:
     shapes: Mapping[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
     before: int = 0
     added: int = 0
+    passed_over: PassedOver = dataclasses.field(default_factory=PassedOver)
     failed: int = 0
     done: int = 0
     joined: bool = False
@@ -119,6 +123,7 @@ def classify(
     labels = class_labels(labels, network)
     report = Report() if report is None else report
     report.images, report.shapes = reading.images.count, reading.shapes
+    report.passed_over = reading.passed_over
     for done in stream(network, reading, cut(reading.images, reading.batch, reading.batch), report):
         report.failed += len(done.failures)
         if watch is not None:
@@ -139,6 +144,7 @@ class Reading(NamedTuple):
     Attributes:
         given: what was asked for.
         images: those that there are.
+        passed_over: the other files beside them.
         load: how one is read.
         batch: what the network is compiled for.
         workers: threads that decode.
@@ -147,6 +153,7 @@ class Reading(NamedTuple):
 
     given: Sequence[str | os.PathLike]
     images: Listing
+    passed_over: PassedOver
     load: Loader
     batch: int
     workers: int
@@ -170,14 +177,15 @@ def prepare(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value!r} given, a positive number expected")
     given = list(images)
-    listing = list_images(find(given))
+    passed_over = PassedOver()
+    listing = list_images(find_images(given, passed_over))
     if not listing.count:
         raise ValueError("no images given")
     batch_size = batch_size or default_batch(network.platform, (*sides, 3)) * network.devices
     batch = round_up(min(batch_size, listing.count), network.devices)
     shapes = network.shapes((batch, *sides, 3))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Reading(given, listing, Loader(recipe), batch, workers or cores, shapes)
+    return Reading(given, listing, passed_over, Loader(recipe), batch, workers or cores, shapes)
 
 
 class Loader(NamedTuple):
@@ -185,10 +193,10 @@ class Loader(NamedTuple):
 
     recipe: Recipe
 
-    def __call__(self, source: Any, pixels: np.ndarray) -> float:
+    def __call__(self, source: Callable[[], Any], pixels: np.ndarray) -> float:
         """Decode into an array of the batch's; returns the seconds that it took."""
         start = time.perf_counter()
-        pixels[:] = self.recipe.load(opened(source))
+        pixels[:] = self.recipe.load(source())
         return time.perf_counter() - start
 
 
@@ -222,10 +230,10 @@ def stream(network: Network, reading: Reading, pieces: Iterable[Piece], report: 
             done = Done(piece, [], {}, [], states, [isinstance(outcome, float) for outcome in outcomes])
             for entry, outcome in zip(piece.images, outcomes, strict=True):
                 if isinstance(outcome, float):
-                    done.names.append(entry.source.name)
+                    done.names.append(entry.image.name)
                     busy += outcome
                 else:
-                    done.failures.append((entry.source.name, str(outcome)))
+                    done.failures.append((entry.image.name, str(outcome)))
             start = time.perf_counter()
             outputs = network(pixels) if done.names else {}
             if done.names and not report.compiling:
@@ -254,20 +262,20 @@ def decoded(
     load, batch, workers = reading.load, reading.batch, reading.workers
     ahead = 1 + -(-2 * workers // batch)  # pieces: each thread has its next image, and the network its next batch
     pending: deque[tuple[Piece, np.ndarray, list[State], list[Future[float] | Exception]]] = deque()
-    opener, pool = Opener(), ThreadPoolExecutor(workers, "decode", step_back)
+    reader, pool = ArchiveReader(), ThreadPoolExecutor(workers, "decode", step_back)
 
     def load_unchanged(entry: Entry, prepared: Any, pixels: np.ndarray) -> float:
         try:
             return load(prepared, pixels)
         finally:
-            if is_member(entry.source) and is_changed(entry):  # another image may lie at its place by now
+            if is_member(entry.image) and is_changed(entry):  # another image may lie at its place by now
                 raise ValueError(
-                    f"cannot read the image {entry.source.name}: {entry.source.path} was changed while the job ran"
+                    f"cannot read the image {entry.image.name}: {entry.image.path} was changed while the job ran"
                 )
 
     def submit(entry: Entry, pixels: np.ndarray) -> Future[float] | Exception:
         try:
-            return pool.submit(load_unchanged, entry, opener.prepare(entry.source), pixels)
+            return pool.submit(load_unchanged, entry, reader.prepare(entry.image), pixels)
         except (ValueError, OSError) as e:
             return e
 
@@ -282,7 +290,7 @@ def decoded(
     try:
         for piece in pieces:
             pixels = np.zeros((batch, *load.recipe.size, 3), np.uint8)
-            states = [look_at(entry.source) for entry in piece.images]  # before: a later change is seen the next time
+            states = [look_at(entry.image) for entry in piece.images]  # before: a later change is seen the next time
             futures = [submit(entry, row) for entry, row in zip(piece.images, pixels, strict=False)]
             pending.append((piece, pixels, states, futures))
             if len(pending) > ahead:
@@ -291,7 +299,7 @@ def decoded(
             yield finished(*pending.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
-        opener.close()
+        reader.close()
 
 
 def step_back() -> None:

@@ -238,7 +238,7 @@ class Shards:
                     same = len(states) == len(entries)
                 except (ValueError, EOFError, LookupError, zipfile.BadZipFile):
                     same, states = False, []
-                now = (look_at(entry.source) for entry in entries)
+                now = (look_at(entry.image) for entry in entries)
                 if not same or any(new not in (tuple(old), GONE) for new, old in zip(now, states, strict=True)):
                     path.unlink()
 
@@ -312,7 +312,7 @@ class Shards:
                 states, readable = arrays[STATES].tolist(), arrays[READABLE].tolist()
             for entry, state, good in zip(entries, states, readable, strict=True):
                 if good:
-                    yield Entry(entry.source, (state[0], state[1]))
+                    yield Entry(entry.image._replace(bytes=state[0], changed=state[1]))
 
     def _remove(self) -> None:
         """Remove the folder, and with it the lock."""

@@ -14,13 +14,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from fzoo.images.files import PassedOver
 from fzoo.images.recipe import Recipe
-
-#: What is taken for an image in a folder, by the end of its name.
-IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
-
+from fzoo.images.walk import images_below
 
 #: Names of the folders of a data set that is split already.
 TRAIN, VALIDATION = ("train", "training"), ("val", "validation", "valid", "test")
@@ -206,6 +202,9 @@ def class_folders(folder: Path) -> list[Path]:
 def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least: int = 2) -> Files:
     """The images of a folder that holds a folder for each class; files in folders below these count, too.
 
+    What is hidden is left out, links to folders are followed, and archives are not looked into. `broken` reports what
+    can't be read, and how many other files were passed over.
+
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
         ValueError: fewer than `least` classes, or one without images.
@@ -223,12 +222,20 @@ def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least
         )
     paths: list[Path] = []
     labels: list[int] = []
+    passed_over = PassedOver()
     for label, each in enumerate(classes):
-        found = sorted(p for p in each.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+        found = []
+        for image in images_below(str(each), passed_over, archives=False):
+            if image.error:
+                broken.add(Path(image.path), ValueError(image.error))
+            else:
+                found.append(Path(image.path))
         if not found:
             raise ValueError(f"class folder {each} has no images: fill it or remove it")
         paths += found
         labels += [label] * len(found)
+    if passed_over:
+        broken.say(f"{folder}: {passed_over}")
     return Files(tuple(paths), np.array(labels, np.int32), tuple(p.name for p in classes), recipe, broken)
 
 
