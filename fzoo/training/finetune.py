@@ -184,7 +184,7 @@ def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Clas
         if model != config.model:
             raise ValueError(f"model={config.model!r} given, {weights} is a run of {model}")
         weights, same = folder / "model.h5", theirs == tuple(names)
-    made = {"input_shape": config.recipe().size + (3,), "dtype": config.dtype, **config.options}
+    made = {"input_shape": (*config.recipe().size, 3), "dtype": config.dtype, **config.options}
     made |= {"classes": len(names), "head": config.head}
     note = ""
     if weights not in (None, "imagenet"):
