@@ -42,7 +42,7 @@ from fzoo.training.data import (
 from fzoo.training.evaluate import evaluate
 from fzoo.training.inputs import sources
 from fzoo.training.results import Evaluation, Finetuned, NotFinite
-from fzoo.training.runs import Progress, Run, describe, is_run, options_of, read_run, settings_of
+from fzoo.training.runs import Progress, Run, describe, is_run, load_run, options_of, settings_of
 from fzoo.training.steps import (
     Flow,
     Phase,
@@ -55,6 +55,7 @@ from fzoo.training.steps import (
     trained_layers,
     transfer,
 )
+from fzoo.weights.mapping import slots, without_top
 from fzoo.zoo import load, preprocess_input
 
 #: Bytes of features that `cache_features=None` keeps in memory at the most.
@@ -178,24 +179,38 @@ def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Clas
 
     A file's head is kept where it fits, a run's where its classes are these, too.
     """
-    weights, same = config.weights, True
-    if folder := folder_of_run(weights):
-        _, model, theirs, _ = read_run(folder)
-        if model != config.model:
-            raise ValueError(f"model={config.model!r} given, {weights} is a run of {model}")
-        weights, same = folder / "model.h5", theirs == tuple(names)
     made = {"input_shape": (*config.recipe().size, 3), "dtype": config.dtype, **config.options}
     made |= {"classes": len(names), "head": config.head}
+    fresh = {"rng": jax.random.key(config.seed), **made}
+    if folder := folder_of_run(config.weights):
+        return network_of_run(folder, names, *transfer(config.model, weights=None, **fresh), config.model)
     note = ""
-    if weights not in (None, "imagenet"):
-        note = f"a new head starts: {config.weights} has none of {len(names)} classes like {config.head}"
+    if config.weights not in (None, "imagenet"):
         try:
-            if same:
-                return *load(config.model, weights=weights, **made), f"the head of {config.weights} is kept"
-            note = f"a new head starts: the classes of {config.weights} are others"
+            return *load(config.model, weights=config.weights, **made), f"the head of {config.weights} is kept"
         except ValueError:  # with the backbone alone, it says what is wrong, if anything is
-            pass
-    return *transfer(config.model, weights=weights, rng=jax.random.key(config.seed), **made), note
+            note = f"a new head starts: {config.weights} has none of {len(names)} classes like {config.head}"
+    return *transfer(config.model, weights=config.weights, **fresh), note
+
+
+def network_of_run(
+    folder: Path, names: Sequence[str], module: Classifier, fresh: Any, model: str
+) -> tuple[Classifier, Any, str]:
+    """Put what a run has trained into a network with new variables; its head too, where the classes are the same."""
+    run = load_run(folder)
+    free = ("classes", "head", "input_shape", "dtype", *module.weightless)
+    if run.model != model or run.module.clone(**{name: getattr(module, name) for name in free}) != module:
+        given = f"{model} with other options than the run's in {folder} given"
+        raise ValueError(f"{given}, which is of {run.model}: leave them out")
+    kept = run.class_names == tuple(names) and run.module.head == module.head
+    new = set() if kept else set(slots(module)) - set(slots(without_top(module)))
+    variables = {
+        kind: {layer: tree if layer in new else run.variables[kind][layer] for layer, tree in layers.items()}
+        for kind, layers in fresh.items()
+    }
+    theirs = f"{run.module.head} for the classes {', '.join(run.class_names[:5])}"
+    note = f"the head of {folder} is kept" if kept else f"a new head starts: {folder} has {theirs}"
+    return module, variables, note
 
 
 class Plan(NamedTuple):
