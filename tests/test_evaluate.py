@@ -58,11 +58,12 @@ def test_numbers_are_numbers(twelve, tmp_path, command_line, pad):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
+        (["seg_test", "train"], "holds seg_test/, a part of a data set by its name: "),
         (["1", "12"], "class folder '12' given, class folders named 0 to 11 expected"),
         (["cats", "dogs"], "class folder 'cats' given, class folders named 0 to 11 expected"),
         (["1", "01"], "class folders 01, 1 given, some of which are the same number"),
     ],
-    ids=["beyond", "names", "twice"],
+    ids=["parts", "beyond", "names", "twice"],
 )
 def test_folders_that_are_no_numbers(twelve, tmp_path, command_line, names, said):
     data = fill(twelve, tmp_path / "data", names)

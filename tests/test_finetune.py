@@ -748,7 +748,10 @@ def test_on_the_command_line(folder, mobilenet, tmp_path):
     for arguments, error in (
         (["finetune", folder, "--out", run, *options], "holds a run already"),
         (["finetune", folder, "--out", tmp_path / "b", "--phase", "epochs"], "NAME=VALUE pairs expected"),
-        (["evaluate", folder, "--weights", run], "unknown class folder 'train'"),
+        (
+            ["evaluate", folder, "--weights", run],
+            f"a part of a data set by its name: {folder}/train expected",
+        ),
         (["classify", image, "--weights", run, "--size", 64], "was trained on 32 x 32"),
     ):
         done = run_command(*arguments)

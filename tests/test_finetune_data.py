@@ -210,10 +210,14 @@ def test_ranges(mode):
         check_range(1.04 * right, mode)
         check_range(kind(pixels.astype(np.uint8)), mode)
         check_range(right.astype(jnp.bfloat16), mode)
-    wrong = {"caffe": ["none"], "tf": ["none", "caffe", "torch"], "torch": ["none", "caffe"]}
+    wrong = {"caffe": ["none", "tf", "torch"], "tf": ["none", "caffe", "torch"], "torch": ["none", "caffe"]}
     for other in wrong.get(mode, ["caffe", "tf", "torch"]):
         with pytest.raises(ValueError, match=r"^float images from .* given, which MyNet takes from"):
             check_range(preprocess(pixels, other), mode, "MyNet")
+    if mode in ("caffe", "none"):
+        with pytest.raises(ValueError, match=r"^float images from 0 to 1 given, which MyNet takes from"):
+            check_range(pixels / np.float32(255), mode, "MyNet")
+    check_range(np.zeros((1, 4, 4, 3), np.float32), mode)
     for bad, said in (
         (pixels.astype(np.int16) - 1, r"images of int16 from -1 to 254 given, pixels from 0 to 255 expected"),
         (pixels.astype(np.uint16) * 257, "images of uint16 from 0 to 65535 given"),

@@ -135,6 +135,7 @@ def evaluate(
     from fzoo.training.data import Broken, in_order, read_folder, with_classes
     from fzoo.training.results import NotFinite
     from fzoo.training.runs import csv_text, is_run, write_text
+    from fzoo.training.splits import part_of
 
     if out is not None and out.suffix != ".csv":
         raise ValueError(f"--out {out}: a name that ends in .csv expected")
@@ -145,7 +146,10 @@ def evaluate(
     recipe = loaded.recipe
     broken = Broken(max_broken, complain)
     known = loaded.names is not None or network.classes == 1000
-    files = with_classes(read_folder(data, recipe, broken, least=1), names, numbered=not known)
+    files = read_folder(data, recipe, broken, least=1)
+    if strange := [name for name in files.class_names if part_of(name) and name not in names]:
+        raise ValueError(f"{data} holds {strange[0]}/, a part of a data set by its name: {data / strange[0]} expected")
+    files = with_classes(files, names, numbered=not known)
     module, variables = fzoo.optimize_for_inference(loaded.module, loaded.variables)
     batches = in_order(files, batch_size, workers)
     try:

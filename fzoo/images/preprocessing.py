@@ -91,7 +91,8 @@ def check_range(images: Images, mode: Mode | None, name: str = "the network") ->
         return
     least, most = RANGES[mode]
     spare = (most - least) / 10
-    scaled = mode == "none" and low < 0 and high < 4  # another mode's: these have negative numbers, and small ones
+    # Fractions next to zero are pixels that were divided, by 255 or for another mode; black ones are whole numbers.
+    scaled = mode in ("caffe", "none") and max(-low, high) < 4 and bool((images != images.round()).any())
     if low < least - spare or high > most + spare or scaled:
         wanted = f"{name} takes from {least:g} to {most:g}"
         raise ValueError(f"{given}, which {wanted}: integers from 0 to 255 are preprocessed, floats are not")

@@ -325,10 +325,12 @@ def training_batches(
     library, labels = grain(), source.labels
 
     def read(index: np.integer, rng: np.random.Generator) -> Any:
-        found = source.read(int(index), rng)
-        if found is None and isinstance(source, Files):
+        image = source.read(int(index), rng)
+        if image is not None:
+            return image, labels[index]
+        if isinstance(source, Files):
             source.check_left()  # else a pass without an image would be followed by the next, for ever
-        return None if found is None else (found, labels[index])
+        return None
 
     one = library.MapDataset.source(np.arange(len(labels))).seed(seed).shuffle().random_map(read)
     # The share of a process is taken after the shuffle, so that a batch has the same images however many share it.
