@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from fzoo.errors import unknown
 from fzoo.images.reading import Color
 from fzoo.images.recipe import Recipe
-from fzoo.layers.classifier import Head, is_count
+from fzoo.layers.classifier import Head
+from fzoo.layers.options import is_count
 from fzoo.training.steps import TWO_PHASES, Phase
 from fzoo.zoo import family_defaults, spec
 
