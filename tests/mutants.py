@@ -337,8 +337,8 @@ MUTANTS = (
     Mutant(
         "fine-tuning: test/ validates",
         "training/splits.py",
-        '"heldout"),',
-        '"heldout", "test"),',
+        "return Parts(train, validation, test, others)",
+        "return Parts(train, validation or test, test, others)",
         "test_finetune_data.py",
         "known_parts",
     ),
