@@ -755,7 +755,9 @@ def test_on_the_command_line(folder, mobilenet, tmp_path):
         (["classify", image, "--weights", run, "--size", 64], "was trained on 32 x 32"),
     ):
         done = run_command(*arguments)
-        assert done.returncode == 2 and error in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        *before, last = done.stderr.splitlines()
+        assert done.returncode == 2 and error in last, done.stderr
+        assert not any("error" in line for line in before) and all(line.startswith("fzoo: ") for line in before)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
