@@ -20,6 +20,7 @@ from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
 from fzoo.jobs.job import run_job
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import layer_names
+from fzoo.training.config import FinetuneConfig
 from fzoo.training.evaluate import evaluate
 from fzoo.training.finetune import finetune
 from fzoo.training.results import Evaluation, Finetuned
@@ -32,6 +33,7 @@ __all__ = [
     "Classifier",
     "Evaluation",
     "Explanation",
+    "FinetuneConfig",
     "Finetuned",
     "Head",
     "LoadedRun",

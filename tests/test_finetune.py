@@ -329,7 +329,7 @@ def test_a_run_and_what_reads_it(folder, mobilenet, tmp_path):
 
     run = fzoo.load_run(tmp_path / "run")
     assert_equal(run.variables, result.variables)
-    images = np.stack([run.recipe.read(path) for path in sorted((folder / "val").rglob("*.png"))])
+    images = np.stack([run.recipe.load(path) for path in sorted((folder / "val").rglob("*.png"))])
     ours = fzoo.predict(run.module, run.variables, images, preprocess="MobileNet")
     base = build(keras.applications.MobileNet, include_top=False, alpha=0.25, input_shape=(32, 32, 3))
     x = keras.layers.Dense(8, activation="relu")(keras.layers.GlobalAveragePooling2D()(base.output))
@@ -741,18 +741,23 @@ def test_on_the_command_line(folder, mobilenet, tmp_path):
     said = {label: float(p) for _, _, label, p in (line.split("\t") for line in done.stdout.splitlines())}
     found = fzoo.load_run(run)
     expected = np.asarray(
-        fzoo.predict(found.module, found.variables, found.recipe.read(image)[None], preprocess="MobileNet")
+        fzoo.predict(found.module, found.variables, found.recipe.load(image)[None], preprocess="MobileNet")
     )
     assert said == pytest.approx(dict(zip(found.class_names, expected[0], strict=True)), abs=1e-5)
 
     for arguments, error in (
         (["finetune", folder, "--out", run, *options], "holds a run already"),
         (["finetune", folder, "--out", tmp_path / "b", "--phase", "epochs"], "NAME=VALUE pairs expected"),
-        (["evaluate", folder, "--weights", run], "unknown class folder 'train'"),
+        (
+            ["evaluate", folder, "--weights", run],
+            f"a part of a data set by its name: {folder}/train expected",
+        ),
         (["classify", image, "--weights", run, "--size", 64], "was trained on 32 x 32"),
     ):
         done = run_command(*arguments)
-        assert done.returncode == 2 and error in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        *before, last = done.stderr.splitlines()
+        assert done.returncode == 2 and error in last, done.stderr
+        assert not any("error" in line for line in before) and all(line.startswith("fzoo: ") for line in before)
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +11,28 @@ import typer
 
 from fzoo.cli.console import command, complain, prepare_process, show
 from fzoo.cli.loading import class_names, join_processes, load_network
-from fzoo.cli.options import Cache, Devices, Model, Network, Option, Reading, Size, parse_options, parse_phase
+from fzoo.cli.options import Cache, Devices, Network, Option, Reading, parse_options, parse_phase
 from fzoo.cli.predict import finish
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What `fzoo.FinetuneConfig` has under the same names, with the same defaults."""
+
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step, on all devices.")] = 32
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches whose gradients make one step.")] = 1
+    augment: Annotated[bool, typer.Option(help="Train on random, mirrored parts of the images.")] = False
+    label_smoothing: Annotated[float, typer.Option(help="How much of each label is spread over all classes.")] = 0.0
+    validation_split: Annotated[float, typer.Option(help="Share held out where there is no val/.")] = 0.2
+    cache_features: Annotated[
+        bool | None, typer.Option(help="Keep what the frozen part computes; where possible if left out.")
+    ] = None
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps; by default at the end of epochs, and each 5 min of a long one.")
+    ] = None
+    max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10
+    workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random.")] = 0
 
 
 @command
@@ -21,9 +41,14 @@ def finetune(
         Path, typer.Argument(metavar="DATA_DIR", help="A folder for each class, or train/ and val/ that hold these.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run: metrics, curves, checkpoints, weights.")],
-    model: Model = "MobileNetV2",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="MobileNetV2 if left out, or that of the run in --weights.")
+    ] = None,
     weights: Annotated[
-        str, typer.Option("--weights", "-w", help="Of the backbone: 'imagenet', 'none' for random, or a file.")
+        str,
+        typer.Option(
+            "--weights", "-w", help="Of the backbone: 'imagenet', 'none' for random, a file, or the folder of a run."
+        ),
     ] = "imagenet",
     phase: Annotated[
         list[str] | None,
@@ -34,23 +59,11 @@ def finetune(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, where it was.")] = False,
-    pooling: Annotated[str, typer.Option(help="Of the head: avg or max.")] = "avg",
+    pooling: Annotated[str | None, typer.Option(help="Of the head: avg, if left out, or max.")] = None,
     hidden: Annotated[int | None, typer.Option(min=1, help="Units of a hidden layer in the head.")] = None,
-    dropout: Annotated[float, typer.Option(help="Before the last layer.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a step, on all devices.")] = 32,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches whose gradients make one step.")] = 1,
-    augment: Annotated[bool, typer.Option(help="Train on random, mirrored parts of the images.")] = False,
-    label_smoothing: Annotated[float, typer.Option(help="How much of each label is spread over all classes.")] = 0.0,
+    dropout: Annotated[float | None, typer.Option(help="Before the last layer; none if left out.")] = None,
+    training: Training = Training(),
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in bfloat16; parameters are float32.")] = False,
-    validation_split: Annotated[float, typer.Option(help="Share held out where there is no val/.")] = 0.2,
-    cache_features: Annotated[
-        bool | None, typer.Option(help="Keep what the frozen part computes; where possible if left out.")
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps; by default at the end of epochs, and each 5 min of a long one.")
-    ] = None,
-    max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode.")] = 4,
     devices: Devices = None,
     distributed: Annotated[
         str | None,
@@ -59,10 +72,7 @@ def finetune(
             "HOST:PORT,PROCESS,COUNT."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random.")] = 0,
-    size: Size = None,
-    interpolation: Annotated[str, typer.Option(help="Of the resize.")] = "bicubic",
-    crop: Annotated[float, typer.Option(min=0, max=1, help="As in `classify`; 0 squeezes.")] = 0.875,
+    reading: Reading = Reading(),
     option: Option = None,
     cache: Cache = True,
 ) -> None:
@@ -71,37 +81,29 @@ def finetune(
 
     import fzoo
     from fzoo.inference.devices import mesh
-    from fzoo.training.steps import TWO_PHASES
+    from fzoo.training.runs import is_run, settings_of
 
     join_processes(distributed)
-    phases = [parse_phase(text) for text in phase or ()] or TWO_PHASES
-    options = parse_options(model, option)
+    # What is left out is the run's that is trained on, or the default of `FinetuneConfig`.
+    given: dict[str, Any] = {"model": model, "size": reading.size}
+    given["phases"] = [parse_phase(text) for text in phase or ()]
+    head = {"pooling": pooling, "hidden": hidden, "dropout": dropout}
+    if head := {name: value for name, value in head.items() if value is not None}:
+        given["head"] = fzoo.Head(**head)
+    given = {name: value for name, value in given.items() if value not in (None, [])}
+    if option:
+        theirs = settings_of(Path(weights))["model"] if is_run(weights) else fzoo.FinetuneConfig.model
+        given |= parse_options(model or theirs, option)
     prepare_process(cache)
     result = fzoo.finetune(
         data,
-        model,
+        **given | reading.changes() | vars(training),
         weights=None if weights == "none" else weights,
         out=out,
-        phases=phases,
-        head=fzoo.Head(pooling, hidden, dropout),
-        size=size,
-        interpolation=interpolation,
-        crop=crop or None,
-        augment=augment,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        label_smoothing=label_smoothing,
         dtype=jnp.bfloat16 if bfloat16 else jnp.float32,
-        validation_split=validation_split,
-        cache_features=cache_features,
-        checkpoint_every=checkpoint_every,
-        max_broken=max_broken,
-        workers=workers,
-        seed=seed,
         resume=resume,
         mesh=mesh(devices) if devices else None,
         report=complain,
-        **options,
     )
     rows: list[tuple[str, Any]] = [("weights, as Keras h5", out / "model.h5"), ("curves", out / "curves.png")]
     if result.evaluation is not None:
@@ -130,9 +132,10 @@ def evaluate(
     import numpy as np
 
     import fzoo
-    from fzoo.files import replacing
-    from fzoo.training.data import Broken, in_order, read_folder
-    from fzoo.training.runs import is_run
+    from fzoo.training.data import Broken, in_order, read_folder, with_classes
+    from fzoo.training.results import NotFinite
+    from fzoo.training.runs import csv_text, is_run, write_text
+    from fzoo.training.splits import part_of
 
     if out is not None and out.suffix != ".csv":
         raise ValueError(f"--out {out}: a name that ends in .csv expected")
@@ -142,11 +145,17 @@ def evaluate(
     names = [label if id == "-" else id for id, label in loaded.names or class_names(None, network.classes)]
     recipe = loaded.recipe
     broken = Broken(max_broken, complain)
-    files = relabelled(read_folder(data, recipe, broken, least=1), names)
+    known = loaded.names is not None or network.classes == 1000
+    files = read_folder(data, recipe, broken, least=1)
+    if strange := [name for name in files.class_names if part_of(name) and name not in names]:
+        raise ValueError(f"{data} holds {strange[0]}/, a part of a data set by its name: {data / strange[0]} expected")
+    files = with_classes(files, names, numbered=not known)
     module, variables = fzoo.optimize_for_inference(loaded.module, loaded.variables)
-    found = fzoo.evaluate(
-        module, variables, in_order(files, batch_size, workers), preprocess=loaded.model, batch_size=batch_size
-    )
+    batches = in_order(files, batch_size, workers)
+    try:
+        found = fzoo.evaluate(module, variables, batches, preprocess=loaded.model, batch_size=batch_size)
+    except NotFinite as e:
+        raise NotFinite(e.index, files.readable(e.index)) from None
     s = fzoo.spec(loaded.model)
     rows = [
         ("images", f"{found.images:,} of {len(set(files.labels.tolist()))} classes"),
@@ -159,29 +168,8 @@ def evaluate(
     worst = sorted(seen, key=lambda i: found.recall[i])
     table = [(names[i], int(found.confusion[i].sum()), f"{found.recall[i]:.2%}") for i in worst]
     if out is not None:
-        with replacing(out) as temporary:
-            temporary.write_text(
-                "class,images,top1\n" + "".join(f"{n},{c},{r}\n" for n, c, r in table), encoding="utf-8"
-            )
+        write_text(out, csv_text([("class", "images", "top1"), *table]))
     show(("", ""), rows)
     if out is None or not sys.stdout.isatty():
         show(("class", "images", "top-1"), table)
     finish(len(broken.paths), len(files.paths))
-
-
-def relabelled(files: Any, names: Sequence[str]) -> Any:
-    """Images whose labels are the places of their folders' names among a classifier's classes."""
-    import dataclasses
-
-    import numpy as np
-
-    from fzoo.errors import unknown
-
-    places = {name: i for i, name in enumerate(names)}
-    if all(name.isdigit() for name in names) and len(files.class_names) == len(names):
-        places = {name: i for i, name in enumerate(files.class_names)}  # a classifier without names: in their order
-    for name in files.class_names:
-        if name not in places:
-            raise ValueError(f"{unknown('class folder', name, places)} (the folders are named as the classes)")
-    order = np.array([places[name] for name in files.class_names], np.int32)
-    return dataclasses.replace(files, labels=order[files.labels], class_names=tuple(names))

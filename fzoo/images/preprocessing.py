@@ -14,6 +14,15 @@ Images = TypeVar("Images", np.ndarray, jax.Array)
 Mode = Literal["caffe", "tf", "torch", "none"]
 
 
+#: The least and the largest value that preprocessing gives, by mode.
+RANGES: dict[Mode, tuple[float, float]] = {
+    "caffe": (-123.68, 151.061),
+    "tf": (-1.0, 1.0),
+    "torch": (-2.118, 2.64),
+    "none": (0.0, 255.0),
+}
+
+
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # B, G, R
 
 
@@ -47,3 +56,43 @@ def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last"
     elif x is images:
         x = x.copy()
     return x
+
+
+def check_range(images: Images, mode: Mode | None, name: str = "the network") -> None:
+    """Refuse images whose values can't be what a network takes: floats that are preprocessed, or pixels of integers.
+
+    A tenth of the range beyond its ends is put up with: a resize by cubic or Lanczos may leave it.
+
+    Args:
+        images: any shape, NumPy or JAX, not traced.
+        mode: of the network's preprocessing; None where it takes floats of any range and no pixels.
+        name: of the network, for the message.
+
+    Raises:
+        ValueError: integers that are no pixels (below 0 or above 255) or that nothing preprocesses, floats that are not
+            finite, or that preprocessing in this mode can't have given.
+    """
+    floating = jnp.issubdtype(images.dtype, jnp.floating)
+    if not floating and images.dtype.kind not in "iu":
+        raise ValueError(f"images of {images.dtype} given, integers or floats expected")
+    if not images.size:
+        return
+    low, high = float(images.min()), float(images.max())
+    given = f"{'float images' if floating else f'images of {images.dtype}'} from {low:g} to {high:g} given"
+    if not floating:
+        if mode is None:
+            raise ValueError(f"{given}, which {name} does not preprocess: floats expected")
+        if low < 0 or high > 255:
+            raise ValueError(f"{given}, pixels from 0 to 255 expected")
+        return
+    if not np.isfinite([low, high]).all():
+        raise ValueError(f"{given}: finite numbers expected")
+    if mode is None:
+        return
+    least, most = RANGES[mode]
+    spare = (most - least) / 10
+    # Fractions next to zero are pixels that were divided, by 255 or for another mode; black ones are whole numbers.
+    scaled = mode in ("caffe", "none") and max(-low, high) < 4 and bool((images != images.round()).any())
+    if low < least - spare or high > most + spare or scaled:
+        wanted = f"{name} takes from {least:g} to {most:g}"
+        raise ValueError(f"{given}, which {wanted}: integers from 0 to 255 are preprocessed, floats are not")

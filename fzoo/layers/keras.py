@@ -183,7 +183,7 @@ class Layers(WeightedLayers):
     def stochastic_depth(self, x: Array, rate: float, *, name: str | None = None) -> Array:
         """Apply StochasticDepth: drop whole images of a residual branch, in training."""
         name = self._name("StochasticDepth", name)
-        return self._note("StochasticDepth", name, [x], self._dropped(x, rate, True, name))
+        return self._note("StochasticDepth", name, [x], self._dropped(x, rate, True, name), rate=rate)
 
     def _dropped(self, x: Array, rate: float, images: bool, name: str) -> Array:
         shared = tuple(range(1, x.ndim)) if images else ()

@@ -25,7 +25,7 @@ class Node:
         kernel_init: how its kernels start.
         config: Keras's options of the layer, where something asks for them: "activation" of a layer with
             weights, "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a BatchNormalization; and
-            "rate" of a Dropout, "init" of a LayerScale.
+            "rate" of what drops in training (Dropout, StochasticDepth), "init" of a LayerScale.
         parts: the layers inside of a Sequential, in their order.
         variables: the name under which its variables lie: its own, but for a later call of a shared layer, "name:1".
     """

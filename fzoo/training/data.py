@@ -7,19 +7,18 @@ import hashlib
 import itertools
 import os
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from fzoo.errors import unknown
 from fzoo.images.files import PassedOver
 from fzoo.images.recipe import Recipe
 from fzoo.images.walk import images_below
-
-#: Names of the folders of a data set that is split already.
-TRAIN, VALIDATION = ("train", "training"), ("val", "validation", "valid", "test")
 
 
 @runtime_checkable
@@ -81,6 +80,17 @@ class Files:
             self.broken.add(self.paths[index], e)
             return None
 
+    def check_left(self) -> None:
+        """Raise ValueError where no image of a class can be read."""
+        for label, name in enumerate(self.class_names):
+            members = [self.paths[i] for i in np.flatnonzero(self.labels == label)]
+            if members and self.broken.paths.issuperset(members):
+                raise ValueError(f"none of the {len(members)} images of class {name} can be read, e.g. {members[0]}")
+
+    def readable(self, index: int) -> Path:
+        """Name an image by its number among those that could be read."""
+        return [path for path in self.paths if path not in self.broken.paths][index]
+
     def fingerprint(self) -> str:
         """Of names, sizes and labels; the content is not read."""
         lines = (
@@ -111,7 +121,7 @@ class Arrays:
 
     def fingerprint(self) -> str:
         """Of the values."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        digest = hashlib.sha256(np.ascontiguousarray(self.images).view(np.uint8).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
 
@@ -134,21 +144,35 @@ class Batches:
     The position is the number of batches taken; to come back to it, that many are drawn again.
     """
 
-    def __init__(self, data: Iterable[tuple[Any, Any]], classes: int, steps: int | None = None):
+    def __init__(
+        self,
+        data: Iterable[tuple[Any, Any]],
+        classes: int,
+        steps: int | None = None,
+        check: Callable[[Any], None] = lambda images: None,
+    ):
         self.endless = iter(data) is data
         if steps is None:
             if self.endless or not hasattr(data, "__len__"):
                 raise ValueError("steps_per_epoch expected: the number of batches of this iterable is not known")
             steps = len(data)  # pyright: ignore[reportArgumentType]
-        self.data, self.classes, self.steps = data, classes, steps
+        self.data, self.classes, self.steps, self.check = data, classes, steps, check
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         """One pass, or what is left of an iterator."""
         for batch in self.data:
-            if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            if not isinstance(batch, (tuple, list)):
                 raise ValueError(f"a batch that is {type(batch).__name__} given, (images, labels) expected")
-            images, labels = batch
-            yield images, check_labels(labels, self.classes)
+            if len(batch) != 2:
+                raise ValueError(
+                    f"a batch of {len(batch)} parts given, (images, labels) expected: weights of images are not taken"
+                )
+            images, labels = batch[0], check_labels(batch[1], self.classes)
+            if np.ndim(images) != 4 or len(images) != len(labels) or not len(labels):
+                given = f"images of shape {np.shape(images)} and {len(labels)} labels"
+                raise ValueError(f"{given} given, (N, H, W, C) and as many labels expected")
+            self.check(images)
+            yield images, labels
 
 
 class Replayed:
@@ -187,16 +211,24 @@ def check_labels(labels: Any, classes: int | None) -> Int[np.ndarray, " n"]:
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels of shape {labels.shape} and {labels.dtype} given, integers (N,) expected")
+        wanted = "the number of its class for each image expected, integers (N,)"
+        if labels.ndim == 2:
+            wanted += ": labels[:, 0]" if labels.shape[1] == 1 else ": of one-hot rows, labels.argmax(1)"
+        raise ValueError(f"labels of shape {labels.shape} and {labels.dtype} given, {wanted}")
     if labels.size and (labels.min() < 0 or (classes is not None and labels.max() >= classes)):
         most = "" if classes is None else f" to {classes - 1}"
         raise ValueError(f"labels from {labels.min()} to {labels.max()} given, 0{most} expected")
     return labels.astype(np.int32)
 
 
+def class_name(folder: Path) -> str:
+    """Return the name of a folder as other systems have it, too: macOS may write "é" as two characters."""
+    return unicodedata.normalize("NFC", folder.name)
+
+
 def class_folders(folder: Path) -> list[Path]:
-    """The folders inside of a folder, in the order of their names: a class each."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """List the folders inside of a folder, in the order of their names: a class each."""
+    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=class_name)
 
 
 def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least: int = 2) -> Files:
@@ -207,7 +239,7 @@ def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
-        ValueError: fewer than `least` classes, or one without images.
+        ValueError: fewer than `least` classes, one without images, or names that can't be told apart in a list.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -220,6 +252,14 @@ def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least
         raise ValueError(
             f"{folder} has {len(classes)} class folders ({names}), {least} or more expected: a folder each"
         )
+    for first, second in itertools.pairwise(classes):
+        if class_name(first) == class_name(second):
+            raise ValueError(
+                f"{folder} has two class folders called {class_name(first)}, which differ in their bytes alone"
+            )
+    for each in classes:
+        if len(each.name.splitlines()) != 1:
+            raise ValueError(f"class folder {str(each)!r} has a line end in its name: rename it")
     paths: list[Path] = []
     labels: list[int] = []
     passed_over = PassedOver()
@@ -236,56 +276,35 @@ def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least
         labels += [label] * len(found)
     if passed_over:
         broken.say(f"{folder}: {passed_over}")
-    return Files(tuple(paths), np.array(labels, np.int32), tuple(p.name for p in classes), recipe, broken)
+    return Files(tuple(paths), np.array(labels, np.int32), tuple(map(class_name, classes)), recipe, broken)
 
 
-def train_and_validation(
-    folder: str | os.PathLike, recipe: Recipe, broken: Broken, share: float, seed: int
-) -> tuple[Files, Files | None]:
-    """A data set's two parts: its folders train/ and val/, or a split of its class folders by seed.
+def with_classes(files: Files, names: Sequence[str], numbered: bool = False) -> Files:
+    """Label images by the places of their folders' names among the classes of a network, or of other images.
 
     Args:
-        folder: holds train/ (and val/), or a folder for each class.
-        share: of each class that is held out, where there is no val/; 0 for none.
-        seed: of that split.
+        files: of any of the classes, in any order.
+        names: of the classes.
+        numbered: the names are but the numbers of the classes: folders are matched as numbers ("007" is class 7).
 
     Raises:
-        ValueError: the two have other classes, or see `read_folder`.
+        ValueError: a folder that is none of the classes, or two that are the same.
     """
-    folder = Path(folder)
-    train = next((folder / name for name in TRAIN if (folder / name).is_dir()), None)
-    validation = next((folder / name for name in VALIDATION if (folder / name).is_dir()), None)
-    whole = read_folder(train or folder, recipe, broken)
-    if train is not None and validation is not None:
-        held_out = read_folder(validation, recipe, broken)
-        if held_out.class_names != whole.class_names:
-            odd = sorted(set(held_out.class_names) ^ set(whole.class_names))
-            raise ValueError(f"{train} and {validation} have different classes: {', '.join(odd[:5])}")
-        return whole, held_out
-    return hold_out(whole, share, seed)
-
-
-Indexed = TypeVar("Indexed", Files, Arrays)
-
-
-def hold_out(whole: Indexed, share: float, seed: int) -> tuple[Indexed, Indexed | None]:
-    """A share of each class as a set of its own, chosen by seed.
-
-    Raises:
-        ValueError: a class has one image.
-    """
-    if not share:
-        return whole, None
-    rng, held = np.random.default_rng(seed), []
-    for label, name in enumerate(whole.class_names):
-        members = np.flatnonzero(whole.labels == label)
-        if len(members) < 2:
-            raise ValueError(
-                f"class {name} has {len(members)} image: none can be held out (validation_split=0: none is)"
-            )
-        held += rng.permutation(members)[: max(1, round(share * len(members)))].tolist()
-    rest = sorted(set(range(len(whole.labels))) - set(held))
-    return whole.subset(rest), whole.subset(sorted(held))
+    if numbered:
+        places = {n: int(n) for n in files.class_names if n.isdecimal() and int(n) < len(names)}
+        wanted = f"class folders named 0 to {len(names) - 1} expected: of these classes only the numbers are known"
+        problem = {n: f"class folder {n!r} given, {wanted}" for n in files.class_names}
+    else:
+        places = {unicodedata.normalize("NFC", name): i for i, name in enumerate(names)}
+        hint = "(the folders are named as the classes)"
+        problem = {n: f"{unknown('class folder', n, places)} {hint}" for n in files.class_names if n not in places}
+    for name in files.class_names:
+        if name not in places:
+            raise ValueError(problem[name])
+    order = np.array([places[name] for name in files.class_names], np.int32)
+    if len(set(order.tolist())) < len(order):
+        raise ValueError(f"class folders {', '.join(files.class_names)} given, some of which are the same number")
+    return dataclasses.replace(files, labels=order[files.labels], class_names=tuple(names))
 
 
 def grain() -> Any:
@@ -314,8 +333,12 @@ def training_batches(
     library, labels = grain(), source.labels
 
     def read(index: np.integer, rng: np.random.Generator) -> Any:
-        found = source.read(int(index), rng)
-        return None if found is None else (found, labels[index])
+        image = source.read(int(index), rng)
+        if image is not None:
+            return image, labels[index]
+        if isinstance(source, Files):
+            source.check_left()  # else a pass without an image would be followed by the next, for ever
+        return None
 
     one = library.MapDataset.source(np.arange(len(labels))).seed(seed).shuffle().random_map(read)
     # The share of a process is taken after the shuffle, so that a batch has the same images however many share it.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from fzoo.inference.predict import predict
 from fzoo.layers.classifier import Classifier
 from fzoo.training.data import check_labels
-from fzoo.training.results import Evaluation
+from fzoo.training.results import Evaluation, NotFinite
 from fzoo.training.steps import logits_of
 
 
@@ -37,21 +37,28 @@ def evaluate(
         mesh: of the devices that each batch is spread over, from `fzoo.devices.mesh`; one by default.
 
     Raises:
-        ValueError: no images, or labels that the classifier has not.
+        ValueError: no images, labels that the classifier has not, or an output that is NaN (`index` is the image's).
     """
     module = module.clone(classifier_activation=None)
     confusion = np.zeros((module.classes, module.classes), np.int64)
-    loss, top5 = 0.0, 0
+    loss, top5, seen = 0.0, 0, 0
     for images, labels in batches:
         labels = check_labels(labels, module.classes)
-        logits = np.asarray(outputs(module, variables, images, preprocess, batch_size, mesh), np.float64)
-        largest = logits.max(1)
-        sums = largest + np.log(np.exp(logits - largest[:, None]).sum(1))
-        right = logits[np.arange(len(labels)), labels]
-        loss += float((sums - right).sum())
-        top5 += int(((logits > right[:, None]).sum(1) < 5).sum())
-        np.add.at(confusion, (labels, logits.argmax(1)), 1)
-    if not confusion.sum():
+        logits = np.array(outputs(module, variables, images, preprocess, batch_size, mesh), np.float64)
+        if len(logits) != len(labels):
+            raise ValueError(f"{len(logits)} images and {len(labels)} labels given, as many of both expected")
+        true, largest = (np.arange(len(labels)), labels), logits.max(1)
+        right = logits[true]
+        with np.errstate(invalid="ignore"):  # of NaN, which comes out as NaN
+            losses = largest + np.log(np.exp(logits - largest[:, None]).sum(1)) - right
+        if np.isnan(losses).any():
+            raise NotFinite(seen + int(np.isnan(losses).argmax()))
+        seen, loss = seen + len(labels), loss + float(losses.sum())
+        logits[true] = -np.inf  # what is left are the others
+        top5 += int(((logits >= right[:, None]).sum(1) < 5).sum())
+        predicted = np.where(right > logits.max(1), labels, logits.argmax(1))
+        np.add.at(confusion, (labels, predicted), 1)
+    if not seen:
         raise ValueError("no images to evaluate on")
     return Evaluation(confusion, loss, top5)
 

@@ -12,7 +12,6 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +22,12 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from fzoo.images.recipe import Recipe
 from fzoo.inference import devices
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.predict import features
-from fzoo.layers.classifier import Classifier, Head
+from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
-from fzoo.layers.options import is_count
+from fzoo.training.config import FinetuneConfig
 from fzoo.training.data import (
     Arrays,
     Batches,
@@ -43,10 +41,9 @@ from fzoo.training.data import (
 )
 from fzoo.training.evaluate import evaluate
 from fzoo.training.inputs import sources
-from fzoo.training.results import Evaluation, Finetuned
-from fzoo.training.runs import Progress, Run, describe, options_of
+from fzoo.training.results import Evaluation, Finetuned, NotFinite
+from fzoo.training.runs import Progress, Run, describe, is_run, load_run, options_of, settings_of
 from fzoo.training.steps import (
-    TWO_PHASES,
     Flow,
     Phase,
     TrainState,
@@ -58,7 +55,8 @@ from fzoo.training.steps import (
     trained_layers,
     transfer,
 )
-from fzoo.zoo import preprocess_input, spec
+from fzoo.weights.mapping import slots, without_top
+from fzoo.zoo import load, preprocess_input
 
 #: Bytes of features that `cache_features=None` keeps in memory at the most.
 CACHE_LIMIT = 2 << 30
@@ -74,33 +72,15 @@ LONG_EPOCH_SECONDS = 300
 
 def finetune(
     data: Any,
-    model: str = "MobileNetV2",
+    model: str | None = None,
     *,
-    weights: Any = "imagenet",
+    config: FinetuneConfig | None = None,
     out: str | os.PathLike | None = None,
     validation: Any = None,
-    phases: Sequence[Phase] = TWO_PHASES,
-    head: Head | None = None,
-    classes: int | None = None,
-    size: int | None = None,
-    interpolation: str = "bicubic",
-    crop: float | None = 0.875,
-    augment: bool = False,
-    batch_size: int = 32,
-    accumulate: int = 1,
-    label_smoothing: float = 0.0,
-    dtype: Any = jnp.float32,
-    validation_split: float = 0.2,
-    steps_per_epoch: int | None = None,
-    cache_features: bool | None = None,
-    max_broken: int = 10,
-    workers: int = 4,
-    seed: int = 0,
     resume: bool = False,
-    checkpoint_every: int | None = None,
     mesh: Mesh | None = None,
     report: Callable[[str], None] = lambda line: None,
-    **create_options: Any,
+    **options: Any,
 ) -> Finetuned:
     """Adapt a pretrained network to other classes, in phases.
 
@@ -108,37 +88,22 @@ def finetune(
     layer that trains, and no state of the optimizer is kept for it.
 
     Args:
-        data: a folder with a folder for each class, or with train/ and val/ that have these; or (images, labels)
-            arrays; or an iterable of (images, labels) batches, gone through once an epoch (a generator goes on and on,
-            and needs `steps_per_epoch`). Images (N, H, W, 3): integers from 0 to 255, which are preprocessed as the
-            model wants, or floats, which are so already; labels (N,) are integers from 0.
-        model: the backbone.
-        weights: of it: "imagenet", a file, or None for random ones.
+        data: a folder with a folder for each class, or with train/ and val/ that have these (test/ is not touched); or
+            (images, labels) arrays; or an iterable of (images, labels) batches, gone through once an epoch (a generator
+            goes on and on, and needs `steps_per_epoch`). Images (N, H, W, 3): integers from 0 to 255, which are
+            preprocessed as the model wants, or floats, which are so already; labels (N,) are integers from 0.
+        model: the backbone; MobileNetV2 by default, or that of the run whose folder is given as `weights`.
+        config: all options at once, in place of `model` and `options`.
         out: the folder of the run: configuration, metrics, curves, checkpoints, weights. Nothing is written without it.
             Several processes need one that all see.
         validation: as `data`, for the end of each epoch; by default what `data` has, or a share of it.
-        phases: what trains, how long, and how; by default the head alone, then the top of the backbone.
-        head: the new classifier's layers.
-        classes: their number, where `data` is an iterable.
-        size: height and width; the model's own by default. interpolation, crop, augment: see `Recipe`.
-        batch_size: over all devices and processes.
-        accumulate: batches whose gradients make one step.
-        label_smoothing: how much of each label is spread over all classes.
-        dtype: of the computation: jnp.bfloat16 for mixed precision; parameters are float32.
-        validation_split: share of each class held out, where `data` is a folder without val/, or arrays; 0 for none.
-        steps_per_epoch: batches; by default all that `data` fills.
-        cache_features: keep the outputs of the frozen part, instead of computing them in each epoch; by default
-            where the data is no iterable, nothing is augmented, and they take 2 GiB or less.
-        max_broken: images that can't be read are reported and skipped, so many at the most.
-        workers: threads that decode.
-        seed: of the split, the order, the new layers, dropout and augmentation.
         resume: go on with the run in `out`, where it was; from the start if it has no checkpoint.
-        checkpoint_every: steps; by default at the end of epochs (every 30 seconds at the most) and of phases, and every
-            five minutes of a longer epoch; with several processes, at the end of every epoch.
         mesh: of the devices, from `fzoo.devices.mesh`; all by default. Each batch is spread over them, with the
             gradients and batch statistics (those of the whole batch) of a single device.
-        report: takes a line for each epoch, and for what else a user may want to know.
-        **create_options: of the model, see `create`.
+        report: takes a line for what the data is, for each epoch, and for what else a user may want to know.
+        **options: `FinetuneConfig`'s (`weights`, `phases`, `head`, `size`, `batch_size`, ...), and those of the model's
+            family, see `create`. Where `weights` is the folder of a run, what makes its network and reads its images is
+            the default.
 
     Returns:
         See `Finetuned`.
@@ -148,66 +113,48 @@ def finetune(
         OSError: what can't be read or written.
         ModuleNotFoundError: Grain, which reads the data, is not installed.
     """
-    phases = tuple(phases)
-    if not phases or not all(isinstance(phase, Phase) for phase in phases):
-        raise ValueError(f"phases={phases!r} given, one fzoo.Phase or more expected")
-    for name, value in (("batch_size", batch_size), ("accumulate", accumulate), ("workers", workers)):
-        if not is_count(value):
-            raise ValueError(f"{name}={value!r} given, a positive number expected")
-    for name, value in (("label_smoothing", label_smoothing), ("validation_split", validation_split)):
-        if not isinstance(value, Real) or not 0 <= float(value) < 1:
-            raise ValueError(f"{name}={value!r} given, from 0 to less than 1 expected")
+    if config is None:
+        config = configured(options if model is None else {"model": model, **options})
+    elif options or model is not None:
+        raise ValueError(f"config and {', '.join(options) or 'model'} given, one of both expected")
+    if out is None and (resume or config.checkpoint_every):
+        raise ValueError(f"{'resume' if resume else 'checkpoint_every'} given, which goes with out=, the run's folder")
     mesh, processes = mesh or devices.mesh(jax.devices()), jax.process_count()
-    if batch_size % mesh.size:
-        raise ValueError(f"batch_size={batch_size} given, a multiple of the {mesh.size} devices expected")
-    if cache_features and (augment or processes > 1):
-        raise ValueError("cache_features=True given, which goes with augment=False and one process")
-    size = spec(model).input_size if size is None else size
-    recipe, broken = Recipe((size, size), interpolation, crop, augment), Broken(max_broken, report)
-    source, held_out = sources(data, validation, recipe, broken, validation_split, seed, classes, steps_per_epoch)
+    if config.batch_size % mesh.size:
+        raise ValueError(f"batch_size={config.batch_size} given, a multiple of the {mesh.size} devices expected")
+    if config.cache_features and processes > 1:
+        raise ValueError("cache_features=True given, which goes with one process")
+    broken = Broken(config.max_broken, report)
+    source, held_out = sources(data, validation, config, broken, report)
     if isinstance(source, Batches):
-        if cache_features:
+        if config.cache_features:
             raise ValueError("cache_features=True given, which goes with a folder or arrays: an iterable may change")
         names, steps, fingerprint = tuple(map(str, range(source.classes))), source.steps, None
     else:
-        names, fingerprint = source.class_names, source.fingerprint()
-        steps = len(source.labels) // batch_size if steps_per_epoch is None else steps_per_epoch
-        if len(source.labels) < batch_size:
+        names, fingerprint, count = source.class_names, source.fingerprint(), len(source.labels)
+        steps = count // config.batch_size if config.steps_per_epoch is None else config.steps_per_epoch
+        if count < config.batch_size:
+            raise ValueError(f"batch_size={config.batch_size} given, {count} training images: a smaller one would do")
+    for number, phase in enumerate(config.phases):
+        if config.accumulate > phase.epochs * steps:
             raise ValueError(
-                f"batch_size={batch_size} given, {len(source.labels)} training images: a smaller one would do"
+                f"accumulate={config.accumulate} given, phase {number + 1} has {phase.epochs * steps} batches in all"
             )
-    head, options = head or Head(), {"input_shape": (size, size, 3), "dtype": dtype, **create_options}
-    rng = jax.random.key(seed)
-    module, variables = transfer(model, classes=len(names), head=head, weights=weights, rng=rng, **options)
+    module, variables, start = starting_network(config, names)
     variables = devices.replicate(variables, mesh)
-    config = describe(
-        model=model,
-        weights=weights,
-        head=head,
-        classes=names,
-        phases=phases,
-        recipe=recipe,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        label_smoothing=label_smoothing,
-        steps_per_epoch=steps,
-        cache_features=cache_features,
-        seed=seed,
-        data=fingerprint,
-        options=options_of(module, model),
-    )
-    run = None if out is None else Run(Path(out), config, resume)
+    facts = {"classes": names, "steps_per_epoch": steps, "data": fingerprint}
+    described = describe(**config.settings() | facts, options=options_of(module, config.model))
+    run = None if out is None else Run(Path(out), described, resume)
     progress = run.progress() if run else None
     if run and progress:
         variables = run.restore("variables", variables)
         report(f"resumed in phase {progress.phase + 1}, epoch {progress.epoch + 1}, after {progress.total} steps")
+    elif start:
+        report(start)
     progress = progress or Progress()
-    plan = Plan(
-        module, model, mesh, source, held_out, steps, batch_size, accumulate, label_smoothing, seed, workers,
-        cache_features, checkpoint_every, run, report,
-    )  # fmt: skip
-    for number in range(progress.phase, len(phases)):
-        variables = train_phase(plan, number, phases[number], variables, progress)
+    plan = Plan(config, module, mesh, source, held_out, steps, run, report)
+    for number in range(progress.phase, len(config.phases)):
+        variables = train_phase(plan, number, config.phases[number], variables, progress)
     evaluation = held_out and validate(plan, variables, held_out)
     result = Finetuned(module, local(variables), names, progress.history, evaluation, tuple(sorted(broken.paths)))
     if run is not None:
@@ -215,22 +162,66 @@ def finetune(
     return result
 
 
+def configured(options: Mapping[str, Any]) -> FinetuneConfig:
+    """Make the configuration of keyword arguments; what they leave out is as in the run that they start from."""
+    folder = folder_of_run(options.get("weights"))
+    usual = settings_of(folder) if folder else {}
+    return FinetuneConfig.of(options, usual if options.get("model") in (None, usual.get("model")) else {})
+
+
+def folder_of_run(weights: Any) -> Path | None:
+    """The folder of a run, where weights are given as one."""
+    return Path(weights) if isinstance(weights, (str, os.PathLike)) and is_run(weights) else None
+
+
+def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Classifier, Any, str]:
+    """Make the network that training starts from: (module, variables, a line on its head or "").
+
+    A file's head is kept where it fits, a run's where its classes are these, too.
+    """
+    made = {"input_shape": (*config.recipe().size, 3), "dtype": config.dtype, **config.options}
+    made |= {"classes": len(names), "head": config.head}
+    fresh = {"rng": jax.random.key(config.seed), **made}
+    if folder := folder_of_run(config.weights):
+        return network_of_run(folder, names, *transfer(config.model, weights=None, **fresh), config.model)
+    note = ""
+    if config.weights not in (None, "imagenet"):
+        try:
+            return *load(config.model, weights=config.weights, **made), f"the head of {config.weights} is kept"
+        except ValueError:  # with the backbone alone, it says what is wrong, if anything is
+            note = f"a new head starts: {config.weights} has none of {len(names)} classes like {config.head}"
+    return *transfer(config.model, weights=config.weights, **fresh), note
+
+
+def network_of_run(
+    folder: Path, names: Sequence[str], module: Classifier, fresh: Any, model: str
+) -> tuple[Classifier, Any, str]:
+    """Put what a run has trained into a network with new variables; its head too, where the classes are the same."""
+    run = load_run(folder)
+    free = ("classes", "head", "input_shape", "dtype", *module.weightless)
+    if run.model != model or run.module.clone(**{name: getattr(module, name) for name in free}) != module:
+        given = f"{model} with other options than the run's in {folder} given"
+        raise ValueError(f"{given}, which is of {run.model}: leave them out")
+    kept = run.class_names == tuple(names) and run.module.head == module.head
+    new = set() if kept else set(slots(module)) - set(slots(without_top(module)))
+    variables = {
+        kind: {layer: tree if layer in new else run.variables[kind][layer] for layer, tree in layers.items()}
+        for kind, layers in fresh.items()
+    }
+    theirs = f"{run.module.head} for the classes {', '.join(run.class_names[:5])}"
+    note = f"the head of {folder} is kept" if kept else f"a new head starts: {folder} has {theirs}"
+    return module, variables, note
+
+
 class Plan(NamedTuple):
     """What is the same in all phases; see `finetune`."""
 
+    config: FinetuneConfig
     module: Classifier
-    model: str
     mesh: Mesh
     source: Files | Arrays | Batches
     held_out: Files | Arrays | Batches | None
     steps: int
-    batch_size: int
-    accumulate: int
-    label_smoothing: float
-    seed: int
-    workers: int
-    cache_features: bool | None
-    checkpoint_every: int | None
     run: Run | None
     report: Callable[[str], None]
 
@@ -238,6 +229,18 @@ class Plan(NamedTuple):
     def part(self) -> tuple[int, int]:
         """(the number of this process, how many there are)."""
         return jax.process_index(), jax.process_count()
+
+
+def optimizer_of(plan: Plan, phase: Phase) -> optax.GradientTransformation:
+    """Make the optimizer of a phase; the last batches that are accumulated make a step, too, where they are fewer."""
+    batches, together = phase.epochs * plan.steps, plan.config.accumulate
+    optimizer = phase.transformation(-(-batches // together))
+    if together == 1:
+        return optimizer
+    whole, rest = divmod(batches, together)
+    return optax.MultiSteps(
+        optimizer, lambda updates: jnp.where(jnp.less(updates, whole), together, max(1, rest))
+    ).gradient_transformation()
 
 
 def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress: Progress) -> Any:
@@ -249,9 +252,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     mask = phase_mask(plan.module, variables, phase)
     stream = flow(plan.module, trained_layers(mask), phase.batch_statistics)
     trained, frozen = partition_params(variables["params"], mask)
-    optimizer = phase.transformation(max(1, phase.epochs * plan.steps // plan.accumulate))
-    if plan.accumulate > 1:
-        optimizer = optax.MultiSteps(optimizer, plan.accumulate).gradient_transformation()
+    optimizer = optimizer_of(plan, phase)
     opt_state = devices.replicate(optimizer.init(trained), plan.mesh)
     if plan.run and (progress.epoch or progress.step):
         opt_state = plan.run.restore("optimizer", opt_state)
@@ -260,10 +261,10 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     step = jax.jit(
         functools.partial(
             pixels_step,
-            (plan.module, plan.model),
+            (plan.module, plan.config.model),
             optimizer,
             train=stream.training,
-            label_smoothing=plan.label_smoothing,
+            label_smoothing=plan.config.label_smoothing,
         ),
         donate_argnums=0,
         compiler_options=compiler_options(plan.mesh.devices.flat[0].platform, jnp.dtype(plan.module.dtype)),
@@ -276,7 +277,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     batches = batches_of(plan, source, number)
     if progress.position is not None:
         batches.set_state(progress.position)
-    key = jax.random.fold_in(jax.random.key(plan.seed), number)
+    key = jax.random.fold_in(jax.random.key(plan.config.seed), number)
     saved_at, alone = time.monotonic(), plan.part[1] == 1
 
     def overdue(seconds: float) -> bool:
@@ -300,8 +301,8 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
             rng = jax.random.fold_in(key, progress.epoch * plan.steps + index)
             state, metrics = step(state, frozen, inputs, labels, rng)
             under_way.append(metrics)
-            if plan.checkpoint_every:
-                due = (progress.total + len(under_way)) % plan.checkpoint_every == 0
+            if plan.config.checkpoint_every:
+                due = (progress.total + len(under_way)) % plan.config.checkpoint_every == 0
             else:
                 due = overdue(LONG_EPOCH_SECONDS)
             # One step is computed while the next is prepared.
@@ -383,7 +384,11 @@ def batches_of(plan: Plan, source: Source | Batches, phase: int) -> Any:
         return Replayed(source)
     process, processes = plan.part
     return training_batches(
-        source, plan.batch_size // processes, seed=plan.seed + phase, workers=plan.workers, part=(process, processes)
+        source,
+        plan.config.batch_size // processes,
+        seed=plan.config.seed + phase,
+        workers=plan.config.workers,
+        part=(process, processes),
     )
 
 
@@ -392,9 +397,9 @@ def should_cache(plan: Plan, stream: Flow) -> bool:
     sets = [each for each in (plan.source, plan.held_out) if each is not None]
     shapes = {node.name: node for node in trace(plan.module).nodes}
     frozen = [shapes[name] for name in stream.frontier]
-    if plan.cache_features is False or any(node.kind == "InputLayer" for node in frozen):
+    if plan.config.cache_features is False or any(node.kind == "InputLayer" for node in frozen):
         return False
-    if plan.cache_features is None:
+    if plan.config.cache_features is None:
         fixed = not any(isinstance(each, Batches) for each in sets) and plan.part[1] == 1
         augmented = isinstance(plan.source, Files) and plan.source.recipe.augment
         if not fixed or augmented:
@@ -410,18 +415,20 @@ def cached(plan: Plan, variables: Any, source: Any, stream: Flow) -> Features | 
         return source
     found: dict[str, list[np.ndarray]] = {name: [] for name in stream.frontier}
     all_labels = []
-    for images, labels in in_order(source, min(plan.batch_size, len(source.labels)), plan.workers):
+    for images, labels in in_order(source, min(plan.config.batch_size, len(source.labels)), plan.config.workers):
         batch = features(
             plan.module,
             local(variables),
             images,
             stream.frontier,
-            batch_size=plan.batch_size,
-            **how(images, plan.model),
+            batch_size=plan.config.batch_size,
+            **how(images, plan.config.model),
         )
         for name, array in batch.items():
             found[name].append(np.asarray(array))
         all_labels.append(labels)
+    if isinstance(source, Files):
+        source.check_left()
     return Features({name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(all_labels))
 
 
@@ -432,9 +439,15 @@ def how(images: Any, model: str) -> dict[str, Any]:
 
 def validate(plan: Plan, variables: Any, source: Source | Batches) -> Evaluation:
     """Evaluate the network on validation images, each process on its share."""
-    batches = in_order(source, plan.batch_size, plan.workers, plan.part)
-    options = {"preprocess": plan.model, "batch_size": plan.batch_size, "mesh": devices.mesh()}
-    found = evaluate(plan.module, local(variables), batches, **options)
+    batches = in_order(source, plan.config.batch_size, plan.config.workers, plan.part)
+    options = {"preprocess": plan.config.model, "batch_size": plan.config.batch_size, "mesh": devices.mesh()}
+    try:
+        found = evaluate(plan.module, local(variables), batches, **options)
+    except NotFinite as e:
+        image = source.readable(e.index) if isinstance(source, Files) and plan.part[1] == 1 else f"image {e.index}"
+        raise ValueError(
+            f"the network's output for {image} of the validation images is not finite: a lower learning_rate would do"
+        ) from e
     if plan.part[1] == 1:
         return found
     from jax.experimental import multihost_utils

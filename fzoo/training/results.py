@@ -11,13 +11,29 @@ from jaxtyping import Int
 from fzoo.layers.classifier import Classifier
 
 
+class NotFinite(ValueError):
+    """Raised where a network's output for an image is no number.
+
+    Args:
+        index: which of the images, from 0.
+        image: its name, if there is one.
+    """
+
+    def __init__(self, index: int, image: object = None):
+        super().__init__(
+            f"the network's output for {image or f'image {index}'} is not finite: damaged weights, or the image is "
+            "not preprocessed as they want"
+        )
+        self.index = index
+
+
 class Evaluation(NamedTuple):
-    """How a classifier did.
+    """How a classifier did. An image whose true class ties with another is not right.
 
     Attributes:
-        confusion: images by (true class, predicted class).
-        loss: the sum of the images' cross-entropies.
-        in_top5: how many had the true class among the five likeliest.
+        confusion: images by (true class, predicted class); where the likeliest tie, one that is not true is predicted.
+        loss: the sum of the images' softmax cross-entropies.
+        in_top5: how many had the true class among the five likeliest: fewer than five others are as likely or more.
     """
 
     confusion: Int[np.ndarray, "classes classes"]

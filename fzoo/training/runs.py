@@ -11,8 +11,10 @@ model.h5         the weights at the end, as Keras reads them: what says that the
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import errno
+import io
 import json
 import logging
 import os
@@ -30,6 +32,7 @@ from fzoo.files import one_line, replacing
 from fzoo.images.recipe import Recipe
 from fzoo.inference.devices import first_alone
 from fzoo.layers.classifier import Classifier, Head
+from fzoo.training.config import IN_RECIPE
 from fzoo.training.plots import draw_confusion, draw_curves
 from fzoo.weights import load_keras_weights, save_keras_weights
 from fzoo.zoo import create, family_defaults, spec
@@ -116,7 +119,8 @@ class Run:
         if is_run(folder):
             if not resume:
                 raise FileExistsError(f"{folder} holds a run already: resume it (--resume), or name another folder")
-            differing = differences(read_config(self.folder), self.config)
+            # What an older fzoo did not write down says nothing.
+            differing = differences({**self.config, **read_config(self.folder)}, self.config)
             if differing:
                 raise ValueError(f"{folder} is a run of other settings: {'; '.join(differing)}")
         elif folder.exists() and any(folder.iterdir()):
@@ -184,12 +188,8 @@ class Run:
         draw_curves(result.history, self.folder / "curves.png")
         if result.evaluation is not None:
             confusion = result.evaluation.confusion
-            rows = [",".join(["true \\ predicted", *map(quoted, result.class_names)])]
-            rows += [
-                ",".join([quoted(name), *map(str, row)])
-                for name, row in zip(result.class_names, confusion, strict=True)
-            ]
-            write_text(self.folder / "confusion.csv", "\n".join(rows) + "\n")
+            rows = [(name, *row) for name, row in zip(result.class_names, confusion.tolist(), strict=True)]
+            write_text(self.folder / "confusion.csv", csv_text([("true \\ predicted", *result.class_names), *rows]))
             draw_confusion(confusion, result.class_names, self.folder / "confusion.png")
         save_keras_weights(result.module, result.variables, self.folder / "model.h5")
 
@@ -222,15 +222,31 @@ def load_run(folder: str | os.PathLike) -> LoadedRun:
         ValueError: the run has not finished, or the folder is damaged.
     """
     folder = Path(folder)
+    module, model, names, recipe = read_run(folder)
+    return LoadedRun(module, load_keras_weights(module, folder / "model.h5"), model, names, recipe)
+
+
+def read_run(folder: Path) -> tuple[Classifier, str, tuple[str, ...], Recipe]:
+    """Read (network, name of its model, classes, recipe) from a finished run's config.json. Raises as `load_run`."""
     config = read_config(folder)
     if not (folder / "model.h5").exists():
         raise ValueError(f"the run in {folder} has not finished: `fzoo finetune ... --out {folder} --resume` goes on")
     try:
-        module, names = network(config), tuple(config["classes"])
         recipe = Recipe.from_json(config["recipe"])
+        return network(config), config["model"], tuple(config["classes"]), recipe
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{folder}/config.json is damaged: {one_line(e)}") from e
-    return LoadedRun(module, load_keras_weights(module, folder / "model.h5"), config["model"], names, recipe)
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return what a run says of `FinetuneConfig`'s fields for one that starts from it: its network, and its recipe.
+
+    Raises as `load_run`.
+    """
+    module, model, _, recipe = read_run(folder)
+    own = {name: value for name, value in options_of(module, model).items() if name not in ("input_shape", "dtype")}
+    read = {name: getattr(recipe, name) for name in IN_RECIPE if name not in ("size", "augment")}
+    return {"model": model, "head": module.head, "size": recipe.size[0], **read, "options": own}
 
 
 def options_of(module: Classifier, model: str) -> dict[str, Any]:
@@ -275,6 +291,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']}, {FORMAT} expected")
+        config["recipe"] = Recipe.from_json(config["recipe"]).to_json()
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is not a run's configuration: {one_line(e)}") from e
     return config
@@ -337,6 +354,8 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def quoted(cell: str) -> str:
-    """A cell of a CSV file."""
-    return '"' + cell.replace('"', '""') + '"' if set(cell) & set(',"\n\r') else cell
+def csv_text(rows: Sequence[Sequence[Any]]) -> str:
+    """Write rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -77,18 +77,21 @@ class Phase:
     Attributes:
         epochs: passes over the training images.
         trains: "head", the new classifier alone; "top", the last stage of the backbone, too (all layers of the smallest
-            feature maps that have parameters); "all". Superseded by `from_layer` and `pattern`.
+            feature maps that have parameters); "all". `from_layer` and `pattern` take its place.
         from_layer: this layer and all after it in Keras's order: a name ("mixed8") or Keras's index (249).
         pattern: the layers whose names match ("conv5_*"), and the new classifier.
         optimizer: a function of optax's by name ("adam", "sgd", "rmsprop", "adamw", ...), which is called with the
-            learning rate and `options`, or an `optax.GradientTransformation`.
-        learning_rate: at the start of the phase.
+            learning rate and `options`, or an `optax.GradientTransformation`, which has these itself.
+        learning_rate: at the start of the phase; 1e-3 by default. An optimizer or schedule of optax's has its own.
         schedule: of the learning rate: "constant", "cosine" or "linear" (both end at 0 with the phase), or a schedule
             of optax's.
         options: the optimizer's own, e.g. {"momentum": 0.9}.
         batch_statistics: whether the BNs that train normalise by the batch and move their statistics, as Keras's do
             when they are trainable. By default they keep to the pretrained statistics (scale and bias still train),
             which small data sets want: statistics that are half moved fit neither the old weights nor the new.
+
+    Raises:
+        ValueError: one of these can't be honoured, or would be ignored beside another.
     """
 
     epochs: int = 5
@@ -96,7 +99,7 @@ class Phase:
     from_layer: str | int | None = None
     pattern: str | None = None
     optimizer: str | optax.GradientTransformation = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     schedule: str | optax.Schedule = "constant"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_statistics: bool = False
@@ -107,12 +110,25 @@ class Phase:
             raise ValueError(f"epochs={self.epochs!r} given, a positive number expected")
         if self.trains not in ("head", "top", "all"):
             raise ValueError(f"trains={self.trains!r} given, 'head', 'top' or 'all' expected")
-        if not isinstance(self.learning_rate, Real) or not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate={self.learning_rate!r} given, a positive number expected")
+        if self.trains != "all" and not (self.from_layer is None and self.pattern is None):
+            other = "pattern" if self.from_layer is None else "from_layer"
+            raise ValueError(f"trains={self.trains!r} and {other}={getattr(self, other)!r} given, one of both expected")
         if isinstance(self.schedule, str) and self.schedule not in SCHEDULES:
             raise ValueError(unknown("schedule", self.schedule, SCHEDULES))
         if not callable(self.schedule) and not isinstance(self.schedule, str):
             raise ValueError(f"schedule={self.schedule!r} given, a name or a schedule of optax's expected")
+        whole = not isinstance(self.optimizer, str)
+        ignored = {"learning_rate": self.learning_rate} if whole or callable(self.schedule) else {}
+        ignored |= {"schedule": self.schedule, "options": self.options} if whole else {}
+        for name, value in ignored.items():
+            if value not in (None, "constant", {}):
+                owner = "optimizer" if whole else "schedule"
+                raise ValueError(f"{name}={value!r} given beside an {owner} of optax's, which has its own")
+        if self.learning_rate is None and "learning_rate" not in ignored:
+            object.__setattr__(self, "learning_rate", 1e-3)
+        rate = self.learning_rate
+        if rate is not None and (not isinstance(rate, Real) or not 0 < rate < float("inf")):
+            raise ValueError(f"learning_rate={rate!r} given, a positive number expected")
         self.transformation(1)
 
     def transformation(self, steps: int) -> optax.GradientTransformation:
@@ -121,8 +137,10 @@ class Phase:
         Raises:
             ValueError: optax has no such optimizer, or it has no such option.
         """
-        if not isinstance(self.optimizer, str):
+        if isinstance(self.optimizer, optax.GradientTransformation):
             return self.optimizer
+        if not isinstance(self.optimizer, str):
+            raise ValueError(f"optimizer={self.optimizer!r} given, a name or an optax.GradientTransformation expected")
         make = getattr(optax, self.optimizer, None)
         if self.optimizer not in OPTIMIZERS or make is None:
             raise ValueError(unknown("optimizer", self.optimizer, OPTIMIZERS))
@@ -220,7 +238,10 @@ class Flow(NamedTuple):
 
 
 def flow(module: Classifier, trained: set[str], batch_statistics: bool = False) -> Flow:
-    """What follows from these layers' training: dropout is on above them, and BNs among them may move."""
+    """Find what follows from these layers' training: above them, what drops does, and BNs among them may move.
+
+    Whatever drops (Keras's Dropout and StochasticDepth) has a rate.
+    """
     nodes = trace(module).nodes
     live, training, frontier = set(trained), set(), set()
     for node in nodes:  # each after all that feed it
@@ -229,7 +250,7 @@ def flow(module: Classifier, trained: set[str], batch_statistics: bool = False) 
         if node.name in live:
             frontier.update(set(node.inputs) - live)
             moves = batch_statistics and node.kind == "BatchNormalization" and node.name in trained
-            if moves or node.kind == "Dropout":
+            if moves or "rate" in node.config:
                 training.add(node.name)
     return Flow(frozenset(training), tuple(node.name for node in nodes if node.name in frontier))
 
@@ -306,7 +327,7 @@ def train_step(
         label_smoothing: see `cross_entropy`.
 
     Returns:
-        (the new state, {"loss": mean over the batch, "accuracy": the share that was right}).
+        (the new state, {"loss": mean over the batch, "accuracy": the share whose class alone is the likeliest}).
     """
 
     def loss_of(trained: Any) -> tuple[Array, tuple[Array, Any]]:
@@ -317,7 +338,9 @@ def train_step(
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
     trained: Any = optax.apply_updates(state.trained, updates)
-    accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    others = jnp.where(own, -jnp.inf, logits).max(-1)
+    accuracy = jnp.mean(jnp.where(own, logits, -jnp.inf).max(-1) > others)  # a tie is not right, nor is NaN
     return TrainState(trained, batch_stats or state.batch_stats, opt_state), {"loss": loss, "accuracy": accuracy}
 
 
@@ -346,7 +369,8 @@ def trainable_mask(
         A tree like `variables`, True where a parameter is to be trained.
 
     Raises:
-        ValueError: an unknown layer, a pattern that matches none, or variables of an unknown network.
+        ValueError: an unknown layer, a pattern that matches none, nothing that would train, or variables of an unknown
+            network.
     """
     params = variables.get("params", variables)
     chosen = set(params)
@@ -359,6 +383,10 @@ def trainable_mask(
         if not matching:
             raise ValueError(unknown("layer pattern", pattern, params))
         chosen &= matching
+    if not chosen:
+        asked = {"from_layer": from_layer, "pattern": pattern}
+        given = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
+        raise ValueError(f"{given} given, which trains nothing: no layer with parameters is among these")
     mask = {layer: jax.tree.map(lambda _, on=layer in chosen: on, arrays) for layer, arrays in params.items()}
     if "params" not in variables:
         return mask

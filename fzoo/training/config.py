@@ -1,0 +1,157 @@
+"""What decides a fine-tuning, said and checked once: for Python, the command line, and a run's config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import jax.numpy as jnp
+
+from fzoo.errors import unknown
+from fzoo.images.reading import Color
+from fzoo.images.recipe import Recipe
+from fzoo.layers.classifier import Head
+from fzoo.layers.options import is_count
+from fzoo.training.steps import TWO_PHASES, Phase
+from fzoo.zoo import family_defaults, spec
+
+#: What a run may be resumed with other values of.
+FREE = frozenset(("workers", "max_broken", "checkpoint_every"))
+
+
+#: What config.json says as "recipe" and, with all that makes the network, as "options".
+IN_RECIPE, IN_OPTIONS = tuple(field.name for field in dataclasses.fields(Recipe)), ("dtype", "options")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Describe a fine-tuning: all that decides its result, but for the images.
+
+    Attributes:
+        model: the backbone.
+        weights: of it: "imagenet", a file, the folder of a run, or None for random ones. The head of a file or of a run
+            is kept where it fits (a run's: where the classes are the same, too); else a new one starts.
+        phases: what trains, how long, and how; by default the head alone, then the top of the backbone.
+        head: the new classifier's layers.
+        classes: their number, where the data is an iterable or arrays; a folder says it itself.
+        size: height and width; the model's own by default. interpolation, crop, augment, exif, background, clip: see
+            `Recipe`.
+        batch_size: over all devices and processes.
+        accumulate: batches whose gradients make one step; at the end of a phase, those that are left make one, too.
+        label_smoothing: how much of each label is spread over all classes.
+        dtype: of the computation: jnp.bfloat16 for mixed precision; parameters are float32.
+        validation_split: share of each class held out, where the data is a folder without val/, or arrays; 0 for none.
+        steps_per_epoch: batches; by default all that the data fills.
+        cache_features: keep the outputs of the frozen part, instead of computing them in each epoch; by default
+            where the data is no iterable, nothing is augmented, and they take 2 GiB or less.
+        max_broken: images that can't be read are reported and skipped, so many at the most.
+        workers: threads that decode.
+        seed: of the split, the order, the new layers, dropout and augmentation.
+        checkpoint_every: steps; by default at the end of epochs (every 30 seconds at the most) and of phases, and every
+            five minutes of a longer epoch; with several processes, at the end of every epoch.
+        options: of the model's family, see `create`.
+
+    Raises:
+        ValueError: one of these can't be honoured.
+    """
+
+    model: str = "MobileNetV2"
+    weights: Any = "imagenet"
+    phases: Sequence[Phase] = TWO_PHASES
+    head: Head | None = None
+    classes: int | None = None
+    size: int | None = None
+    interpolation: str = "bicubic"
+    crop: float | None = 0.875
+    augment: bool = False
+    exif: bool = True
+    background: Color | None = "white"
+    clip: bool = False
+    batch_size: int = 32
+    accumulate: int = 1
+    label_smoothing: float = 0.0
+    dtype: Any = jnp.float32
+    validation_split: float = 0.2
+    steps_per_epoch: int | None = None
+    cache_features: bool | None = None
+    max_broken: int = 10
+    workers: int = 4
+    seed: int = 0
+    checkpoint_every: int | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        """Check the values; what was left to the model is filled in."""
+        known, usual = family_defaults(spec(self.model)), ("classifier_activation", "softmax")
+        shape = self.options.get("input_shape")
+        filled = {"phases": tuple(self.phases), "head": self.head or Head()}
+        if self.size is None:
+            filled["size"] = shape[0] if shape else spec(self.model).input_size
+        filled |= {"options": {name: value for name, value in self.options.items() if (name, value) != usual}}
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+        if not self.phases or not all(isinstance(phase, Phase) for phase in self.phases):
+            raise ValueError(f"phases={self.phases!r} given, one fzoo.Phase or more expected")
+        for name in ("batch_size", "accumulate", "workers", "classes", "steps_per_epoch", "checkpoint_every"):
+            value = getattr(self, name)
+            if not (is_count(value) or (value is None and name in OPTIONAL)):
+                raise ValueError(f"{name}={value!r} given, a positive number expected")
+        for name in ("max_broken", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{name}={value!r} given, 0 or a positive number expected")
+        for name in ("label_smoothing", "validation_split"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= float(value) < 1:
+                raise ValueError(f"{name}={value!r} given, from 0 to less than 1 expected")
+        if self.cache_features and self.augment:
+            raise ValueError("cache_features=True given, which goes with augment=False")
+        for name, value in self.options.items():
+            if name in REFUSED:
+                raise ValueError(f"{name}={value!r} given, {REFUSED[name]}")
+            if name not in known and name != "input_shape":
+                raise ValueError(unknown("option", name, [*FIELDS, *known]))
+        if shape and tuple(shape[:2]) != (self.size, self.size):
+            raise ValueError(f"size={self.size} and input_shape={shape} given, the same height and width expected")
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        """Make the recipe that the images are read by."""
+        side = spec(self.model).input_size if self.size is None else self.size
+        return Recipe((side, side), **{name: getattr(self, name) for name in IN_RECIPE if name != "size"})
+
+    def settings(self) -> dict[str, Any]:
+        """Return what config.json says of this, by name; `describe` makes JSON of it."""
+        elsewhere = FREE.union(IN_RECIPE, IN_OPTIONS)
+        return {name: getattr(self, name) for name in FIELDS if name not in elsewhere} | {"recipe": self.recipe()}
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> FinetuneConfig:
+        """Make one from keyword arguments, those that are none of its fields being options of the model.
+
+        Args:
+            given: the arguments.
+            usual: fields by name, for what is not given.
+        """
+        own = {**(usual or {}), **{name: value for name, value in given.items() if name in FIELDS}}
+        rest = {name: value for name, value in given.items() if name not in FIELDS}
+        options = {**(usual or {}).get("options", {}), **own.get("options", {}), **rest}
+        return cls(**{**own, "options": options})
+
+
+#: Names of the fields.
+FIELDS = tuple(field.name for field in dataclasses.fields(FinetuneConfig))
+
+
+#: Those that may be None among the counts.
+OPTIONAL = ("classes", "steps_per_epoch", "checkpoint_every")
+
+
+#: Options of `create` that a fine-tuning can't honour, and what would do.
+REFUSED = {
+    "classifier_activation": "'softmax' expected: each image is of one class, and the loss is softmax cross-entropy",
+    "include_top": "a classifier is what is trained: head=fzoo.Head(...) says which",
+    "pooling": "it is the head's: head=fzoo.Head(pooling=...)",
+}
