@@ -261,7 +261,8 @@ def recipe(name: str, size: int | tuple[int, int] | None = None) -> Recipe:
         ValueError: an unknown model, or no size of an image.
     """
     record = spec(name)
-    return Recipe(check_size(record.input_size if size is None else size))
+    sides = check_size(record.input_size if size is None else size)
+    return Recipe(sides, record.interpolation, record.crop)
 
 
 def load_image_for(

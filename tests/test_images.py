@@ -1,5 +1,6 @@
 """Pictures as people see them: upright, with what is transparent over white, in the range that they were saved in."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -248,3 +249,24 @@ def test_every_command_sees_the_same_picture(tmp_path, monkeypatch, command_line
         code, output, _ = command_line("evaluate", "d", *options, *extra)
         right = (expected.argmax(1) == np.arange(4)).mean()
         assert f"top-1\t{right:.2%}" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ResNet50", Recipe((224, 224), "bicubic", 0.875)),
+        ("EfficientNetB7", Recipe((600, 600), "bicubic", 0.949)),
+        ("EfficientNetV2S", Recipe((384, 384), "bicubic", 1.0)),
+        ("EfficientNetV2L", Recipe((480, 480), "bicubic", None)),
+    ],
+)
+def test_the_recipe_is_the_models(name, expected):
+    assert fzoo.recipe(name) == expected
+    assert fzoo.recipe(name, (64, 96)) == dataclasses.replace(expected, size=(64, 96))
+
+
+def test_efficientnets_lose_16_pixels_at_each_side():
+    """As their authors measure them (CROP_PADDING of the reference code)."""
+    for name in fzoo.list_models("EfficientNetB*"):
+        spec = fzoo.spec(name)
+        assert spec.crop == pytest.approx(spec.input_size / (spec.input_size + 32), abs=6e-4)

@@ -152,6 +152,7 @@ def separate(
     return batch_norm(k, conv(x, filters, name=f"{prefix}project_conv"), f"{prefix}project_bn")
 
 
+# The small ones are cut as EfficientNet's; the authors show S the largest square, M and L the whole image, squeezed.
 variant = partial(
     ModelSpec,
     family=EfficientNetV2,
@@ -175,6 +176,7 @@ EfficientNetV2B0 = variant(
 EfficientNetV2B1 = variant(
     name="EfficientNetV2B1",
     input_size=240,
+    crop=0.882,
     parameters=8_212_124,
     depth=185,
     size_mb=34,
@@ -187,6 +189,7 @@ EfficientNetV2B1 = variant(
 EfficientNetV2B2 = variant(
     name="EfficientNetV2B2",
     input_size=260,
+    crop=0.89,
     parameters=10_178_374,
     depth=193,
     size_mb=42,
@@ -199,6 +202,7 @@ EfficientNetV2B2 = variant(
 EfficientNetV2B3 = variant(
     name="EfficientNetV2B3",
     input_size=300,
+    crop=0.904,
     parameters=14_467_622,
     depth=225,
     size_mb=59,
@@ -211,6 +215,7 @@ EfficientNetV2B3 = variant(
 EfficientNetV2S = variant(
     name="EfficientNetV2S",
     input_size=384,
+    crop=1.0,
     parameters=21_612_360,
     depth=281,
     size_mb=88,
@@ -223,6 +228,7 @@ EfficientNetV2S = variant(
 EfficientNetV2M = variant(
     name="EfficientNetV2M",
     input_size=480,
+    crop=None,
     parameters=54_431_388,
     depth=403,
     size_mb=220,
@@ -235,6 +241,7 @@ EfficientNetV2M = variant(
 EfficientNetV2L = variant(
     name="EfficientNetV2L",
     input_size=480,
+    crop=None,
     parameters=119_027_848,
     depth=557,
     size_mb=479,

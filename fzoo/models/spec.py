@@ -23,6 +23,8 @@ class ModelSpec:
         input_size: default height and width, in pixels.
         min_size: the least height and width.
         preprocessing: "caffe", "tf", "torch" or "none"; see `preprocess_input`.
+        interpolation, crop: how an image is resized and cut for the published accuracy; see `Recipe`, which
+            `fzoo.recipe(name)` makes of these.
         parameters: of the default model with the top, batch statistics included.
         depth: number of layers with weights, the top's included, which is how Keras's documentation counts it.
         size_mb: of the weights file, in MB.
@@ -38,6 +40,8 @@ class ModelSpec:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     input_size: int
     preprocessing: Mode
+    interpolation: str = "bicubic"
+    crop: float | None = 0.875
     parameters: int
     depth: int
     size_mb: int
