@@ -217,7 +217,7 @@ def join_on_device(results: Iterator[Any], count: int) -> Any:
 def placed_as(array: Any, y: Array) -> Array:
     """Put an array where one lies that differs in the number of images, committed to its devices if that is."""
     if not y.committed:
-        return jnp.asarray(array)
+        return jax.device_put(array)
     sharding = y.sharding
     if isinstance(sharding, NamedSharding) and len(array) % sharding.num_devices:
         sharding = NamedSharding(sharding.mesh, PartitionSpec())
