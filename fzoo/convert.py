@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from fzoo.layers.classifier import Classifier
-from fzoo.weights import kind, save_variables
-from fzoo.weights.files import FileLayer, open_layers
-from fzoo.weights.mapping import match, pair_up, regrouped, slots
-from fzoo.zoo import create, family_defaults, list_models, load, spec
+from fzoo.weights import kind, read_description, save_variables, weights_file
+from fzoo.weights.description import Description, parse
+from fzoo.weights.files import Contents, FileLayer, open_layers
+from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
+from fzoo.zoo import create, described_network, family_defaults, list_models, load, shown_options, spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,43 +67,60 @@ class WeightsReport:
 
 
 def inspect_weights(path: str | os.PathLike) -> WeightsReport:
-    """What a Keras file of weights is: its layout, its arrays, and the models that it fits, array by array.
+    """Find out what a Keras file of weights is: its layout, its arrays, and the models that it fits, array by array.
 
-    No array is read. A model is found with its published variants (`alpha`, `minimalistic`), for any number of
-    classes and channels, and also as a layer of a larger model; not with other options of its family.
+    No array is read. A file that fzoo wrote says its model and options. Otherwise a model is found with its published
+    variants (`alpha`, `minimalistic`), for any number of classes and channels, with what its layers show
+    (`divide_by_std`, `include_preprocessing`), and also as a layer of a larger model; not with other options of its
+    family.
 
     Args:
-        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`.
+        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`, or the folder of a fine-tuning.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no file at `path`.
         ValueError: not a Keras file, or a damaged one.
     """
-    path = Path(path)
+    path = weights_file(path)
     if kind(path) != "keras":
-        raise ValueError(
-            f"{path} is not Keras's, whose files alone tell their model: name it (--model NAME) to convert it"
-        )
-    with open_layers(path) as layers:
+        raise ValueError(f"{path} is not Keras's, whose files alone are inspected; fzoo.load reads it")
+    with open_layers(path) as contents:
+        layers = contents.layers
         layout = "legacy h5" if layers[0].kind is None else "Keras 3 .weights.h5"
         arrays = tuple(
             (layer.name, str(array.name), array.shape, str(array.dtype))
             for layer in layers
             for array in layer.all_arrays()
         )
-        fits = tuple(found(layers, path))
+        described = parse(contents.description, str(path))
+        fits = tuple(found(contents, path)) if described is None else (as_described(described, contents, path),)
     return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits)
 
 
-def found(layers: list[FileLayer], path: Path) -> Iterator[Fit]:
+def as_described(described: Description, contents: Contents, path: Path) -> Fit:
+    """How a file that fzoo wrote fits the network that it describes, with the options that are not the model's."""
+    model, options = described_network(described)
+    usual = create(model)
+    given = {option: value for option, value in options.items() if value != getattr(usual, option)}
+    return fit_of(model, given, match(create(model, **options), contents, str(path)))
+
+
+def fit_of(model: str, options: dict[str, Any], result: Match) -> Fit:
+    """A match in words."""
+    named = tuple((str(array.name), "/".join(slot.path), array.shape) for slot, array in result.pairs)
+    return Fit(model, options, result.within, named, tuple(result.left_out))
+
+
+def found(contents: Contents, path: Path) -> Iterator[Fit]:
     """The model that a file's layers fit, and those that the models nested among them fit; the search ends with one."""
+    layers = contents.layers
     for parts in (layers, *(parts for layer in layers if (parts := layer.unfolded()))):
         size = sum(int(np.prod(array.shape)) for part in parts for array in part.all_arrays())
         nearest = sorted(list_models(), key=lambda name: abs(spec(name).parameters - size))
         candidates = [(name, options) for name in nearest for options in variants(name)]
         # A top has up to 3 layers; a nested ConvNeXt has 4 more (see `regrouped`), a minimalistic network 20 fewer.
         likely = [(n, o) for n, o in candidates if abs(spec(n).depth - len(parts)) <= (20 if o else 4)]
-        yield from itertools.islice(filter(None, (fitting(n, o, parts, layers, path) for n, o in likely)), 1)
+        yield from itertools.islice(filter(None, (fitting(n, o, parts, contents, path) for n, o in likely)), 1)
 
 
 def variants(name: str) -> list[dict[str, Any]]:
@@ -116,9 +134,7 @@ def variants(name: str) -> list[dict[str, Any]]:
     return changes
 
 
-def fitting(
-    name: str, options: dict[str, Any], parts: list[FileLayer], layers: list[FileLayer], path: Path
-) -> Fit | None:
+def fitting(name: str, options: dict[str, Any], parts: list[FileLayer], contents: Contents, path: Path) -> Fit | None:
     """How a model fits some of a file's layers, with its top or without; None if it does not."""
     for include_top in (True, False):
         given = {**options, **({} if include_top else {"include_top": False})}
@@ -134,11 +150,10 @@ def fitting(
                 given["classes"] = int(last.shape[-1])
             if kernels[0].shape[2] != 3:
                 given["input_shape"] = (*module.example_shape[:2], int(kernels[0].shape[2]))
-            result = match(create(name, **given), layers, str(path))
+            result = match(create(name, **given), contents, str(path))
         except (ValueError, IndexError):  # it does not fit, or has numbers of classes and channels that can't be
             continue
-        named = tuple((str(array.name), "/".join(slot.path), array.shape) for slot, array in result.pairs)
-        return Fit(name, given, result.within, named, tuple(result.left_out))
+        return fit_of(name, given | shown_options(name, result.preprocessing, given), result)
     return None
 
 
@@ -148,10 +163,11 @@ def convert(
     """Write a network's weights as another kind of file; the names' ends say which kinds.
 
     Args:
-        source: a Keras file, `.safetensors`, or the directory of an Orbax checkpoint.
+        source: a Keras file, `.safetensors`, the directory of an Orbax checkpoint, or the folder of a fine-tuning.
         destination: see `fzoo.save_variables`; it appears when it is whole.
-        model: name of the model. Without it a Keras file is inspected, and must fit exactly one.
-        **create_options: what the model was created with.
+        model: name of the model. Without it, a file that fzoo wrote says it, and a Keras file is inspected, and must
+            fit exactly one.
+        **create_options: what the model was created with, where the file does not say it.
 
     Returns:
         The network whose weights these are.
@@ -160,9 +176,11 @@ def convert(
         ValueError: the file does not fit the model, or, without one, fits none or several.
         OSError: a file can't be read or written.
     """
-    if model is None:
+    if model is None and read_description(source) is None:
         if create_options:
             raise ValueError(f"options without a model given: {', '.join(create_options)}")
+        if kind(source) != "keras":
+            raise ValueError(f"{source} does not tell its model, as fzoo's and Keras's do: name it (--model NAME)")
         fits = inspect_weights(source).fits
         if len(fits) != 1:
             several = "; ".join(map(str, fits)) or "none"

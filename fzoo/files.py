@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import secrets
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,39 @@ from typing import Any
 def one_line(error: BaseException) -> str:
     """An exception's text on one line that can be shown; KeyError puts its own in quotes."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = "".join(c if c.isprintable() else "?" for c in " ".join(text[:4000].split()))
+    text = on_one_line(text[:4000])
     return (text if len(text) < 1000 else text[:1000] + "...") or type(error).__name__
+
+
+def on_one_line(text: str) -> str:
+    """A text without line breaks, and with a ? for what can't be shown; its spaces stay, for names have them, too."""
+    line = " ".join(filter(None, (part.strip() for part in text.splitlines()))).replace("\t", " ")
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else "?" for c in line)
+
+
+def missing(what: str, path: str | os.PathLike) -> FileNotFoundError:
+    """Return the error for a path that leads nowhere; it tells of a name that looks the same and is spelled otherwise.
+
+    "é" may be one character or two (NFC, NFD), which file systems tell apart and people don't.
+    """
+    at = Path(path)
+    while not at.parent.exists() and at.parent != at:
+        at = at.parent
+    try:
+        alike = [other.name for other in at.parent.iterdir() if same_looks(other.name, at.name)]
+    except OSError:
+        alike = []
+    if not alike or at.exists():
+        return FileNotFoundError(f"no such {what}: {path}")
+    return FileNotFoundError(
+        f"no such {what}: {path}; there is {alike[0]!a}, which looks like {at.name!a} and is spelled with "
+        "other characters (Unicode's NFC and NFD): give that name, or rename it"
+    )
+
+
+def same_looks(one: str, other: str) -> bool:
+    """Whether two names differ in their Unicode form alone."""
+    return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
 def write_rows(file: Any, rows: Iterable[Iterable[Any]], delimiter: str = ",") -> None:

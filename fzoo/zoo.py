@@ -7,8 +7,10 @@ import fnmatch
 import functools
 import importlib
 import io
+import itertools
 import os
 import pkgutil
+from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, BinaryIO
@@ -20,18 +22,30 @@ from jaxtyping import UInt8
 
 from fzoo import models
 from fzoo.errors import unknown
+from fzoo.files import one_line
 from fzoo.images.preprocessing import Images, preprocess
 from fzoo.images.reading import check_size
 from fzoo.images.recipe import Recipe, change_recipe
 from fzoo.layers.activations import Activation
 from fzoo.layers.classifier import Classifier, Head
-from fzoo.layers.graph import random_variables
+from fzoo.layers.graph import random_variables, trace
 from fzoo.models.keras_model import KerasModel, keras_model
 from fzoo.models.spec import ModelSpec
-from fzoo.weights import check_fit, load_planned, load_variables
+from fzoo.weights import (
+    WeightsMismatch,
+    check_fit,
+    kind,
+    load_planned,
+    load_variables,
+    preprocessing_in,
+    read_description,
+    weights_file,
+)
 from fzoo.weights.config import read_configuration
+from fzoo.weights.description import ENDS, Description
 from fzoo.weights.download import Proof, fetch, file_hash
 from fzoo.weights.graph import build_graph
+from fzoo.weights.mapping import own_preprocessing
 from fzoo.weights.published import WeightFile
 
 
@@ -130,7 +144,7 @@ def family_defaults(record: ModelSpec) -> dict[str, Any]:
 
 
 def load(
-    name: str,
+    name: str | None = None,
     *,
     weights: str | os.PathLike | None = "imagenet",
     rng: jax.Array | None = None,
@@ -138,12 +152,20 @@ def load(
 ) -> tuple[Classifier, dict[str, Any]]:
     """Make a model's network with its variables.
 
+    A file that fzoo wrote carries its network's options: they are taken from it, but for those that are given here. One
+    that is given and makes it another network is an error; a network without its top (`include_top=False`), without the
+    activation (`classifier_activation=None`) or for another size is not, nor are dropout and dtype. What a loaded
+    network computes can be changed on purpose: `module.clone(classifier_activation="sigmoid")`.
+
+    A file of Keras's has no such description, but its layers show EfficientNet's division by the standard deviation
+    (Keras adds it for "imagenet" alone) and a preprocessing that was left out. All of EfficientNet's published files,
+    wherever they lie, come with `divide_by_std=True`, which their training wants.
+
     Args:
-        name: Keras's name of the model.
+        name: Keras's name of the model. May be left out where the weights tell it.
         weights: "imagenet" for what Keras published (downloaded once into Keras's own cache), the path of a file that
-            Keras or `save_variables` wrote, or None for random ones, with Keras's initialisers. EfficientNet's
-            published files, wherever they lie, come with `divide_by_std=True`, which their training wants; one that
-            another wrote does not (Keras, too, adds that step for "imagenet" alone).
+            Keras or `save_variables` wrote, the folder of a fine-tuning, or None for random ones, with Keras's
+            initialisers.
         rng: a `jax.random.key` for `weights=None`; key 0 by default.
         **create_options: see `create`.
 
@@ -151,24 +173,134 @@ def load(
         (module, variables), for `module.apply`, `predict` and `features`.
 
     Raises:
-        ValueError: a bad option, no published file for these options, or a file that does not fit.
+        ValueError: a bad option, no published file for these options, or a file that does not fit or is of another
+            network.
         OSError: the file is not there, or can't be downloaded.
     """
     if weights is not None and rng is not None:
         raise ValueError(f"rng goes with weights=None, weights={str(weights)!r} given")
+    if weights is not None and (not isinstance(weights, (str, os.PathLike)) or not os.fspath(weights)):
+        raise ValueError(f"weights={weights!r} given, 'imagenet', None or a path expected")
+    if weights is not None and weights != "imagenet":
+        name, options = network_of(weights, name, create_options)
+        module = create(name, **options)
+        try:
+            trace(module)
+        except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for
+            raise ValueError(f"{weights}: no such network can be made: {one_line(e)}") from e
+        return module, load_variables(module, weights)
+    if name is None:
+        raise ValueError(f"the name of a model expected with weights={weights!r}; fzoo.list_models() has them")
     if weights is None:
         module = create(name, **create_options)
         return module, random_variables(module, jax.random.key(0) if rng is None else rng)
-    if not isinstance(weights, (str, os.PathLike)) or not os.fspath(weights):
-        raise ValueError(f"weights={weights!r} given, 'imagenet', None or a path expected")
-    if weights == "imagenet" or is_published(name, weights):
-        create_options = {**needed(name), **create_options}
-    module = create(name, **create_options)
-    if weights == "imagenet":
-        file = published(name, module)
-        proof = proof_of(file, module)
-        weights = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
-    return module, load_variables(module, weights)
+    module = create(name, **{**needed(name), **create_options})
+    file = published(name, module)
+    proof = proof_of(file, module)
+    path = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
+    return module, load_variables(module, path)
+
+
+def network_of(
+    weights: str | os.PathLike, name: str | None = None, given: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, dict[str, Any]]:
+    """Find out which network a file's weights are of.
+
+    Args:
+        weights: a file, or the folder of a fine-tuning.
+        name: of the model; may be left out where the file tells it.
+        given: options of the caller's, which come before the file's.
+
+    Returns:
+        (name, options for `create`).
+
+    Raises:
+        ValueError: it is of another model, or does not tell; a damaged file.
+        OSError: it is not there.
+    """
+    if name is not None:
+        spec(name)
+    described = read_description(weights)
+    if described is not None:
+        name, options = described_network(described, name)
+        if "include_top" in given and given["include_top"] != options["include_top"]:
+            options = {key: value for key, value in options.items() if key not in ENDS}
+        unsaid = [option for option in described.unsaid if option not in given and given.get("include_top", True)]
+        if unsaid:
+            raise WeightsMismatch(f"{weights} ends in a function that no file can hold: {unsaid[0]}=... expected", [])
+        return name, {**options, **given}
+    if name is None:
+        raise ValueError(f"{weights} does not tell which model it is of: the name of one expected")
+    if is_published(name, weights):
+        return name, {**needed(name), **given}
+    path = weights_file(weights)
+    if kind(path) != "keras" or not SHOWN.intersection(family_defaults(spec(name))):
+        return name, dict(given)
+    preprocessing = preprocessing_in(create(name, **given), path)
+    for option in needed(name):
+        if preprocessing is None and option not in given:
+            raise ValueError(
+                f"{path} does not list the layers without arrays, by which {option} is known: give {option}=True if "
+                "Keras's own weights were the network's start, otherwise False"
+            )
+    try:
+        return name, {**shown_options(name, preprocessing, given), **given}
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
+def described_network(described: Description, name: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Find the model, and all options, of a file that fzoo wrote; raises as `network_of`."""
+    family = [record for record in map(spec, list_models()) if record.family.__name__ == described.family]
+    if not family:
+        raise WeightsMismatch(f"{described.source} is of {described.family!r}, which is none of fzoo's families", [])
+    options = described.options_of(family[0].family)
+    try:
+        create(family[0].name, **options)
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise ValueError(f"{described.source}: what it says of its network can't be: {one_line(e)}") from e
+
+    def nearness(record: ModelSpec) -> tuple[int, int]:
+        """How many of its options the file has, and of models alike in that the smallest."""
+        return sum(options.get(key) == value for key, value in record.options.items()), -record.parameters
+
+    def is_exact(record: ModelSpec) -> bool:
+        free = record.family.weightless
+        return all(options.get(key) == value for key, value in record.options.items() if key not in free)
+
+    models = [record.name for record in family if is_exact(record)]
+    models = models or [record.name for record in sorted(family, key=nearness, reverse=True)]  # a size of one's own
+    if name is not None and (spec(name) not in family or (name not in models)):
+        raise WeightsMismatch(f"{described.source} is of {models[0]}, not of {name}", [])
+    return name or models[0], options
+
+
+#: Options of families that show by layers which need no array.
+SHOWN = frozenset({"divide_by_std", "include_preprocessing"})
+
+
+def shown_options(name: str, preprocessing: Counter[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Keras file's layers show of its network, beyond its arrays, where that is not the default.
+
+    Args:
+        name: of the model.
+        preprocessing: how many layers of each kind the file has; None if it doesn't tell.
+        given: options of the caller's.
+
+    Raises:
+        ValueError: they show other than what is given.
+    """
+    defaults = {option: value for option, value in family_defaults(spec(name)).items() if option in SHOWN}
+    if preprocessing is None or not defaults:
+        return {}
+    values = itertools.product((True, False), repeat=len(defaults))
+    choices = [dict(zip(defaults, each, strict=True)) for each in values]
+    fitting = [c for c in choices if own_preprocessing(create(name, **{**given, **c})) == preprocessing]
+    differing = [c for c in fitting if any(given.get(option, value) != value for option, value in c.items())]
+    if fitting and differing == fitting:
+        shown = ", ".join(f"{option}={value}" for option, value in fitting[0].items())
+        raise ValueError(f"the file's layers show that it is of {name} with {shown}: leave the option out")
+    return {k: v for choice in fitting[:1] for k, v in choice.items() if v != defaults[k]}
 
 
 def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[KerasModel, dict[str, Any]]:

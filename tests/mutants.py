@@ -69,24 +69,82 @@ MUTANTS = (
     Mutant(
         "predict: rows in reverse",
         "inference/predict.py",
-        "return jax.device_put(whole, device)",
-        "return jax.device_put(jax.tree.map(lambda y: y[::-1], whole), device)",
+        "map(placed_as, wholes, first)",
+        "map(placed_as, [whole[::-1] for whole in wholes], first)",
         "test_inference.py",
         "any_batch_size",
     ),
     Mutant(
-        "predict: the padding of the last batch is kept",
+        "predict: the padding of the last batch comes first",
         "inference/predict.py",
-        """np.empty((count, *y.shape[1:]), y.dtype), part)
-        for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
-            whole_leaf[start : start + size] = leaf[: count - start]
-""",
-        """np.empty((-(-count // size) * size, *y.shape[1:]), y.dtype), part)
-        for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
-            whole_leaf[start : start + size] = leaf
-""",
+        "np.asarray(y)[: count - at]",
+        "np.roll(np.asarray(y), 1, 0)[: count - at]",
         "test_inference.py",
         "any_batch_size",
+    ),
+    Mutant(
+        "predict: what is put together is committed",
+        "inference/predict.py",
+        "        return jax.device_put(array)\n",
+        "        return jax.device_put(array, next(iter(y.devices())))\n",
+        "test_inference.py",
+        "stay_where",
+    ),
+    Mutant(
+        "predict: a count that micro-batches do not divide is computed one by one",
+        "inference/predict.py",
+        "micro = -(-count // parts)",
+        "parts, micro = count, 1",
+        "test_inference.py",
+        "micro",
+    ),
+    Mutant(
+        "optimized: committed to a device",
+        "inference/devices.py",
+        "return jax.device_put(tree, sharding)\n\n\ndef along",
+        "return jax.device_put(tree, sharding or jax.local_devices()[0])\n\n\ndef along",
+        "test_optimize.py",
+        "commits_nothing",
+    ),
+    Mutant(
+        "x64: parameters have JAX's default dtype",
+        "layers/modules.py",
+        "(*init_args, jnp.float32)[:2]",
+        "(*init_args, float)[:2]",
+        "test_inference.py",
+        "x64",
+    ),
+    Mutant(
+        "files: what they say of their network is not compared",
+        "weights/description.py",
+        "    return theirs != ours\n",
+        "    return False\n",
+        "test_description.py",
+        "makes_it_another",
+    ),
+    Mutant(
+        "files: the options that they say are not taken",
+        "zoo.py",
+        "return name, {**options, **given}",
+        "return name, dict(given)",
+        "test_description.py",
+        "carry_their_network",
+    ),
+    Mutant(
+        "files: Keras's layers without arrays show nothing",
+        "weights/mapping.py",
+        "return Counter(match[1] for match in found) if listed else None",
+        "return None",
+        "test_description.py",
+        "division_by_a_layer",
+    ),
+    Mutant(
+        "files: a scalar in safetensors becomes an array",
+        "weights/formats.py",
+        'np.asarray(leaf, order="C")',
+        "np.ascontiguousarray(np.asarray(leaf))",
+        "test_description.py",
+        "scalars",
     ),
     Mutant(
         "predict: pixels are not preprocessed",

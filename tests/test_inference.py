@@ -1,17 +1,23 @@
 """`predict`, `features` and the networks inside a user's own JAX."""
 
 import functools
+import re
+from typing import Any
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hurry import COMPILER_OPTIONS
-from networks import assert_alive, network, random_images
+from jax.sharding import NamedSharding, PartitionSpec
+from networks import assert_alive, images_for, network, random_images, small_options
+from reference import FAMILIES, assert_close, assert_equal, by_model
 
 import fzoo
-from fzoo.inference.predict import default_batch
+from fzoo.inference import devices
+from fzoo.inference.predict import compiled, default_batch, join_on_device, run
 from fzoo.layers.graph import trace
 
 #: Of a user, quick to compile.
@@ -57,6 +63,117 @@ def test_any_batch_size_gives_the_same(small, images, batch_size):
         np.testing.assert_allclose(taps["predictions"], expected, rtol=1e-4, atol=1e-6)
         assert taps["conv_dw_3_relu"].shape == (7, 8, 8, 32)
         np.testing.assert_allclose(taps["conv_dw_3_relu"], wanted["conv_dw_3_relu"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9])
+def test_results_stay_where_images_were_computed(small, count, kind):
+    """Whatever their number: committed to no device, unless the images or the variables are; split on a mesh."""
+    module, variables = small
+    images = random_images((9, 32, 32, 3))[:count]
+    expected = np.asarray(module.apply(variables, images)) if count else np.zeros((0, 5), np.float32)
+    first, second = jax.local_devices()
+    found = fzoo.predict(module, variables, kind(images))
+    assert not found.committed and found.devices() == {first} and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    taps = fzoo.features(module, variables, kind(images), ["conv_pw_2", "predictions"])
+    assert not any(tap.committed for tap in taps.values()) and taps["conv_pw_2"].shape == (count, 8, 8, 32)
+    for there in (
+        fzoo.predict(module, variables, jax.device_put(kind(images), second)),
+        fzoo.predict(module, jax.device_put(variables, second), kind(images)),
+    ):
+        assert there.committed and there.devices() == {second}
+        np.testing.assert_allclose(there, expected, rtol=1e-4, atol=1e-6)
+    mesh = devices.mesh()
+    found = fzoo.predict(module, variables, kind(images), mesh=mesh)
+    spec = PartitionSpec("batch") if count % 2 == 0 else PartitionSpec()
+    assert found.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [None, 2])
+def test_results_are_put_together_on_a_device(small, given):
+    """As elsewhere than on a CPU."""
+    mesh = given and devices.mesh(given)
+    place = functools.partial(devices.shard, mesh=mesh) if mesh else jnp.asarray
+    parts = [place(np.arange(8.0).reshape(4, 2) + 8 * i) for i in range(5)]
+    for count in (17, 18, 20):
+        found = join_on_device(iter(parts), count)
+        np.testing.assert_array_equal(found, np.arange(40.0).reshape(20, 2)[:count])
+        assert found.committed == bool(mesh)
+        if mesh:
+            spec = PartitionSpec("batch") if count % 2 == 0 else PartitionSpec()
+            assert found.sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
+
+
+def test_no_images_inside_a_jit_and_explained(small):
+    module, variables = small
+    none = np.zeros((0, 32, 32, 3), np.float32)
+    assert quick(lambda v, x: fzoo.predict(module, v, x))(variables, none).shape == (0, 5)
+    assert [part.shape for part in fzoo.explain(module, variables, none, top=2)] == [(0, 2), (0, 2), (0, 2, 1, 1)]
+
+
+def test_micro_batches_are_even(small):
+    """No image alone because of a count that 4 does not divide, and few that fill up."""
+
+    class Wide(type(small[0])):
+        micro_batch = 4
+
+    module, variables = Wide(alpha=0.25, classes=5, input_shape=(32, 32, 3)), small[1]
+
+    def convolved(count):
+        program: Any = compiled(run, "cpu", jnp.dtype(jnp.float32))
+        text = program.lower(module, None, variables, np.zeros((count, 32, 32, 3), np.float32)).as_text()
+        return {int(n) for n in re.findall(r"tensor<(\d+)x16x16x8xf32>", text)}
+
+    assert [convolved(count) for count in (15, 16, 13, 9, 6, 5, 3)] == [{4}, {4}, {4}, {3}, {3}, {3}, {3}]
+    images = random_images((13, 32, 32, 3))
+    found = fzoo.predict(module, variables, images, batch_size=13)
+    np.testing.assert_allclose(found, module.apply(variables, images), rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_variables_everywhere(small, images, tmp_path):
+    """Flax's FrozenDict."""
+    module, variables = small
+    frozen = flax.core.freeze(variables)
+    expected = np.asarray(module.apply(variables, images))
+    np.testing.assert_allclose(fzoo.predict(module, frozen, images), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        fzoo.features(module, frozen, images, "predictions")["predictions"], expected, rtol=1e-4, atol=1e-6
+    )
+    fast, prepared = fzoo.optimize_for_inference(module, frozen)
+    np.testing.assert_allclose(fzoo.predict(fast, flax.core.freeze(prepared), images), expected, rtol=1e-3, atol=1e-5)
+    assert fzoo.explain(module, frozen, images[:2], top=1).heat.shape == (2, 1, 1, 1)
+    for name in ("w.h5", "w.safetensors", "w.orbax"):
+        fzoo.save_variables(module, frozen, tmp_path / name)
+        assert_equal(fzoo.load_variables(module, tmp_path / name), variables)
+    assert fzoo.export(module, frozen, tmp_path / "w.stablehlo", platforms="cpu").platforms == ("cpu",)
+
+
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=("MobileNet",)))
+def test_x64_changes_nothing(name, tmp_path):
+    """Variables are float32 with `jax_enable_x64`: files written without are read, and the other way round."""
+    module = fzoo.create(name, **small_options(name))
+    before = jax.tree.map(lambda leaf: leaf.dtype, trace(module).variables)
+    module, variables = network(name, **small_options(name))
+    fzoo.save_variables(module, variables, tmp_path / "w.safetensors")
+    pixels = images_for(module, 2)
+    expected = np.asarray(fzoo.predict(module, variables, pixels))
+    jax.config.update("jax_enable_x64", True)
+    try:
+        assert jax.tree.map(lambda leaf: leaf.dtype, trace(module).variables) == before
+        loaded = fzoo.load_variables(module, tmp_path / "w.safetensors")
+        fzoo.save_variables(module, loaded, tmp_path / "again.safetensors")
+        found = fzoo.predict(module, loaded, pixels.astype(np.float64))
+        fast = fzoo.predict(*fzoo.optimize_for_inference(module, loaded), pixels)
+        _, fresh = fzoo.load(name, weights=None, **small_options(name))
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert found.dtype == fast.dtype == np.float32
+    assert jax.tree.map(lambda leaf: leaf.dtype, fresh) == before
+    assert_close(found, expected, name)
+    assert_close(fast, expected, name)
+    assert_equal(fzoo.load_variables(module, tmp_path / "again.safetensors"), variables)
 
 
 def test_a_stream_compiles_once(small, images, compilations):
@@ -180,7 +297,7 @@ def test_random_variables_are_keras_initialisers():
     [
         (np.zeros((2, 32, 32, 3), np.uint8), "preprocess_input"),
         (np.zeros((32, 32, 3), np.float32), r"image\[None\]"),
-        (np.zeros((0, 32, 32, 3), np.float32), "no images"),
+        (np.zeros((0, 32, 33, 3), np.float32), "32, 32, 3 expected"),
         (np.zeros((1, 32, 33, 3), np.float32), "32, 32, 3 expected"),
         (np.zeros((1, 32, 32, 4), np.float32), "32, 32, 3 expected"),
         ([1, 2], "list given"),

@@ -47,6 +47,20 @@ def test_is_a_module_like_any(small):
         assert_close(taps[name], np.asarray(array), name)
 
 
+def test_it_commits_nothing(small):
+    """Its variables lie where the network's do."""
+    module, variables = small
+    _, prepared = fzoo.optimize_for_inference(module, variables)
+    assert not any(leaf.committed for leaf in jax.tree.leaves(prepared))
+    second, mesh = jax.local_devices()[1], fzoo.devices.mesh()
+    for given, where in (
+        (jax.device_put(variables, second), {second}),
+        (fzoo.devices.replicate(variables, mesh), set(mesh.devices)),
+    ):
+        _, prepared = fzoo.optimize_for_inference(module, given)
+        assert all(leaf.committed and leaf.devices() == where for leaf in jax.tree.leaves(prepared))
+
+
 def test_kernels_and_computation_in_bfloat16(small):
     module, variables = small
     fast, prepared = fzoo.optimize_for_inference(module, variables, dtype=jnp.bfloat16)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fzoo.files import write_rows
+from fzoo.files import on_one_line, write_rows
 
 #: Exit code after Ctrl-C.
 INTERRUPTED = 130
@@ -86,8 +86,8 @@ def silence() -> None:
 
 
 def complain(line: str) -> None:
-    """One line on standard error, whatever breaks the text has."""
-    print(f"fzoo: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    """Print one line on standard error, whatever breaks the text has; its spaces stay."""
+    print(f"fzoo: {on_one_line(line)}", file=sys.stderr, flush=True)
 
 
 def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = "") -> None:

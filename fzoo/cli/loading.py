@@ -61,33 +61,42 @@ def load_model(
     *,
     option: Sequence[str] | None,
     include_top: bool = True,
-    classes: int = 1000,
-) -> tuple[Any, Any, int]:
-    """Load a model as the options say; returns (module, variables, size of its images)."""
-    import fzoo
+    classes: int | None = None,
+) -> tuple[Any, Any, tuple[int, int]]:
+    """Load a network; what the command leaves out is what the weights say, or the model's default.
 
-    size = fzoo.spec(model).input_size if size is None else size
-    options = {
-        "input_shape": (size, size, 3),
-        "include_top": include_top,
-        "classes": classes,
-        **parse_options(model, option),
-    }
-    return *fzoo.load(model, weights=weights, **options), size
+    Returns:
+        (module, variables, height and width of its images).
+    """
+    import fzoo
+    from fzoo.weights import read_description
+
+    usual = fzoo.spec(model).input_size
+    options = parse_options(model, option)
+    if not include_top:
+        options["include_top"] = False
+    if classes is not None:
+        options["classes"] = classes
+    described = None if weights == "imagenet" else read_description(weights)
+    shape = described.options.get("input_shape") if described and size is None else None
+    if not shape or None in shape:
+        options["input_shape"] = (size or usual, size or usual, 3)
+    module, variables = fzoo.load(model, weights=weights, **options)
+    return module, variables, module.example_shape[:2]
 
 
 @functools.cache
-def class_names(labels: Path | None, classes: int) -> Sequence[tuple[str, str]]:
+def class_names(labels: Path | None, classes: int | None) -> Sequence[tuple[str, str]]:
     """(WordNet ID, label) of each class: ImageNet's, those of a file, or the bare number."""
     if labels is not None:
         try:
             names = [line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()]
         except UnicodeDecodeError:
             raise ValueError(f"{labels} is not a text file, one name a line expected") from None
-        if len(names) != classes:
+        if classes is not None and len(names) != classes:
             raise ValueError(f"{labels} has {len(names)} names, {classes} expected, one a line")
         return [("-", name) for name in names]
-    if classes != 1000:
+    if classes not in (None, 1000):
         return [("-", str(i)) for i in range(classes)]
     from fzoo.images.labels import class_index
 

@@ -67,7 +67,7 @@ def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> Non
 def summary(
     name: Annotated[str, typer.Argument(help="Name of the model.")],
     include_top: Annotated[bool, typer.Option(help="With the classifier.")] = True,
-    classes: Classes = 1000,
+    classes: Classes = None,
     size: Size = None,
     option: Option = None,
     picture: Annotated[
@@ -86,7 +86,7 @@ def summary(
         check_picture(picture, (".png", ".svg"))
     shape = None if size is None else (size, size, 3)
     options = parse_options(name, option)
-    module = fzoo.create(name, include_top=include_top, classes=classes, input_shape=shape, **options)
+    module = fzoo.create(name, include_top=include_top, classes=classes or 1000, input_shape=shape, **options)
     found = trace(module)
     count = found.parameters
     rows = [

@@ -27,7 +27,9 @@ Weights = Annotated[
 Size = Annotated[int | None, typer.Option(help="Height and width in pixels; the model's own if left out.")]
 
 
-Classes = Annotated[int, typer.Option(help="Number of classes of the weights.")]
+Classes = Annotated[
+    int | None, typer.Option(help="Number of classes of the weights; what they say, or 1000, if left out.")
+]
 
 
 Labels = Annotated[
@@ -99,7 +101,7 @@ class Network:
 
     model: Model = "MobileNetV2"
     weights: Weights = "imagenet"
-    classes: Classes = 1000
+    classes: Classes = None
     option: Option = None
 
 

@@ -140,9 +140,9 @@ def evaluate(
     if out is not None and out.suffix != ".csv":
         raise ValueError(f"--out {out}: a name that ends in .csv expected")
     prepare_process(cache)
-    published = network.classes == 1000 and not is_run(network.weights)
     loaded = load_network(network, reading)
-    names = [label if id == "-" else id for id, label in loaded.names or class_names(None, network.classes)]
+    published = loaded.module.classes == 1000 and not is_run(network.weights)
+    names = [label if id == "-" else id for id, label in loaded.names or class_names(None, loaded.module.classes)]
     recipe = loaded.recipe
     broken = Broken(max_broken, complain)
     known = loaded.names is not None or network.classes == 1000

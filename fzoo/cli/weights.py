@@ -15,18 +15,16 @@ from fzoo.cli.options import Classes, Option, Size, Weights, parse_options
 
 @command
 def convert(
-    source: Annotated[
-        Path, typer.Argument(help="A Keras file, .safetensors, or the directory of an Orbax checkpoint.")
-    ],
+    source: Annotated[Path, typer.Argument(help="A Keras file, .safetensors, an Orbax checkpoint, or a run's folder.")],
     destination: Annotated[
         Path | None,
         typer.Argument(help="What to write: .h5, .weights.h5, .keras, .safetensors, or .orbax for a checkpoint."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Name of the model; a Keras file tells it if left out.")
+        str | None, typer.Option("--model", "-m", help="Name of the model; the file tells it if left out.")
     ] = None,
     include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
-    classes: Classes = 1000,
+    classes: Classes = None,
     option: Option = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a Keras file is, and write nothing.")] = False,
 ) -> None:
@@ -51,9 +49,10 @@ def convert(
         raise ValueError("the name of a file to write expected, or --dry-run")
     options: dict[str, Any] = {}
     if model is not None:
-        options = {"include_top": include_top, **({"classes": classes} if include_top else {})}
-        options |= parse_options(model, option)
-    elif option or not include_top or classes != 1000:
+        options = parse_options(model, option)
+        options |= {} if include_top else {"include_top": False}
+        options |= {} if classes is None else {"classes": classes}
+    elif option or not include_top or classes is not None:
         raise ValueError("--model NAME expected with --option, --no-include-top or --classes")
     module = convert(source, destination, model, **options)
     print(f"{destination}: {type(module).__name__}" if sys.stdout.isatty() else destination)
@@ -137,7 +136,7 @@ def export(
         bool,
         typer.Option("--include-top/--no-include-top", " /--no-top", help="Whether the weights have the classifier."),
     ] = True,
-    classes: Classes = 1000,
+    classes: Classes = None,
     size: Size = None,
     option: Option = None,
 ) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 #: The axis of the mesh, along which the images of a batch lie.
 BATCH = "batch"
@@ -44,6 +45,26 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     sharding = NamedSharding(mesh, PartitionSpec())
     if all(getattr(leaf, "sharding", None) == sharding for leaf in jax.tree.leaves(tree)):
         return tree
+    return jax.device_put(tree, sharding)
+
+
+def committed_to(tree: Any) -> Sharding | None:
+    """Where the first array of a tree lies that is committed to its devices; None if JAX is free to choose."""
+    arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    return next((array.sharding for array in arrays if array.committed), None)
+
+
+def device_of(tree: Any) -> Any:
+    """A device on which JAX computes with these arrays: theirs, or the default one."""
+    sharding = committed_to(tree)
+    return next(iter(jnp.zeros(()).devices() if sharding is None else sharding.device_set))
+
+
+def beside(tree: Any, others: Any) -> Any:
+    """Put arrays whole where others are: committed to the same devices if these are, otherwise to none."""
+    sharding = committed_to(others)
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
     return jax.device_put(tree, sharding)
 
 

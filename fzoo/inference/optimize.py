@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import unfreeze
 
 from fzoo import ops
+from fzoo.inference.devices import beside, device_of
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node, Prepared
@@ -42,7 +44,8 @@ def optimize_for_inference(
         platform: where it will run ("cpu", "cuda", ...); by default where the variables are.
 
     Returns:
-        (module, variables). In float32, outputs are within 1e-4 of the largest magnitude of the plain network's.
+        (module, variables); these lie where the plain network's do, and are committed to a device only if those are. In
+        float32, outputs are within 1e-4 of the largest magnitude of the plain network's.
 
     Raises:
         ValueError: this is no plain network of this package, the variables are not its own, or the dtype is none to
@@ -50,9 +53,9 @@ def optimize_for_inference(
     """
     nodes = trace(module).nodes
     check_variables(module, variables)
+    variables = unfreeze(variables)
     params = jax.tree.map(np.asarray, variables["params"])
     stats = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
-    device = next((d for leaf in jax.tree.leaves(variables) for d in getattr(leaf, "devices", set)()), None)
     biased, folded, scaled, gone = set(), set(), set(), {}
     by_name = {node.name: node for node in nodes}
     readers = Counter(name for node in nodes for name in node.inputs)
@@ -77,7 +80,7 @@ def optimize_for_inference(
             gone.update(dict.fromkeys([part.name, *between], node.name))
         folded.add(node.name)
     tiles = {}
-    if (platform or (device or jax.devices()[0]).platform) == "cpu" and jnp.dtype(dtype) == jnp.float32:
+    if (platform or device_of(variables).platform) == "cpu" and jnp.dtype(dtype) == jnp.float32:
         for node in nodes:
             conv = node.config.get("convolution")
             if conv and ops.is_winograd(conv, prepared=True):
@@ -91,7 +94,7 @@ def optimize_for_inference(
         node.name: stats[node.name] for node in nodes if node.kind == "Normalization" and node.name in stats
     }:
         left["batch_stats"] = constants
-    return module.clone(dtype=dtype, prepared=prepared), jax.device_put(left, device)
+    return module.clone(dtype=dtype, prepared=prepared), beside(left, variables)
 
 
 def cast_kernels(variables: Any, dtype: Any) -> Any:

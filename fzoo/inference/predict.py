@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from numbers import Integral
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Num
 
 from fzoo.inference.compiler import compiler_options
-from fzoo.inference.devices import BATCH, along_batch, replicate, shard
+from fzoo.inference.devices import BATCH, along_batch, beside, device_of, replicate, shard
 from fzoo.layers.classifier import Classifier
 from fzoo.zoo import preprocess_input
 
@@ -45,11 +45,15 @@ def predict(
     preprocess: str | None = None,
     mesh: Mesh | None = None,
 ) -> Array:
-    """The network's output for a batch of any size.
+    """Compute the network's output for a batch of any size.
 
     The network is compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a
     stream of batches of one `batch_size` compiles once. A CPU runs a batch in micro-batches of a few images, inside
     of the one program. Inside a caller's own `jax.jit` it is traced as part of that.
+
+    The result lies where the images were computed, whatever their number, and is committed to that device only if the
+    images or the variables were. On a mesh it is split over the devices as the images are, or where their number is no
+    multiple of the devices, whole on each.
 
     Args:
         module: from `fzoo.create`, `fzoo.load` or `fzoo.optimize_for_inference`.
@@ -66,11 +70,11 @@ def predict(
             `jax.jit`, the shardings are the caller's, and this is ignored.
 
     Returns:
-        What `module.apply(variables, images)` gives: (N, classes) with the top.
+        What `module.apply(variables, images)` gives: (N, classes) with the top; (0, classes) for no images.
 
     Raises:
-        ValueError: images of integers without `preprocess`, of another rank, or none at all; an unknown model; a mesh
-            with devices of another process.
+        ValueError: images of integers without `preprocess`, or of another rank; an unknown model; a mesh with devices
+            of another process.
     """
     return in_batches(run, module, variables, images, batch_size, preprocess, mesh)
 
@@ -127,11 +131,13 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
         count = images.shape[0]
-        micro = math.gcd(count, micro_batch(what)) if platform == "cpu" else count
-        if micro == count:
+        if platform != "cpu" or count <= micro_batch(what):
             return step(images)
-        out = lax.map(step, images.reshape(count // micro, micro, *images.shape[1:]))
-        return jax.tree.map(lambda y: y.reshape(count, *y.shape[2:]), out)
+        parts = -(-count // micro_batch(what))
+        micro = -(-count // parts)  # as even as can be; fewer images than parts are made up
+        filled = jnp.pad(images, ((0, parts * micro - count), (0, 0), (0, 0), (0, 0)))
+        out = lax.map(step, filled.reshape(parts, micro, *images.shape[1:]))
+        return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
 
     def spread(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
         part = functools.partial(program, what, preprocess)
@@ -159,25 +165,63 @@ def in_batches(
     # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
     if any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.zeros(())]):
         images = images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)
+        if count == 0:
+            one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+            return no_results(jax.eval_shape(functools.partial(function, what), variables, one))
         size = batch_size or count
         parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
     call, device, variables = for_devices(function, what, variables, images, mesh)
     devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
+    if count == 0:
+        fewest = jax.ShapeDtypeStruct((devices, *images.shape[1:]), images.dtype, sharding=mesh and along_batch(mesh))
+        nothing = no_results(call.eval_shape(what, preprocess, variables, fewest))
+        return beside(nothing, (variables, images)) if mesh is None else place(nothing)
     size = batch_size or min(default_batch(device.platform, images.shape) * devices, 1 << (count - 1).bit_length())
     size = -(-size // devices) * devices
     if count == size:
         return call(what, preprocess, variables, place(images))
-    # Put together on the host: there, no count of images needs a program of its own.
-    whole: Any = None
     results = in_flight(call(what, preprocess, variables, place(batch)) for batch in padded(images, size))
-    for start, part in zip(range(0, count, size), results, strict=True):
-        part = jax.tree.map(np.asarray, part)
-        if whole is None:
-            whole = jax.tree.map(lambda y: np.empty((count, *y.shape[1:]), y.dtype), part)
-        for whole_leaf, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
-            whole_leaf[start : start + size] = leaf[: count - start]
-    return jax.device_put(whole, device)
+    return join_on_host(results, count) if device.platform == "cpu" else join_on_device(results, count)
+
+
+def no_results(shapes: Any) -> Any:
+    """What is given for no images, by the shapes of what is given for some."""
+    return jax.tree.map(lambda y: jnp.zeros((0, *y.shape[1:]), y.dtype), shapes)
+
+
+def join_on_host(results: Iterator[Any], count: int) -> Any:
+    """Put batches together, but for the images that fill up the last: on a CPU, whose memory is the host's.
+
+    There, no count of images needs a program of its own.
+    """
+    first, structure = jax.tree.flatten(next(results))
+    wholes, at = [np.empty((count, *y.shape[1:]), y.dtype) for y in first], 0
+    for leaves in itertools.chain([first], map(jax.tree.leaves, results)):
+        for whole, y in zip(wholes, leaves, strict=True):
+            whole[at : at + len(y)] = np.asarray(y)[: count - at]
+        at += len(leaves[0])
+    return jax.tree.unflatten(structure, map(placed_as, wholes, first))
+
+
+def join_on_device(results: Iterator[Any], count: int) -> Any:
+    """Put batches together, but for the images that fill up the last, where they were computed."""
+    parts = []
+    for part in results:
+        parts.append(part)
+        if len(parts) > IN_FLIGHT:
+            jax.block_until_ready(parts[-IN_FLIGHT - 1])
+    return jax.tree.map(lambda *ys: placed_as(jnp.concatenate(ys)[:count], ys[0]), *parts)
+
+
+def placed_as(array: Any, y: Array) -> Array:
+    """Put an array where one lies that differs in the number of images, committed to its devices if that is."""
+    if not y.committed:
+        return jax.device_put(array)
+    sharding = y.sharding
+    if isinstance(sharding, NamedSharding) and len(array) % sharding.num_devices:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.device_put(array, sharding)
 
 
 def default_batch(platform: str, shape: Sequence[int]) -> int:
@@ -191,8 +235,7 @@ def default_batch(platform: str, shape: Sequence[int]) -> int:
 def for_devices(function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None) -> tuple[Any, Any, Any]:
     """The jitted function, the (first) device that it is for, and the variables where they are wanted."""
     if mesh is None:
-        arrays = [leaf for leaf in jax.tree.leaves((variables, images)) if isinstance(leaf, jax.Array)]
-        device = next(iter(arrays[0].devices())) if arrays else jax.devices()[0]
+        device = device_of((variables, images))
     elif mesh.is_multi_process:
         raise ValueError("a mesh with devices of other processes given, this process's expected: fzoo.devices.mesh()")
     else:
@@ -243,14 +286,12 @@ def in_flight(started: Iterable[Any]) -> Iterator[Any]:
 
 
 def check_images(images: Any, pixels: bool) -> None:
-    """Raise ValueError unless these are one or more images: preprocessed, or pixels that will be."""
+    """Raise ValueError unless these are images: preprocessed, or pixels that will be."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
     if shape is None or dtype is None:
         raise ValueError(f"an array of images expected, {type(images).__name__} given")
     if len(shape) != 4:
         raise ValueError(f"images of shape {shape} given, (N, H, W, C) expected; for one image: image[None]")
-    if shape[0] == 0:
-        raise ValueError("no images given: an array of shape (0, ...)")
     if not (jnp.issubdtype(dtype, jnp.floating) or (pixels and jnp.issubdtype(dtype, jnp.integer))):
         raise ValueError(
             f"images of {dtype} given, floats expected: preprocess_input(images, name) makes them, "

@@ -20,6 +20,8 @@ from fzoo.layers.record import OPERATION, Node, Prepared
 #: What behaves as in training (batch statistics, dropout): all or nothing, or the layers of these names.
 Training = bool | frozenset[str]
 
+#: The most layers of a network: twice those of the deepest published one.
+MOST_LAYERS = 2048
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -123,6 +125,8 @@ class ForwardPass:
             name = f"{name}:{number}" if number else name
         if kind != OPERATION:
             self.names.append(name)
+        if len(self.names) > MOST_LAYERS:  # a file from a stranger may ask for any
+            raise ValueError(f"a network has {MOST_LAYERS:,} layers at the most")
         if self._record:
             if any(y is x for x in inputs):  # an identity (dropout outside training) is a layer of its own, too
                 y = jnp.copy(y)

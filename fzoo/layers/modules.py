@@ -23,12 +23,13 @@ class Layer(nn.Module):
 
     @nn.nowrap
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:
-        """Make a parameter as Flax does; the first of `init_args` is the shape."""
+        """Make a parameter as Flax does; `init_args` are its shape and dtype: float32 if left out, with x64 too."""
+        shape, dtype = (*init_args, jnp.float32)[:2]
         if self.scope is None or not self.scope.has_variable("params", name):
-            return super().param(name, init_fn, *init_args, **options)
+            return super().param(name, init_fn, shape, dtype, **options)
         value = nn.meta.unbox(self.get_variable("params", name))
-        if jnp.shape(value) != tuple(init_args[0]):
-            raise ScopeParamShapeError(name, self.scope.path_text, jnp.shape(value), tuple(init_args[0]))
+        if jnp.shape(value) != tuple(shape):
+            raise ScopeParamShapeError(name, self.scope.path_text, jnp.shape(value), tuple(shape))
         return value
 
 
@@ -120,8 +121,10 @@ class BatchNorm(Layer):
         channels = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(())
-        bias = self.param("bias", nn.initializers.zeros, channels) if self.use_bias else jnp.zeros(channels)
+        scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones((), jnp.float32)
+        bias = (
+            self.param("bias", nn.initializers.zeros, channels) if self.use_bias else jnp.zeros(channels, jnp.float32)
+        )
         if not self.train:
             y = normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
             return jnp.asarray(y, self.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,20 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import snake_case
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
-from fzoo.weights.files import WRITERS, SavedLayer, WeightsMismatch, open_layers
-from fzoo.weights.formats import load_orbax, load_safetensors, save_orbax, save_safetensors
+from fzoo.weights.description import Description, check_same, describe, parse
+from fzoo.weights.files import WeightsMismatch, open_layers
+from fzoo.weights.formats import (
+    described_orbax,
+    described_safetensors,
+    load_orbax,
+    load_safetensors,
+    save_orbax,
+    save_safetensors,
+)
 from fzoo.weights.graph import Plan
-from fzoo.weights.mapping import Slot, check_variables, match, slots
+from fzoo.weights.mapping import Slot, below_top, check_variables, match, own_preprocessing, slots
 from fzoo.weights.whole import match_plan
+from fzoo.weights.writers import WRITERS, SavedLayer
 
 __all__ = [
     "WeightsMismatch",
@@ -40,14 +50,56 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
 
     Args:
         module: the network, from `fzoo.create`.
-        path: `.safetensors`, the directory of an Orbax checkpoint, or a Keras file (see `load_keras_weights`).
+        path: `.safetensors`, the directory of an Orbax checkpoint, a Keras file (see `load_keras_weights`), or the
+            folder of a fine-tuning.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ModuleNotFoundError: safetensors is not installed.
-        ValueError: a damaged file, or one of another network.
+        ValueError: a damaged file, or one of another network: by its arrays, or by what fzoo wrote of it.
     """
-    return {"safetensors": load_safetensors, "orbax": load_orbax, "keras": load_keras_weights}[kind(path)](module, path)
+    path = weights_file(path)
+    if kind(path) == "keras":
+        return load_keras_weights(module, path)
+    slots(module)  # before the file: what is no plain network of this package is not the file's fault
+    description = read_description(path)
+    check_same(description, module)
+    load = {"safetensors": load_safetensors, "orbax": load_orbax}[kind(path)]
+    if description is None or module.include_top or not description.options.get("include_top"):
+        return load(module, path)
+    whole = type(module)(**description.options_of(type(module)))
+    return below_top(module, whole, load(whole, path))
+
+
+def read_description(path: str | os.PathLike) -> Description | None:
+    """What a file says of its network, if `save_variables` wrote it; None otherwise.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ModuleNotFoundError: safetensors is not installed.
+        ValueError: a damaged file.
+    """
+    path = weights_file(path)
+    if kind(path) == "safetensors":
+        return parse(described_safetensors(path), str(path))
+    if kind(path) == "orbax":
+        return parse(described_orbax(path), str(path))
+    with open_layers(path) as contents:
+        return parse(contents.description, str(path))
+
+
+def weights_file(path: str | os.PathLike) -> Path:
+    """The weights at a path: of the folder of a fine-tuning, its `model.h5`; otherwise the path itself.
+
+    Raises:
+        ValueError: the fine-tuning has not finished.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        return path
+    if not (path / "model.h5").exists():
+        raise ValueError(f"the run in {path} has not finished: `fzoo finetune ... --out {path} --resume` goes on")
+    return path / "model.h5"
 
 
 def kind(path: str | os.PathLike) -> str:
@@ -60,6 +112,9 @@ def kind(path: str | os.PathLike) -> str:
 def save_variables(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
     """Write a network's variables; the end of the name says how. The file appears under its name when it is whole.
 
+    It carries the network's options, by which `fzoo.load` makes the network again; an activation that is a function of
+    the user's own is left out, and asked for then.
+
     Args:
         module: the network.
         variables: {"params": ..., "batch_stats": ...}.
@@ -70,7 +125,7 @@ def save_variables(module: Classifier, variables: Any, path: str | os.PathLike) 
     Raises:
         FileExistsError: a checkpoint is to be written over something.
         ModuleNotFoundError: safetensors is not installed.
-        ValueError: another ending, or variables that are not this network's.
+        ValueError: another ending, variables that are not this network's, or an option that no file can hold.
         OSError: the file can't be written.
     """
     suffix = Path(path).suffix
@@ -79,20 +134,21 @@ def save_variables(module: Classifier, variables: Any, path: str | os.PathLike) 
         return
     check_variables(module, variables)
     if suffix == ".safetensors":
-        save_safetensors(variables, path)
+        save_safetensors(variables, path, describe(module))
     else:
-        save_orbax(variables, path)
+        save_orbax(variables, path, describe(module))
 
 
 def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
     """Read a network's variables from a file that Keras wrote.
 
     Strict: every array of the network must be in the file, with its shape, and nothing may be left over, except the
-    top of a file with a top when the network has none. Otherwise nothing is loaded.
+    top of a file with a top when the network has none. Otherwise nothing is loaded. A warning says what else the file
+    has and the network lacks: the rest of a larger model, layers that preprocess.
 
     Args:
         module: the network, from `fzoo.create`.
-        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`.
+        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`, or the folder of a fine-tuning.
 
     Returns:
         {"params": ..., "batch_stats": ...} for `module.apply`, float32 arrays on the default device.
@@ -102,21 +158,33 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
         ValueError: not a Keras file, a damaged one, or one of another network (`WeightsMismatch`, which names the
             arrays that don't fit).
     """
+    path = weights_file(path)
     slots(module)  # before the file: what is no plain network of this package is not the file's fault
-    with open_layers(path) as layers:
-        found = match(module, layers, str(path))
+    with open_layers(path) as contents:
+        description = parse(contents.description, str(path))
+        check_same(description, module)
+        whole = module
+        if description is not None and not module.include_top and description.options.get("head"):
+            whole = type(module)(**description.options_of(type(module)))  # with a head that is not the family's
+        found = match(whole, contents, str(path))
         variables = variables_of(found.pairs)
     if found.within:
         left_out = ", ".join(found.left_out) or "nothing"
         warnings.warn(f"{path}: its layer {found.within} was loaded; left out: {left_out}", stacklevel=2)
-    return variables
+    if more := (found.preprocessing or Counter()) - own_preprocessing(module):
+        layers = " and ".join(f"{number} {name} layer{'s'[: number > 1]}" for name, number in sorted(more.items()))
+        warnings.warn(
+            f"{path} has {layers} more than this {type(module).__name__}, left out: pixels are not preprocessed so",
+            stacklevel=2,
+        )
+    return variables if whole is module else below_top(module, whole, variables)
 
 
 def load_planned(module: Classifier, plans: Sequence[Plan], path: str | os.PathLike) -> dict[str, Any]:
     """Read the variables of a network from the file whose configuration describes it."""
     slots(module)
-    with open_layers(path) as layers:
-        return variables_of(match_plan(module, plans, layers, str(path)))
+    with open_layers(path) as contents:
+        return variables_of(match_plan(module, plans, contents.layers, str(path)))
 
 
 def variables_of(pairs: Iterable[tuple[Slot, h5py.Dataset]]) -> dict[str, Any]:
@@ -137,8 +205,20 @@ def check_fit(module: Classifier, path: str | os.PathLike) -> None:
         FileNotFoundError, IsADirectoryError, ValueError: as `load_keras_weights`.
     """
     slots(module)
-    with open_layers(path) as layers:
-        match(module, layers, str(path))
+    with open_layers(path) as contents:
+        match(module, contents, str(path))
+
+
+def preprocessing_in(module: Classifier, path: str | os.PathLike) -> Counter[str] | None:
+    """How many layers that preprocess ("rescaling", "normalization") a Keras file lists of a network that fits it.
+
+    None if it doesn't list layers without arrays, as for a model in a model in a legacy h5.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, ValueError: as `load_keras_weights`.
+    """
+    with open_layers(path) as contents:
+        return match(module, contents, str(path)).preprocessing
 
 
 def read(array: h5py.Dataset, slot: Slot) -> np.ndarray | np.generic:
@@ -173,12 +253,13 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
         raise ValueError(
             f"{path}: a name that ends in {', '.join(WRITERS)} expected (save_variables: .safetensors, .orbax)"
         )
+    description = describe(module) if isinstance(module, Classifier) else ""  # `check_variables` refuses others
     arrays: dict[str, dict[Slot, np.ndarray]] = {}
     for slot, value in check_variables(module, variables):
         arrays.setdefault(slot.layer, {})[slot] = to_keras(value, slot)
     layers = [saved(node, arrays.get(node.name, {})) for node in trace(module).layers]
     with replacing(path) as temporary:
-        write(temporary, layers)
+        write(temporary, layers, description)
 
 
 def saved(node: Node, arrays: dict[Slot, np.ndarray]) -> SavedLayer:

@@ -7,7 +7,7 @@ Nothing here knows a network. Three layouts are read, told apart by their conten
 - Keras 3 `.weights.h5`: layers are grouped by class (`layers/conv2d_3/vars/0`), so the order is known within a class;
 - `.keras`: a zip with such an h5 as `model.weights.h5`.
 
-The same three are written.
+`writers.py` writes the same three.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 import math
 import mmap
 import os
 import re
 import shutil
 import struct
-import tempfile
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 
-from fzoo.files import one_line
+from fzoo.files import missing, one_line
+
+#: Under which name a file keeps what fzoo says of its network: an attribute of HDF5's root, metadata of the others.
+KEY = "fzoo"
+
 
 #: HDF5's limit on an object header; Keras splits a longer attribute into name0, name1, ...
 HEADER_LIMIT = 64512
@@ -65,10 +66,6 @@ MAX_TEXTS = 8
 MAX_NAME = 1 << 10
 
 
-#: Whose layouts are written.
-KERAS_VERSION = "3.15.0"
-
-
 @dataclasses.dataclass(frozen=True)
 class FileLayer:
     """A layer with weights, as a file has it.
@@ -79,6 +76,7 @@ class FileLayer:
         arrays: its arrays in the file's order, not read yet.
         names: what the file calls them.
         parts: the layers inside, of a model as a layer that the file keeps layer by layer; it has no arrays itself.
+        listed: of such a model, as `Contents.listed`.
         mixed: its place in the file may not be the network's: see `unfolded`.
     """
 
@@ -87,6 +85,7 @@ class FileLayer:
     arrays: tuple[h5py.Dataset, ...]
     names: tuple[str, ...] = ()
     parts: tuple[FileLayer, ...] = ()
+    listed: tuple[str, ...] = ()
     mixed: bool = False
 
     def all_arrays(self) -> list[h5py.Dataset]:
@@ -110,9 +109,25 @@ class FileLayer:
         return [FileLayer(layer, None, tuple(arrays), mixed=True) for layer, arrays in inside.items()]
 
 
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a Keras file holds.
+
+    Attributes:
+        layers: those with weights.
+        listed: the names, or where it groups by class the classes, of all layers, those without weights too; nothing
+            where the file does not list these.
+        description: what fzoo wrote of the network, JSON; None in a file of Keras's.
+    """
+
+    layers: list[FileLayer]
+    listed: tuple[str, ...]
+    description: str | None
+
+
 @contextlib.contextmanager
-def open_layers(path: str | os.PathLike) -> Iterator[list[FileLayer]]:
-    """The layers with weights of a Keras file; their arrays can be read while the context is open.
+def open_layers(path: str | os.PathLike) -> Iterator[Contents]:
+    """What a Keras file holds; its arrays can be read while the context is open.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no file at `path`.
@@ -122,7 +137,7 @@ def open_layers(path: str | os.PathLike) -> Iterator[list[FileLayer]]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, a Keras weights file (.h5, .weights.h5, .keras) expected")
     if not path.exists():
-        raise FileNotFoundError(f"no such weights file: {path}")
+        raise missing("weights file", path)
     if not path.is_file():
         raise ValueError(f"{path} is not a readable Keras weights file: it is a device or a pipe")
     try:
@@ -132,10 +147,10 @@ def open_layers(path: str | os.PathLike) -> Iterator[list[FileLayer]]:
                 raise ValueError("it begins with a block that is not HDF5's, as Keras writes none")
             heap = functools.cache(functools.partial(check_heaps, source, *file.id.get_create_plist().get_sizes()))
             root = legacy_root(file)
-            layers = keras3_layers(file, heap) if root is None else legacy_layers(root, heap)
+            layers, listed = keras3_layers(file, heap) if root is None else legacy_layers(root, heap)
             if not layers:
                 raise ValueError("it holds no layers with weights")
-            yield layers
+            yield Contents(layers, listed, description_of(file))
     except WeightsMismatch:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as e:
@@ -220,10 +235,21 @@ def legacy_root(file: h5py.File) -> h5py.Group | None:
     return None
 
 
-def legacy_layers(root: h5py.Group, heap: Callable[[], None]) -> list[FileLayer]:
-    """The layers of a legacy h5, in the order of `layer_names`."""
-    layers, count = [], 0
-    for name in read_names(root, "layer_names", heap):
+def description_of(file: h5py.File) -> str | None:
+    """What fzoo wrote of the network; None if Keras wrote this."""
+    if KEY not in file.attrs:
+        return None
+    kept = file.attrs.get_id(KEY)  # not read yet, as in `read_names`
+    if kept.shape != () or kept.dtype.kind != "S" or kept.dtype.itemsize > HEADER_LIMIT:
+        raise ValueError("what it says of its network is damaged")
+    text: Any = file.attrs[KEY]
+    return bytes(text).decode()
+
+
+def legacy_layers(root: h5py.Group, heap: Callable[[], None]) -> tuple[list[FileLayer], tuple[str, ...]]:
+    """The layers of a legacy h5, in the order of `layer_names`, and the names of all."""
+    layers, count, listed = [], 0, read_names(root, "layer_names", heap)
+    for name in listed:
         group = child(root, name, h5py.Group)
         names = tuple(read_names(group, "weight_names", heap))
         count += len(names)
@@ -231,11 +257,16 @@ def legacy_layers(root: h5py.Group, heap: Callable[[], None]) -> list[FileLayer]
             raise ValueError(f"it lists more than {MAX_NAMES} arrays")
         if names:
             layers.append(FileLayer(name, None, tuple(child(group, n, h5py.Dataset) for n in names), names))
-    return layers
+    return layers, complete(listed, layers)
 
 
-def keras3_layers(file: h5py.File, heap: Callable[[], None]) -> list[FileLayer]:
-    """The layers of a `.weights.h5`, those of each class in their order."""
+def complete(listed: Sequence[str], layers: Sequence[FileLayer]) -> tuple[str, ...]:
+    """A list of layers, if it has any without weights; otherwise it may leave these out, and says nothing."""
+    return tuple(listed) if len(listed) > len(layers) else ()
+
+
+def keras3_layers(file: h5py.File, heap: Callable[[], None]) -> tuple[list[FileLayer], tuple[str, ...]]:
+    """The layers of a `.weights.h5`, those of each class in their order, and the classes of all."""
     for key in ("layers", "_layer_checkpoint_dependencies"):  # the latter up to Keras 2.13
         if key in file:
             return layers_in(child(file, key, h5py.Group), key, heap, itertools.count())
@@ -244,24 +275,25 @@ def keras3_layers(file: h5py.File, heap: Callable[[], None]) -> list[FileLayer]:
 
 def layers_in(
     root: h5py.Group, key: str, heap: Callable[[], None], seen: Iterator[int], depth: int = 0
-) -> list[FileLayer]:
+) -> tuple[list[FileLayer], tuple[str, ...]]:
     """The layers that a group of a `.weights.h5` holds; a model as a layer holds a group like that itself."""
     if depth > MAX_DEPTH:
         raise ValueError(f"models in it are nested deeper than {MAX_DEPTH} times")
-    layers = []
+    layers, kinds = [], []
     for name in sorted(members(root, seen), key=by_number):
         group, kind = child(root, name, h5py.Group), re.sub(r"_\d+$", "", name)
+        kinds.append(kind)
         own = child(group, "vars", h5py.Group) if "vars" in group else None
         called = next(iter([] if own is None else read_names(own, "name", heap)), name)
         if key in group:
-            inside = layers_in(child(group, key, h5py.Group), key, heap, seen, depth + 1)
+            inside, listed = layers_in(child(group, key, h5py.Group), key, heap, seen, depth + 1)
             if inside:
-                layers.append(FileLayer(called, kind, (), parts=tuple(inside)))
+                layers.append(FileLayer(called, kind, (), parts=tuple(inside), listed=listed))
         elif own is not None and len(own):
             numbers = sorted(members(own, seen), key=int)
             arrays = tuple(child(own, number, h5py.Dataset) for number in numbers)
             layers.append(FileLayer(called, kind, arrays, tuple(numbers)))
-    return layers
+    return layers, complete(kinds, layers)
 
 
 def members(group: h5py.Group, seen: Iterator[int]) -> list[str]:
@@ -355,94 +387,3 @@ def checked_name(name: str | bytes) -> str:
     if len(text) > MAX_NAME or not text.isprintable():
         raise ValueError(f"a name in it is longer than {MAX_NAME} characters, or not printable: {text[:40]!a}")
     return text
-
-
-def write_names(group: h5py.Group, attribute: str, names: Iterable[str]) -> None:
-    """The way back: one attribute, or as many as HDF5's limit needs."""
-    encoded = np.array([n.encode() for n in names], dtype=np.bytes_)
-    chunks = [encoded]
-    while max(chunk.nbytes for chunk in chunks) > HEADER_LIMIT:
-        chunks = np.array_split(encoded, len(chunks) + 1)
-    if len(chunks) == 1:
-        group.attrs[attribute] = encoded
-    else:
-        for i, chunk in enumerate(chunks):
-            group.attrs[f"{attribute}{i}"] = chunk
-
-
-@dataclasses.dataclass(frozen=True)
-class SavedLayer:
-    """A layer to write.
-
-    Attributes:
-        name: Keras's name.
-        kind: its Keras class in snake case.
-        arrays: its arrays by name, in Keras's order.
-        parts: the layers inside, of a Sequential; `arrays` has theirs, too, as "part/array".
-        random: whether Keras keeps the state of a random number generator with it.
-    """
-
-    name: str
-    kind: str
-    arrays: Mapping[str, np.ndarray]
-    parts: tuple[SavedLayer, ...] = ()
-    random: bool = False
-
-
-def write_legacy(path: Path, layers: Sequence[SavedLayer]) -> None:
-    """Write a legacy h5: every layer in the network's order, those without weights, too."""
-    with h5py.File(path, "w") as file:
-        write_names(file, "layer_names", [layer.name for layer in layers])
-        file.attrs["backend"] = np.bytes_("jax")
-        file.attrs["keras_version"] = np.bytes_(KERAS_VERSION)
-        for layer in layers:
-            group = file.create_group(layer.name)
-            write_names(group, "weight_names", [f"{layer.name}/{array}" for array in layer.arrays])
-            for array, value in layer.arrays.items():
-                group[f"{layer.name}/{array}"] = value
-        write_names(file.create_group("top_level_model_weights"), "weight_names", [])
-
-
-def write_keras3(path: Path, layers: Sequence[SavedLayer]) -> None:
-    """Write a `.weights.h5`: layers under the names of their classes, counted."""
-    with h5py.File(path, "w") as file:
-        file.create_group("vars").attrs["name"] = "functional"
-        write_group(file, layers)
-
-
-def write_group(root: h5py.Group, layers: Sequence[SavedLayer]) -> None:
-    """The layers of a network, or of a Sequential in it."""
-    counts: Counter[str] = Counter()
-    for layer in layers:
-        number = counts[layer.kind]
-        counts[layer.kind] += 1
-        group = root.create_group(f"layers/{layer.kind}_{number}" if number else f"layers/{layer.kind}")
-        own = group.create_group("vars")
-        own.attrs["name"] = layer.name
-        if layer.parts:
-            write_group(group, layer.parts)
-            continue
-        for i, value in enumerate(layer.arrays.values()):
-            own[str(i)] = value
-        if layer.random:
-            group["seed_generator/vars/0"] = np.zeros(2, np.uint32)
-            group["seed_generator/vars"].attrs["name"] = "seed_generator"
-
-
-def write_archive(path: Path, layers: Sequence[SavedLayer]) -> None:
-    """Write a `.keras` archive of weights alone: there is no configuration in it."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
-        weights = Path(folder, "model.weights.h5")
-        write_keras3(weights, layers)
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("metadata.json", json.dumps({"keras_version": KERAS_VERSION}))
-            archive.write(weights, "model.weights.h5")
-
-
-#: How a file is written, by the end of its name; the first that fits.
-WRITERS: dict[str, Callable[[Path, Sequence[SavedLayer]], None]] = {
-    ".weights.h5": write_keras3,
-    ".h5": write_legacy,
-    ".hdf5": write_legacy,
-    ".keras": write_archive,
-}

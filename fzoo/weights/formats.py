@@ -7,6 +7,7 @@ the same tree with the same shapes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -18,10 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from fzoo.files import one_line, replacing
+from fzoo.files import missing, one_line, replacing
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
-from fzoo.weights.mapping import check_variables
+from fzoo.weights.files import KEY
+from fzoo.weights.mapping import check_variables, lookup, slots
 
 #: Between the keys of a path in a safetensors file: "params.conv1_conv.kernel".
 SEPARATOR = "."
@@ -35,15 +37,10 @@ def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, A
         ModuleNotFoundError: safetensors is not installed.
         ValueError: a damaged file, or one of another network.
     """
-    library, path = safetensors(), Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory, a safetensors file expected")
-    if not path.exists():
-        raise FileNotFoundError(f"no such weights file: {path}")
-    try:
-        flat = library.load_file(path)
-    except Exception as e:  # SafetensorError is no class of the public interface; some dtypes raise KeyError
-        raise ValueError(f"{path} is not a readable safetensors file: {one_line(e)}") from e
+    path = Path(path)
+    with opened(path) as file:
+        names = file.keys()
+        flat = {name: file.get_tensor(name) for name in names}
     variables: dict[str, Any] = {}
     for name, value in flat.items():
         *above, last = name.split(SEPARATOR)
@@ -58,15 +55,38 @@ def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, A
     return checked(module, variables, path)
 
 
-def save_safetensors(variables: Any, path: str | os.PathLike) -> None:
+def described_safetensors(path: str | os.PathLike) -> str | None:
+    """What fzoo wrote of the network into a safetensors file, JSON; raises as `load_safetensors`."""
+    with opened(Path(path)) as file:
+        return (file.metadata() or {}).get(KEY)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; raises as `load_safetensors`."""
+    safetensors()
+    from safetensors import safe_open
+
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, a safetensors file expected")
+    if not path.exists():
+        raise missing("weights file", path)
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except Exception as e:  # SafetensorError is no class of the public interface; some dtypes raise KeyError
+        raise ValueError(f"{path} is not a readable safetensors file: {one_line(e)}") from e
+
+
+def save_safetensors(variables: Any, path: str | os.PathLike, description: str) -> None:
     """Write variables as safetensors; the file appears under its name when it is whole."""
     library = safetensors()
     flat = {
-        SEPARATOR.join(str(step.key) for step in keys): np.ascontiguousarray(np.asarray(leaf))
+        SEPARATOR.join(str(step.key) for step in keys): np.asarray(leaf, order="C")
         for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
     with replacing(path) as temporary:
-        library.save_file(flat, temporary, metadata={"format": "flax"})
+        library.save_file(flat, temporary, metadata={"format": "flax", KEY: description})
 
 
 def safetensors() -> Any:
@@ -89,7 +109,7 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
 
     path = Path(path).absolute()
     if not path.is_dir():
-        raise FileNotFoundError(f"no such checkpoint: {path} is no directory")
+        raise missing("checkpoint", path)
     wanted = trace(module).variables
     try:
         with unlogged(), ocp.StandardCheckpointer() as checkpointer:
@@ -97,9 +117,23 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
             if metadata is None or not isinstance(metadata.tree, dict):
                 raise ValueError("it holds no tree of arrays")
             check_variables(module, metadata.tree)  # shapes, before anything is read
-            return checkpointer.restore(path, wanted)
+            restored = checkpointer.restore(path, wanted)
+            return jax.device_put(jax.tree.map(np.asarray, restored))  # which commits them to no device
     except Exception as e:  # Orbax and TensorStore raise many classes
         raise ValueError(f"{path} is not a checkpoint of this {type(module).__name__}: {one_line(e)}") from e
+
+
+def described_orbax(path: str | os.PathLike) -> str | None:
+    """What fzoo wrote of the network into a checkpoint, JSON; raises as `load_orbax`."""
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    try:
+        with unlogged(), ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.metadata(path).custom_metadata
+        return None if found is None else found.get(KEY)
+    except Exception as e:  # Orbax and TensorStore raise many classes
+        raise ValueError(f"{path} is not a readable checkpoint: {one_line(e)}") from e
 
 
 @contextlib.contextmanager
@@ -114,7 +148,7 @@ def unlogged() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def save_orbax(variables: Any, path: str | os.PathLike) -> None:
+def save_orbax(variables: Any, path: str | os.PathLike, description: str) -> None:
     """Write variables as an Orbax checkpoint, a directory, which appears under its name when it is whole.
 
     Raises:
@@ -130,7 +164,7 @@ def save_orbax(variables: Any, path: str | os.PathLike) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder / "checkpoint", variables)
+            checkpointer.save(folder / "checkpoint", variables, custom_metadata={KEY: description})
         (folder / "checkpoint").rename(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,6 +176,11 @@ def checked(module: Classifier, variables: dict[str, Any], path: Path) -> dict[s
     Raises:
         ValueError: they are not.
     """
+    for slot in itertools.chain.from_iterable(slots(module).values()):
+        above = lookup(variables, slot.path[:-1])
+        value = lookup(variables, slot.path)
+        if slot.shape == () and isinstance(value, np.ndarray) and value.shape == (1,):  # so fzoo wrote scalars once
+            above[slot.path[-1]] = value.reshape(())
     try:
         pairs = check_variables(module, variables)
     except ValueError as e:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import snake_case
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
-from fzoo.weights.files import FileLayer, WeightsMismatch, by_number
+from fzoo.weights.files import Contents, FileLayer, WeightsMismatch, by_number
 
 _KERNEL, _BIAS = ("kernel", ("params", "kernel")), ("bias", ("params", "bias"))
 
@@ -145,14 +146,31 @@ class Match:
         pairs: every variable of the network, and its array.
         within: the layer of the file that is the network, if that is nested in another model; otherwise None.
         left_out: what else the file holds, as "layer/array (shape)".
+        preprocessing: how many layers of each class in `PREPROCESSING` the file's network has; None if it doesn't tell.
     """
 
     pairs: list[tuple[Slot, h5py.Dataset]]
     within: str | None
     left_out: list[str]
+    preprocessing: Counter[str] | None
 
 
-def match(module: Classifier, layers: list[FileLayer], source: str) -> Match:
+#: Layers that change what a network takes and need no array, in snake case, as a file calls them or their class.
+PREPROCESSING = re.compile(r"(?:.*_prestem_)?(rescaling|normalization)(?:_\d+)?")
+
+
+def preprocessing(listed: Sequence[str]) -> Counter[str] | None:
+    """Count the layers of a list that preprocess; None for an empty list, which says nothing."""
+    found = filter(None, map(PREPROCESSING.fullmatch, listed))
+    return Counter(match[1] for match in found) if listed else None
+
+
+def own_preprocessing(module: Classifier) -> Counter[str]:
+    """Count a network's layers that preprocess."""
+    return preprocessing([snake_case(node.kind) for node in trace(module).layers]) or Counter()
+
+
+def match(module: Classifier, contents: Contents, source: str) -> Match:
     """Pair every variable of a network with its array in a file.
 
     Keras loads by position, since names in its published files differ from today's. So do we, with the names as a
@@ -162,23 +180,27 @@ def match(module: Classifier, layers: list[FileLayer], source: str) -> Match:
 
     Args:
         module: the network.
-        layers: of the file.
+        contents: of the file.
         source: the file's name, for errors.
 
     Raises:
         WeightsMismatch: naming the arrays that are missing, left over, or of another shape.
     """
+    layers = contents.layers
     inside = [(model.name, regrouped(module, parts)) for model in layers if (parts := model.unfolded())]
     fitting = [(name, parts) for name, parts in inside if fitted(module, parts) is not None]
     if fitted(module, layers) is not None or not fitting:
-        return Match(match_layers(module, layers, source), None, dropped(module, layers))
+        pairs = match_layers(module, layers, source)
+        return Match(pairs, None, dropped(module, layers), preprocessing(contents.listed))
     if len(fitting) > 1:
         names = ", ".join(name for name, _ in fitting)
         raise WeightsMismatch(f"{source} holds more than one such network: {names}", [])
     ((within, parts),) = fitting
     others = [described(layer, array) for layer in layers if layer.name != within for array in layer.all_arrays()]
+    others += [name for name in contents.listed if PREPROCESSING.fullmatch(name)]
     pairs = match_layers(module, parts, f"{within} in {source}")
-    return Match(pairs, within, [*others, *dropped(module, parts)])
+    (listed,) = (layer.listed for layer in layers if layer.name == within)
+    return Match(pairs, within, [*others, *dropped(module, parts)], preprocessing(listed))
 
 
 def regrouped(module: Classifier, layers: list[FileLayer]) -> list[FileLayer]:
@@ -218,15 +240,31 @@ def split(
 
     A layer that only the network without the top has is one of the top's under another name: ConvNeXt's last LayerNorm.
     """
-    wanted = slots(module)
-    kept = {layer: file for layer, file in pairs.items() if layer in wanted}
-    rest = {layer: file for layer, file in pairs.items() if layer not in wanted}
+    names = names_with_top(module, whole)
+    kept = {layer: pairs[name] for layer, name in names.items()}
+    taken = set(names.values())
+    return kept, [file for name, file in pairs.items() if name not in taken]
+
+
+def names_with_top(module: Classifier, whole: Classifier) -> dict[str, str]:
+    """What the layers of a network are called in the same network with its top."""
+    wanted, theirs = slots(module), slots(whole)
     kinds = {node.name: node.kind for network in (module, whole) for node in trace(network).nodes}
+    others = [name for name in theirs if name not in wanted]
+    names = {}
     for layer in wanted:
-        if layer not in kept:
-            same = next(name for name in rest if kinds[name] == kinds[layer])
-            kept[layer] = rest.pop(same)
-    return kept, list(rest.values())
+        same = layer if layer in theirs else next(name for name in others if kinds[name] == kinds[layer])
+        names[layer] = same
+    return names
+
+
+def below_top(module: Classifier, whole: Classifier, variables: dict[str, Any]) -> dict[str, Any]:
+    """The variables of a network without its top, of those of the same network with it."""
+    names = names_with_top(module, whole)
+    return {
+        collection: {layer: layers[name] for layer, name in names.items() if name in layers}
+        for collection, layers in variables.items()
+    }
 
 
 def described(layer: FileLayer, array: h5py.Dataset) -> str:

@@ -1,0 +1,112 @@
+"""Keras's layouts of files, written: the three that `files.py` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fzoo.weights.files import HEADER_LIMIT, KEY
+
+#: Whose layouts are written.
+KERAS_VERSION = "3.15.0"
+
+
+def write_names(group: h5py.Group, attribute: str, names: Iterable[str]) -> None:
+    """The way back: one attribute, or as many as HDF5's limit needs."""
+    encoded = np.array([n.encode() for n in names], dtype=np.bytes_)
+    chunks = [encoded]
+    while max(chunk.nbytes for chunk in chunks) > HEADER_LIMIT:
+        chunks = np.array_split(encoded, len(chunks) + 1)
+    if len(chunks) == 1:
+        group.attrs[attribute] = encoded
+    else:
+        for i, chunk in enumerate(chunks):
+            group.attrs[f"{attribute}{i}"] = chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedLayer:
+    """A layer to write.
+
+    Attributes:
+        name: Keras's name.
+        kind: its Keras class in snake case.
+        arrays: its arrays by name, in Keras's order.
+        parts: the layers inside, of a Sequential; `arrays` has theirs, too, as "part/array".
+        random: whether Keras keeps the state of a random number generator with it.
+    """
+
+    name: str
+    kind: str
+    arrays: Mapping[str, np.ndarray]
+    parts: tuple[SavedLayer, ...] = ()
+    random: bool = False
+
+
+def write_legacy(path: Path, layers: Sequence[SavedLayer], description: str) -> None:
+    """Write a legacy h5: every layer in the network's order, those without weights, too."""
+    with h5py.File(path, "w") as file:
+        file.attrs[KEY] = np.bytes_(description)
+        write_names(file, "layer_names", [layer.name for layer in layers])
+        file.attrs["backend"] = np.bytes_("jax")
+        file.attrs["keras_version"] = np.bytes_(KERAS_VERSION)
+        for layer in layers:
+            group = file.create_group(layer.name)
+            write_names(group, "weight_names", [f"{layer.name}/{array}" for array in layer.arrays])
+            for array, value in layer.arrays.items():
+                group[f"{layer.name}/{array}"] = value
+        write_names(file.create_group("top_level_model_weights"), "weight_names", [])
+
+
+def write_keras3(path: Path, layers: Sequence[SavedLayer], description: str) -> None:
+    """Write a `.weights.h5`: layers under the names of their classes, counted."""
+    with h5py.File(path, "w") as file:
+        file.attrs[KEY] = np.bytes_(description)
+        file.create_group("vars").attrs["name"] = "functional"
+        write_group(file, layers)
+
+
+def write_group(root: h5py.Group, layers: Sequence[SavedLayer]) -> None:
+    """The layers of a network, or of a Sequential in it."""
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        number = counts[layer.kind]
+        counts[layer.kind] += 1
+        group = root.create_group(f"layers/{layer.kind}_{number}" if number else f"layers/{layer.kind}")
+        own = group.create_group("vars")
+        own.attrs["name"] = layer.name
+        if layer.parts:
+            write_group(group, layer.parts)
+            continue
+        for i, value in enumerate(layer.arrays.values()):
+            own[str(i)] = value
+        if layer.random:
+            group["seed_generator/vars/0"] = np.zeros(2, np.uint32)
+            group["seed_generator/vars"].attrs["name"] = "seed_generator"
+
+
+def write_archive(path: Path, layers: Sequence[SavedLayer], description: str) -> None:
+    """Write a `.keras` archive of weights alone: there is no configuration in it."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
+        weights = Path(folder, "model.weights.h5")
+        write_keras3(weights, layers, description)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("metadata.json", json.dumps({"keras_version": KERAS_VERSION}))
+            archive.write(weights, "model.weights.h5")
+
+
+#: How a file is written, by the end of its name; the first that fits.
+WRITERS: dict[str, Callable[[Path, Sequence[SavedLayer], str], None]] = {
+    ".weights.h5": write_keras3,
+    ".h5": write_legacy,
+    ".hdf5": write_legacy,
+    ".keras": write_archive,
+}
