@@ -55,9 +55,11 @@ def test_damaged_exif_says_nothing(tmp_path, data):
 def test_16_bits_are_scaled(tmp_path):
     grey = random_pixels(20, 30)
     expected = np.repeat(grey[..., None], 3, axis=2)
-    wide = Image.fromarray(grey.astype(np.uint16) * 257)
+    wide = grey.astype(np.uint16) * 257
+    for ending in (".png", ".tif"):
+        Image.fromarray(wide).save(tmp_path / f"grey{ending}")
+    (tmp_path / "grey.pgm").write_bytes(b"P5 30 20 65535\n" + wide.astype(">u2").tobytes())
     for ending in (".png", ".tif", ".pgm"):
-        wide.save(tmp_path / f"grey{ending}")
         np.testing.assert_array_equal(fzoo.load_image(tmp_path / f"grey{ending}"), expected, err_msg=ending)
     cut_off = np.minimum(np.repeat(grey[..., None].astype(np.uint16) * 257, 3, axis=2), 255)
     np.testing.assert_array_equal(fzoo.load_image(tmp_path / "grey.png", clip=True), cut_off)
@@ -134,7 +136,7 @@ def test_damaged_avif(tmp_path):
     path = tmp_path / "a.avif"
     try:
         Image.fromarray(random_pixels(64, 64, 3)).save(path)
-    except (KeyError, OSError):
+    except (KeyError, OSError, ValueError):
         pytest.skip("this Pillow writes no AVIF")
     data = bytearray(path.read_bytes())
     data[-200:] = bytes(200)

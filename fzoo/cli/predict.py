@@ -253,8 +253,9 @@ NAMED = 10
 @contextlib.contextmanager
 def watching() -> Iterator[Callable]:
     """The `watch` of a job: a progress bar on a terminal, and the first images that can't be read."""
-    bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-    with bar:
+    shown = sys.stderr.isatty()
+    bar = Progress(console=Console(stderr=True), disable=not shown, transient=True)
+    with bar if shown else contextlib.nullcontext():  # some versions of rich end one that is not shown with a line
         task, failed = bar.add_task("images"), 0
 
         def watch(report: Any, failures: Sequence[tuple[str, str]]) -> None:
