@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from fzoo import models
 from fzoo.errors import unknown
 from fzoo.files import one_line
-from fzoo.images.preprocessing import Images, preprocess
+from fzoo.images.preprocessing import RANGES, Images, Mode, preprocess
 from fzoo.images.reading import check_size
 from fzoo.images.recipe import Recipe, change_recipe
 from fzoo.layers.activations import Activation
@@ -382,6 +382,17 @@ def published(name: str, module: Classifier) -> WeightFile:
     return (exact or fitting)[0]
 
 
+def preprocessing_of(module: Any) -> Mode | None:
+    """Return the preprocessing that a network's family wants ("caffe", "tf", "torch", "none").
+
+    None for a network whose own was left out (`include_preprocessing=False`), and for one of no family.
+    """
+    record = next((record for record in VARIANTS.values() if record.family is type(module)), None)
+    if record is None or not getattr(module, "include_preprocessing", True):
+        return None
+    return record.preprocessing
+
+
 def recipe(name: str, size: int | tuple[int, int] | None = None) -> Recipe:
     """Return how a photograph becomes the input of a model, as the published accuracies are measured.
 
@@ -428,8 +439,8 @@ def preprocess_input(images: Images, name: str, *, data_format: str = "channels_
 
     Args:
         images: (N, H, W, 3) or (H, W, 3) RGB pixels from 0 to 255, NumPy or JAX, integer or float.
-        name: the model, e.g. "ResNet50", which fixes the mode: "caffe" (RGB to BGR, minus ImageNet's mean), "tf" (to
-            -1..1), "torch" (to 0..1, then ImageNet's mean and deviation), "none" (the network does it itself).
+        name: the model, e.g. "ResNet50", which fixes the mode, or the mode: "caffe" (RGB to BGR, minus ImageNet's
+            mean), "tf" (to -1..1), "torch" (to 0..1, then ImageNet's mean and deviation), "none" (the network does it).
         data_format: "channels_last", or "channels_first" for (N, 3, H, W). The layout is kept: fzoo's networks take
             channels last.
 
@@ -439,4 +450,5 @@ def preprocess_input(images: Images, name: str, *, data_format: str = "channels_
     Raises:
         ValueError: an unknown model or data format, or an array without three channels where that says they are.
     """
-    return preprocess(images, spec(name).preprocessing, data_format=data_format)
+    mode = name if name in RANGES else spec(name).preprocessing
+    return preprocess(images, mode, data_format=data_format)
