@@ -142,10 +142,11 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
         count = images.shape[0]
-        if platform != "cpu" or count <= micro_batch(what):
+        most = micro_batch(what)
+        if platform != "cpu" or count <= most:
             return step(images)
-        parts = -(-count // micro_batch(what))
-        micro = -(-count // parts)  # as even as can be; fewer images than parts are made up
+        micro = min(range(most, most // 2, -1), key=lambda size: -count % size)  # with the fewest images made up
+        parts = -(-count // micro)
         filled = jnp.pad(images, ((0, parts * micro - count), (0, 0), (0, 0), (0, 0)))
         out = lax.map(step, filled.reshape(parts, micro, *images.shape[1:]))
         return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
