@@ -17,6 +17,7 @@ from fzoo.layers.rules.merging import axis_of
 from fzoo.layers.rules.options import (
     LAST,
     PADDING,
+    UNFIT,
     Option,
     activation,
     check_rank,
@@ -32,6 +33,7 @@ from fzoo.layers.rules.options import (
     margins,
     number,
     number_or_none,
+    or_none,
     rate,
     rule,
     sizes,
@@ -302,19 +304,32 @@ def _repeat_vector(k: Layers, x: Array, *, name: str, n: int) -> Array:
 # -- what does nothing in inference -----------------------------------------------------------------------------------
 
 
-@rule("Dropout", rate=rate(), noise_shape=exactly(None, "null"))
-def _dropout(k: Layers, x: Array, *, name: str, rate: float) -> Array:
-    return k.dropout(x, rate, name=name)
+def noise_read(value: Any) -> Any:
+    """Read a list of sizes, null where it is the tensor's."""
+    fits = isinstance(value, (list, tuple)) and len(value) <= 8
+    return tuple(value) if fits and all(n is None or type(n) is int for n in value) else UNFIT
 
 
-@rule("SpatialDropout2D", rate=rate(), noise_shape=exactly(None, "null"), data_format=LAST)
-def _spatial_dropout2d(k: Layers, x: Array, *, name: str, rate: float) -> Array:
-    return k.dropout(x, rate, kind="SpatialDropout2D", shared=(1, 2), name=name)
+NOISE = or_none(Option(noise_read, "a list of sizes"))
 
 
-@rule("SpatialDropout1D", rate=rate(), noise_shape=exactly(None, "null"))
-def _spatial_dropout1d(k: Layers, x: Array, *, name: str, rate: float) -> Array:
-    return k.dropout(x, rate, kind="SpatialDropout1D", shared=(1,), name=name)
+def dropout(kind: str, *shared: int) -> None:
+    """Register a layer that drops values; those along the `shared` axes together."""
+
+    @rule(kind, rate=rate(), noise_shape=NOISE, data_format=LAST)
+    def apply(k: Layers, x: Array, *, name: str, rate: float, noise_shape: Any) -> Array:
+        axes = shared
+        if noise_shape is not None:
+            sizes = tuple(zip(noise_shape, x.shape, strict=True))
+            axes = tuple(axis for axis, (noise, size) in enumerate(sizes) if noise == 1 and (size != 1 or not axis))
+            if 0 in axes or any(noise not in (None, 1, size) for noise, size in sizes):
+                raise ValueError(f"noise_shape={list(noise_shape)} given, null for the images expected")
+        return k.dropout(x, rate, kind=kind, shared=axes, name=name)
+
+
+dropout("Dropout")
+dropout("SpatialDropout1D", 1)
+dropout("SpatialDropout2D", 1, 2)
 
 
 @rule("StochasticDepth", drop_path_rate=rate())
