@@ -228,8 +228,7 @@ class WeightedLayers(ForwardPass):
         name, channels = self._name("SeparableConv1D", name), x.shape[-1] * depth_multiplier
         conv = functools.partial(Conv, dtype=self.dtype, padding="VALID", use_bias=False)
         conv = functools.partial(conv, kernel_init=self._start(glorot_uniform))
-        pads: Any = ((dilation * (kernel - 1), 0),) if padding == "causal" else padding.upper()
-        arguments = (features, (kernel,), (strides,), pads, conv, use_bias, depth_multiplier, (dilation,))
+        arguments = (features, (kernel,), (strides,), padding.upper(), conv, use_bias, depth_multiplier, (dilation,))
         module = self._module(name, functools.partial(SeparableConv, *arguments, name=name))
         y = activation_function(activation)(module(x))
         flops = 2 * y.shape[1] * channels * (kernel + features)

@@ -63,6 +63,8 @@ CONVOLUTION_1D: dict[str, Option] = {
     "dilation_rate": sizes(1, axes=1),
 }
 
+DEPTHWISE_1D: dict[str, Option] = {**CONVOLUTION_1D, "padding": PADDING}
+
 
 def check_last(axis: int, x: Array) -> None:
     """Raise ValueError unless an axis is the last of a tensor."""
@@ -123,7 +125,7 @@ def _conv1d(
     return k.conv1d(x, filters, kernel, step, dilation=dilation, name=name, **options)
 
 
-@rule("DepthwiseConv1D", depth_multiplier=count(1), groups=exactly(1, "1"), **CONVOLUTION_1D)
+@rule("DepthwiseConv1D", depth_multiplier=count(1), groups=exactly(1, "1"), **DEPTHWISE_1D)
 def _depthwise_conv1d(
     k: Layers, x: Array, *, name: str, kernel_size: Any, strides: Any, dilation_rate: Any, **options: Any
 ) -> Array:
@@ -131,7 +133,7 @@ def _depthwise_conv1d(
     return k.depthwise_conv1d(x, kernel, step, dilation=dilation, name=name, **options)
 
 
-@rule("SeparableConv1D", filters=count(), depth_multiplier=count(1), groups=exactly(1, "1"), **CONVOLUTION_1D)
+@rule("SeparableConv1D", filters=count(), depth_multiplier=count(1), groups=exactly(1, "1"), **DEPTHWISE_1D)
 def _separable_conv1d(
     k: Layers, x: Array, *, name: str, kernel_size: Any, strides: Any, dilation_rate: Any, filters: int, **options: Any
 ) -> Array:
@@ -203,7 +205,7 @@ def _prelu(k: Layers, x: Array, *, name: str, shared_axes: Any) -> Array:
 
 @rule(
     "Normalization",
-    axis=or_none(integer()),
+    axis=Option(lambda value: None if value in (None, []) else integer().read(value), "the last axis, or null", -1),
     mean=or_none(constants()),
     variance=or_none(constants()),
     invert=exactly(False, "false"),
