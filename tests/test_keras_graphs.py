@@ -221,21 +221,49 @@ def joined(image, tensors: list[Any]) -> keras.Model:
     return keras.Model(image, L.Dense(6, name="classes")(L.Concatenate(name="all")(flat)))
 
 
+def classify_apart(model: keras.Model, images: np.ndarray, expected: dict[str, np.ndarray]) -> np.ndarray:
+    """Give a model's last layer such arrays that its outputs differ between images; returns what it then gives.
+
+    What all images have in common is taken away, which random layers make more and more of.
+    """
+    last = model.layers[-1]
+    name = last.input._keras_history.operation.name  # of an operation, perhaps, which is no layer
+    x = (
+        expected[name]
+        if name in expected
+        else np.asarray(keras.Model(model.inputs, last.input)(images, training=False))
+    )
+    x = x.astype(np.float64)
+    differences = x - x.mean(0)
+    if np.abs(differences).max() < 0.02 * np.abs(x).max():
+        raise DeadNetworkError
+    kernel = np.random.default_rng(5).normal(size=last.kernel.shape) / np.sqrt(np.square(differences).mean(0).sum())
+    kernel, bias = kernel.astype(np.float32), (-x.mean(0) @ kernel).astype(np.float32)
+    last.set_weights([kernel, bias])
+    return (x @ kernel + bias).astype(np.float32)
+
+
+class DeadNetworkError(Exception):
+    """Images give about the same."""
+
+
 def compare_layers(path, model: keras.Model, seed: int = 0) -> None:
     """Save a model, and compare every layer of it, its output and its optimised form with Keras."""
     randomise(model, seed)
     for layer in model.layers:
         if isinstance(layer, L.Normalization):
             layer.finalize_state()
-    model.save(path)
     images = random_images((3, *model.input_shape[1:]), seed) * BRIGHTNESS
     names = [layer.name for layer in model.layers]
-    expected = outputs(model, images, names)
+    taps = [layer.name for layer in model.layers if not isinstance(layer, keras.Model)]
+    expected = outputs(model, images, taps)
+    expected[names[-1]] = classify_apart(model, images, expected)
+    model.save(path)
     assert_alive(expected[names[-1]])
     module, variables = fzoo.load_model(path)
     assert [name for name in fzoo.layer_names(module) if "/" not in name and ":" not in name] == names
-    found = fzoo.features(module, variables, images, names)
-    for name in names:
+    found = fzoo.features(module, variables, images, taps)
+    for name in taps:
         assert_close(found[name], expected[name], f"{name} {model.get_layer(name).get_config()}")
     optimised = fzoo.optimize_for_inference(module, variables)
     assert_close(fzoo.predict(*optimised, images), expected[names[-1]], "optimised")
@@ -260,3 +288,161 @@ def test_each_operation(tmp_path, ending):
     x, y = L.Conv2D(4, 3, padding="same")(image), L.Conv2D(4, 1)(image)
     tensors = [compute(x, y, L.GlobalAveragePooling2D()(y)) for compute in OPERATIONS]
     compare_layers(tmp_path / f"model{ending}", joined(image, tensors))
+
+
+# -- random graphs ----------------------------------------------------------------------------------------------------
+
+
+class Maker:
+    """Makes random networks of Keras's layers: branches, models in models, layers that are called twice."""
+
+    def __init__(self, seed: int):
+        self.rng = np.random.default_rng([seed, 23])
+
+    def pick(self, choices: Any) -> Any:
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def number(self, least: int, most: int) -> int:
+        return int(self.rng.integers(least, most + 1))
+
+    def model(self) -> keras.Model:
+        """A network of images to a few classes."""
+        keras.utils.clear_session(free_memory=False)
+        side, channels = self.number(7, 12), self.pick([1, 3, 4])
+        image = L.Input((side, self.number(7, 12), channels))
+        x = image
+        for _ in range(self.number(2, 4)):
+            x = self.block(x, 0)
+        x = self.vector(x)
+        if self.number(0, 1):
+            x = L.Dense(self.number(4, 8), activation=self.pick(["relu", "tanh", "gelu", None]))(x)
+        return keras.Model(image, L.Dense(5)(L.Dropout(0.2)(x) if self.number(0, 1) else x))
+
+    def block(self, x: Any, depth: int) -> Any:
+        kinds = [self.chain, self.branches, self.convolved, self.shared, self.squeezed, self.operated]
+        return self.pick(kinds + [self.nested] * (depth < 2) + [self.convolved])(x, depth)
+
+    def convolved(self, x: Any, depth: int) -> Any:
+        """A convolution, its normalisation and its activation."""
+        wide = self.pick([2, 4, 6])
+        padding, bias = self.pick(["same", "same", "valid"]), bool(self.number(0, 1))
+        smallest = min(x.shape[1:3])
+        kernel = self.pick([1, 2, 3, (1, 3)]) if smallest > 3 else 1
+        options = {"padding": padding, "use_bias": bias, "strides": self.pick([1, 1, 2]) if smallest > 4 else 1}
+        kinds = [
+            lambda: L.Conv2D(wide, kernel, **options),
+            lambda: L.Conv2D(wide, kernel, groups=2 if x.shape[-1] % 2 == 0 else 1, **options),
+            lambda: L.Conv2D(wide, kernel, padding="same", dilation_rate=2),
+            lambda: L.DepthwiseConv2D(kernel, depth_multiplier=self.pick([1, 2]), **options),
+            lambda: L.SeparableConv2D(wide, kernel, **options),
+            lambda: L.Conv2DTranspose(wide, kernel, padding=padding, strides=2 if smallest < 6 else 1),
+        ]
+        x = self.pick(kinds)()(x)
+        norms = [L.BatchNormalization, L.LayerNormalization, lambda: L.GroupNormalization(-1), L.Identity]
+        x = self.pick([L.BatchNormalization, *norms])()(x)
+        names = ["relu", "silu", "leaky_relu", "tanh", "elu", "softplus", "hard_silu"]
+        return self.pick([L.Activation(self.pick(names)), L.ReLU(6.0), L.LeakyReLU(0.1), L.PReLU(shared_axes=[1, 2])])(
+            x
+        )
+
+    def chain(self, x: Any, depth: int) -> Any:
+        """Layers that change sizes and values."""
+        kinds = [
+            lambda: L.MaxPooling2D(2, padding="same"),
+            lambda: L.AveragePooling2D(2, strides=1, padding="same"),
+            lambda: L.ZeroPadding2D(((1, 0), (0, 1))),
+            lambda: L.UpSampling2D(2, interpolation=self.pick(["nearest", "bilinear"])),
+            lambda: L.Resizing(6, 7),
+            lambda: L.CenterCrop(4, 5),
+            lambda: L.Permute((2, 1, 3)),
+            lambda: L.Rescaling(1.5, offset=0.1),
+            lambda: L.SpatialDropout2D(0.1),
+            lambda: L.GaussianNoise(0.1),
+            lambda: L.RandomFlip(),
+        ]
+        return self.pick(kinds)()(x)
+
+    def branches(self, x: Any, depth: int) -> Any:
+        """What several branches give, merged."""
+        parts = [self.convolved(x, depth) for _ in range(self.number(1, 2))] + [x]
+        if self.number(0, 1):
+            parts = [L.Conv2D(4, 1, use_bias=bool(self.number(0, 1)))(part) for part in parts]
+            parts = [L.Resizing(5, 6)(part) if part.shape[1:3] != parts[0].shape[1:3] else part for part in parts]
+            parts = [L.Resizing(5, 6)(part) for part in parts] if len({p.shape for p in parts}) > 1 else parts
+            merge = self.pick([L.Add, L.Multiply, L.Average, L.Maximum, L.Minimum])
+            return merge()(parts)
+        parts = [L.Resizing(5, 6)(part) for part in parts] if len({p.shape[1:3] for p in parts}) > 1 else parts
+        return L.BatchNormalization()(L.Concatenate()(parts))
+
+    def shared(self, x: Any, depth: int) -> Any:
+        """Layers that are called twice."""
+        layer = self.pick([L.Conv2D(x.shape[-1], 3, padding="same"), L.BatchNormalization(), L.Dense(x.shape[-1])])
+        return L.Add()([layer(x), layer(L.Activation("tanh")(x))]) if self.number(0, 1) else layer(layer(x))
+
+    def nested(self, x: Any, depth: int) -> Any:
+        """A model inside of the model, which may be called twice."""
+        if self.number(0, 1):
+            convs = [L.Conv2D(x.shape[-1], 3, padding="same"), L.BatchNormalization(), L.Activation("relu")]
+            inside = keras.Sequential(convs[: self.number(1, 3)])
+        else:
+            image = L.Input(x.shape[1:])
+            y = L.Conv2D(x.shape[-1], 1)(self.block(image, depth + 1))
+            inside = keras.Model(image, y)
+        y = inside(x)
+        return L.Add()([inside(y), y]) if y.shape == x.shape and self.number(0, 1) else y
+
+    def squeezed(self, x: Any, depth: int) -> Any:
+        """Channels weighed by what is in the image."""
+        y = L.GlobalAveragePooling2D(keepdims=True)(x)
+        return L.Multiply()([x, L.Conv2D(x.shape[-1], 1, activation=self.pick(["sigmoid", "hard_sigmoid"]))(y)])
+
+    def operated(self, x: Any, depth: int) -> Any:
+        """Operations between layers."""
+        kinds = [
+            lambda: x * 0.5 + 1.0,
+            lambda: 1.0 - x,
+            lambda: K.silu(x),
+            lambda: x - K.mean(x, axis=(1, 2), keepdims=True),
+            lambda: x[:, 1:, :-1],
+            lambda: K.concatenate([x, -x], axis=-1),
+            lambda: K.relu6(x + 3.0) / 6.0,
+        ]
+        return self.pick(kinds)()
+
+    def vector(self, x: Any) -> Any:
+        """A vector of what is left of the image."""
+        kinds = [
+            lambda: L.GlobalAveragePooling2D()(x),
+            lambda: L.GlobalMaxPooling2D()(x),
+            lambda: L.Flatten()(x),
+            lambda: L.Flatten()(L.Conv1D(3, 2)(L.Reshape((-1, x.shape[-1]))(x))),
+            lambda: K.mean(x, axis=[1, 2]),
+        ]
+        return self.pick(kinds)()
+
+
+def check_random(path, seed: int) -> None:
+    """A random network loads with Keras's numbers; its seed is in the message of what fails."""
+    for part in range(10):
+        model = Maker(seed * 10 + part).model()
+        try:
+            return compare_layers(path, model, seed)
+        except DeadNetworkError:
+            continue
+        except Exception as e:
+            raise AssertionError(f"seed {seed}, part {part}: {e}") from e
+    raise AssertionError(f"seed {seed}: its networks are all dead")
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_random_graphs(tmp_path, seed):
+    check_random(tmp_path / ("model.keras" if seed % 2 else "model.h5"), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(1000, 1500, 20))
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_many_random_graphs(tmp_path, start):
+    for seed in range(start, start + 20):
+        check_random(tmp_path / ("model.keras" if seed % 2 else "model.h5"), seed)

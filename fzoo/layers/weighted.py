@@ -293,7 +293,7 @@ class WeightedLayers(ForwardPass):
         if name in self._prepared.folded:
             y = x
         elif name in self._prepared.scaled:
-            y = ScaleShift(self.dtype, name=name)(x)
+            y = self._module(name, functools.partial(ScaleShift, self.dtype, name=name))(x)
         else:
             arguments = (self.trains(name), epsilon, momentum, scale, self.dtype, center)
             y = self._module(name, functools.partial(BatchNorm, *arguments, name=name))(x)
