@@ -228,11 +228,7 @@ def classify_apart(model: keras.Model, images: np.ndarray, expected: dict[str, n
     """
     last = model.layers[-1]
     name = last.input._keras_history.operation.name  # of an operation, perhaps, which is no layer
-    x = (
-        expected[name]
-        if name in expected
-        else np.asarray(keras.Model(model.inputs, last.input)(images, training=False))
-    )
+    x = expected[name] if name in expected else np.asarray(keras.Model(model.input, last.input)(images, training=False))
     x = x.astype(np.float64)
     differences = x - x.mean(0)
     if np.abs(differences).max() < 0.02 * np.abs(x).max():

@@ -56,7 +56,8 @@ class Function:
 
 def function(kind: str, *arguments: str, inert: Mapping[str, Any] | None = None, **fixed: Any) -> Function:
     """Make a function of "name in TensorFlow=name in Keras"."""
-    return Function(kind, dict(a.split("=") if "=" in a else (a, a) for a in arguments), fixed, inert or {})
+    pairs = {argument.partition("=")[0]: argument.rpartition("=")[2] for argument in arguments}
+    return Function(kind, pairs, fixed, inert or {})
 
 
 _TWO = ("x=x1", "y=x2")

@@ -107,12 +107,12 @@ def register(kind: str, rule: Rule) -> None:
 
 
 def rule(
-    kind: str, inputs: int | None = 1, **options: Option
+    kind: str, common: Mapping[str, Option] | None = None, /, *, inputs: int | None = 1, **options: Option
 ) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Register a function as what a Keras class does."""
+    """Register a function as what a Keras class does, with options of its own and those that it has in common."""
 
     def decorate(apply: Callable[..., Array]) -> Callable[..., Array]:
-        register(kind, Rule(apply, options, inputs))
+        register(kind, Rule(apply, {**(common or {}), **options}, inputs))
         return apply
 
     return decorate

@@ -74,12 +74,12 @@ def check_last(axis: int, x: Array) -> None:
 
 @rule(
     "Conv2D",
+    CONVOLUTION,
     filters=count(),
     kernel_size=sizes(),
     strides=sizes(1),
     dilation_rate=sizes(1),
     groups=count(1),
-    **CONVOLUTION,
 )
 def _conv2d(
     k: Layers, x: Array, *, name: str, filters: int, kernel_size: Any, dilation_rate: Any, groups: int, **options: Any
@@ -91,13 +91,13 @@ def _conv2d(
 
 @rule(
     "Conv2DTranspose",
+    CONVOLUTION,
     filters=count(),
     kernel_size=sizes(),
     strides=sizes(1),
     dilation_rate=sizes(1),
     output_padding=or_none(sizes(least=0)),
     groups=exactly(1, "1"),
-    **CONVOLUTION,
 )
 def _conv2d_transpose(
     k: Layers, x: Array, *, name: str, filters: int, kernel_size: Any, dilation_rate: Any, **options: Any
@@ -105,19 +105,22 @@ def _conv2d_transpose(
     return k.conv2d_transpose(x, filters, kernel_size, dilation=dilation_rate, name=name, **options)
 
 
-@rule("DepthwiseConv2D", **DEPTHWISE)
+@rule(
+    "DepthwiseConv2D",
+    DEPTHWISE,
+)
 def _depthwise_conv2d(k: Layers, x: Array, *, name: str, kernel_size: Any, dilation_rate: Any, **options: Any) -> Array:
     return k.depthwise_conv2d(x, kernel_size, dilation=dilation_rate, name=name, **options)
 
 
-@rule("SeparableConv2D", filters=count(), **DEPTHWISE)
+@rule("SeparableConv2D", DEPTHWISE, filters=count())
 def _separable_conv2d(
     k: Layers, x: Array, *, name: str, filters: int, kernel_size: Any, dilation_rate: Any, **options: Any
 ) -> Array:
     return k.separable_conv2d(x, filters, kernel_size, dilation=dilation_rate, name=name, **options)
 
 
-@rule("Conv1D", filters=count(), groups=count(1), **CONVOLUTION_1D)
+@rule("Conv1D", CONVOLUTION_1D, filters=count(), groups=count(1))
 def _conv1d(
     k: Layers, x: Array, *, name: str, kernel_size: Any, strides: Any, dilation_rate: Any, filters: int, **options: Any
 ) -> Array:
@@ -125,7 +128,7 @@ def _conv1d(
     return k.conv1d(x, filters, kernel, step, dilation=dilation, name=name, **options)
 
 
-@rule("DepthwiseConv1D", depth_multiplier=count(1), groups=exactly(1, "1"), **DEPTHWISE_1D)
+@rule("DepthwiseConv1D", DEPTHWISE_1D, depth_multiplier=count(1), groups=exactly(1, "1"))
 def _depthwise_conv1d(
     k: Layers, x: Array, *, name: str, kernel_size: Any, strides: Any, dilation_rate: Any, **options: Any
 ) -> Array:
@@ -133,7 +136,7 @@ def _depthwise_conv1d(
     return k.depthwise_conv1d(x, kernel, step, dilation=dilation, name=name, **options)
 
 
-@rule("SeparableConv1D", filters=count(), depth_multiplier=count(1), groups=exactly(1, "1"), **DEPTHWISE_1D)
+@rule("SeparableConv1D", DEPTHWISE_1D, filters=count(), depth_multiplier=count(1), groups=exactly(1, "1"))
 def _separable_conv1d(
     k: Layers, x: Array, *, name: str, kernel_size: Any, strides: Any, dilation_rate: Any, filters: int, **options: Any
 ) -> Array:

@@ -337,45 +337,41 @@ def _stochastic_depth(k: Layers, x: Array, *, name: str, drop_path_rate: float) 
     return k.stochastic_depth(x, drop_path_rate, name=name)
 
 
-def identity(kind: str, trains: bool = False, **options: Option) -> None:
-    """Register a layer that does nothing in inference; in training neither if it `trains`."""
+def identity(kind: str, *options: str, trains: bool = False) -> None:
+    """Register a layer that does nothing in inference; in training neither if it `trains`.
 
-    @rule(kind, **options)
+    Its options play no part.
+    """
+
+    @rule(kind, {option: ignored("in training alone") for option in options})
     def apply(k: Layers, x: Array, *, name: str) -> Array:
         if not trains and k.trains(name):
             raise ValueError(f"{kind} is not done in training: leave it out of the layers that train")
         return k.apply(kind, lambda x: x, x, name=name)
 
 
-def anything(*names: str) -> dict[str, Option]:
-    """Make options that play no part in inference."""
-    return {name: ignored("in training alone") for name in names}
-
-
 FACTOR = ("factor", "fill_mode", "fill_value", "interpolation", "data_format")
 
 identity("Identity", trains=True)
-identity("ActivityRegularization", trains=True, **anything("l1", "l2"))
-identity("GaussianNoise", stddev=ignored("in training alone"))
-identity("GaussianDropout", rate=ignored("in training alone"))
-identity("AlphaDropout", rate=ignored("in training alone"), noise_shape=ignored("in training alone"))
-identity("RandomFlip", **anything("mode", *FACTOR))
-identity("RandomRotation", **anything(*FACTOR))
-identity("RandomZoom", **anything("height_factor", "width_factor", *FACTOR))
-identity("RandomTranslation", **anything("height_factor", "width_factor", *FACTOR))
-identity("RandomShear", **anything("x_factor", "y_factor", *FACTOR))
-identity("RandomHeight", **anything(*FACTOR))
-identity("RandomWidth", **anything(*FACTOR))
-identity("RandomContrast", **anything("lower", "upper", *FACTOR))
-identity("RandomBrightness", **anything(*FACTOR))
-identity("RandomHue", **anything(*FACTOR))
-identity("RandomSaturation", **anything(*FACTOR))
-identity(
-    "RandomColorJitter", **anything("brightness_factor", "contrast_factor", "saturation_factor", "hue_factor", *FACTOR)
-)
-identity("RandomGrayscale", **anything(*FACTOR))
-identity("RandomErasing", **anything("scale", *FACTOR))
-identity("RandomGaussianBlur", **anything("kernel_size", "sigma", *FACTOR))
+identity("ActivityRegularization", "l1", "l2", trains=True)
+identity("GaussianNoise", "stddev")
+identity("GaussianDropout", "rate")
+identity("AlphaDropout", "rate", "noise_shape")
+identity("RandomFlip", "mode", *FACTOR)
+identity("RandomRotation", *FACTOR)
+identity("RandomZoom", "height_factor", "width_factor", *FACTOR)
+identity("RandomTranslation", "height_factor", "width_factor", *FACTOR)
+identity("RandomShear", "x_factor", "y_factor", *FACTOR)
+identity("RandomHeight", *FACTOR)
+identity("RandomWidth", *FACTOR)
+identity("RandomContrast", "lower", "upper", *FACTOR)
+identity("RandomBrightness", *FACTOR)
+identity("RandomHue", *FACTOR)
+identity("RandomSaturation", *FACTOR)
+identity("RandomColorJitter", "brightness_factor", "contrast_factor", "saturation_factor", "hue_factor", *FACTOR)
+identity("RandomGrayscale", *FACTOR)
+identity("RandomErasing", "scale", *FACTOR)
+identity("RandomGaussianBlur", "kernel_size", "sigma", *FACTOR)
 
 
 # -- what is not Keras's ----------------------------------------------------------------------------------------------
