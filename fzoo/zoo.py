@@ -11,7 +11,7 @@ import itertools
 import os
 import pkgutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, BinaryIO
 
@@ -303,13 +303,22 @@ def shown_options(name: str, preprocessing: Counter[str] | None, given: Mapping[
     return {k: v for choice in fitting[:1] for k, v in choice.items() if v != defaults[k]}
 
 
-def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[KerasModel, dict[str, Any]]:
+def load_model(
+    path: str | os.PathLike,
+    *,
+    dtype: Any = jnp.float32,
+    custom_objects: Mapping[str, Callable[..., Any]] | None = None,
+) -> tuple[KerasModel, dict[str, Any]]:
     """Make the network that a Keras file holds, whatever a user built of Keras's layers, with its variables.
 
     Args:
         path: a whole model as Keras saved it: `.keras`, a legacy `.h5` of any version, or a `.weights.h5` with its
             `config.json` beside it. No code of the file is run.
         dtype: of the computation; parameters are float32.
+        custom_objects: what classes compute that are not Keras's, by their names: a function (k, x, config) for each,
+            of a `fzoo.layers.Layers`, of the array that the layer takes (or a list of them) and of its configuration,
+            in which "name" is its name in the network. A layer of `k` with weights has those of the file if it is
+            given that name; the module is equal to another if the functions are the same objects.
 
     Returns:
         (module, variables), for all that takes a network of `load`. Layers of models inside of the model are named by
@@ -325,7 +334,7 @@ def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[Ke
     if configuration is None:
         raise ValueError(f"{path} has weights alone, without the model they belong to: fzoo.load(NAME, weights=...)")
     try:
-        graph, plans = build_graph(configuration)
+        graph, plans = build_graph(configuration, custom_objects)
         module = keras_model(graph, dtype)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e

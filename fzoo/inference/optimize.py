@@ -59,11 +59,15 @@ def optimize_for_inference(
     biased, folded, scaled, gone = set(), set(), set(), {}
     by_name = {node.name: node for node in nodes}
     readers = Counter(name for node in nodes for name in node.inputs)
+    calls = Counter(node.variables for node in nodes)
     for node in nodes:
-        if node.kind not in ("BatchNormalization", "LayerScale"):
+        if node.kind not in ("BatchNormalization", "LayerScale") or node.name != node.variables:
             continue
-        scale, shift = scale_and_shift(node, params.pop(node.name), stats.get(node.name))
-        parts = linear_parts(node.inputs[0], by_name, readers)
+        scale, shift = scale_and_shift(node, params.pop(node.name, {}), stats.get(node.name))
+        # What is called twice is not changed for the sake of one call.
+        parts = linear_parts(node.inputs[0], by_name, readers) if calls[node.name] == 1 else None
+        if parts is not None and any(calls[part.variables] > 1 for part, _ in parts):
+            parts = None
         if parts is None and node.kind == "LayerScale":
             params[node.name] = {"gamma": scale.astype(np.float32)}
             continue
@@ -83,7 +87,7 @@ def optimize_for_inference(
     if (platform or device_of(variables).platform) == "cpu" and jnp.dtype(dtype) == jnp.float32:
         for node in nodes:
             conv = node.config.get("convolution")
-            if conv and ops.is_winograd(conv, prepared=True):
+            if conv and calls[node.variables] == 1 and ops.is_winograd(conv, prepared=True):
                 tiles[node.name] = ops.winograd_tile(conv)
                 params[node.name]["kernel"] = ops.winograd_kernel(params[node.name]["kernel"], tiles[node.name])
     prepared = Prepared(
@@ -123,7 +127,7 @@ def linear_parts(name: str, by_name: dict[str, Node], readers: Counter[str]) -> 
         return None
     if node.kind in KERNELS:
         return [(node, [])]
-    if node.kind not in CHANNELWISE and node.kind != "Concatenate":
+    if node.kind not in CHANNELWISE and (node.kind, node.config.get("axis")) != ("Concatenate", -1):
         return None
     parts = []
     for parent in node.inputs:

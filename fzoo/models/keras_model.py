@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from fzoo.layers.graph import trace
 from fzoo.layers.keras import Layers
 from fzoo.layers.rules import RULES
 from fzoo.layers.steps import Graph
+
+#: How many values a layer may give for an image; what is beyond it is damage.
+MAX_VALUES = 1 << 31
 
 
 class KerasModel(Classifier):
@@ -42,7 +46,15 @@ class KerasModel(Classifier):
             options: dict[str, Any] = dict(step.options)
             if number == classifier:
                 options["activation"] = self.probabilities
-            outputs.append(RULES[step.kind].apply(k, *(outputs[i] for i in step.inputs), name=step.name, **options))
+            inputs = [outputs[i] for i in step.inputs]
+            try:
+                y = RULES[step.kind].apply(k, *inputs, name=step.name, **options)
+            except (TypeError, ValueError, IndexError, ZeroDivisionError) as e:  # JAX's, of shapes
+                shapes = ", ".join(str(("N", *x.shape[1:])) for x in inputs)
+                raise ValueError(f"{step.name} ({step.kind}) of {shapes}: {one_line(e)}") from e
+            if math.prod(y.shape[1:]) > MAX_VALUES:
+                raise ValueError(f"{step.name} ({step.kind}): its output {('N', *y.shape[1:])} is too large")
+            outputs.append(y)
         return outputs[self.graph.outputs[0]]
 
 
