@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -140,6 +141,10 @@ class ForwardPass:
         if name in self._taps:
             self.tapped[name] = y
         return y
+
+    def makers(self, outputs: Any) -> tuple[str, ...]:
+        """Name the calls that made the outputs of a network, of a record."""
+        return tuple(self._producer[id(y)][0] for y in jax.tree.leaves(outputs))
 
     def not_given(self) -> list[str]:
         """List the names of what the caller gave that no layer has."""
