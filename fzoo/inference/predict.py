@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -36,15 +36,19 @@ PIXELS, MOST = 256 * 224 * 224, 1024
 IN_FLIGHT = 2
 
 
+#: Images, preprocessed or not, or an array for each of several inputs, in their order or by their names.
+Pixels = Num[np.ndarray | Array, "n h w c"] | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
 def predict(
     module: nn.Module,
     variables: Any,
-    images: Num[np.ndarray | Array, "n h w c"],
+    images: Pixels,
     *,
     batch_size: int | None = None,
     preprocess: str | None = None,
     mesh: Mesh | None = None,
-) -> Array:
+) -> Any:
     """Compute the network's output for a batch of any size.
 
     The network is compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a
@@ -59,7 +63,8 @@ def predict(
         module: from `fzoo.create`, `fzoo.load` or `fzoo.optimize_for_inference`.
         variables: its variables.
         images: (N, H, W, C), NumPy or JAX: floats, preprocessed (see `preprocess_input`), or with `preprocess` pixels
-            from 0 to 255, integer or float.
+            from 0 to 255, integer or float. For a network of several inputs (see `load_model`), a tuple of arrays of
+            floats, in their order, or a mapping by their names.
         batch_size: how many images go through at once. By default the power of two that holds them: 32 at most on a
             CPU, elsewhere as many as have the pixels of 256 of 224 x 224, between 32 and 1,024.
         preprocess: the model ("ResNet50") whose `preprocess_input` is to be part of the compiled program. Pixels of
@@ -70,7 +75,8 @@ def predict(
             `jax.jit`, the shardings are the caller's, and this is ignored.
 
     Returns:
-        What `module.apply(variables, images)` gives: (N, classes) with the top; (0, classes) for no images.
+        What `module.apply(variables, images)` gives: (N, classes) with the top; (0, classes) for no images. A tuple for
+        a network of several outputs.
 
     Raises:
         ValueError: images of integers without `preprocess`, or of another rank; an unknown model; a mesh with devices
@@ -82,7 +88,7 @@ def predict(
 def features(
     module: Classifier,
     variables: Any,
-    images: Num[np.ndarray | Array, "n h w c"],
+    images: Pixels,
     layers: str | Sequence[str],
     *,
     batch_size: int | None = None,
@@ -126,20 +132,20 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
     with (what, name of the model to preprocess for or None, variables, images).
     """
 
-    def program(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
-        def step(images: Array) -> Any:
+    def program(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
+        def step(images: Any) -> Any:
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
-        count = images.shape[0]
+        count = count_of(images)
         if platform != "cpu" or count <= micro_batch(what):
             return step(images)
         parts = -(-count // micro_batch(what))
         micro = -(-count // parts)  # as even as can be; fewer images than parts are made up
-        filled = jnp.pad(images, ((0, parts * micro - count), (0, 0), (0, 0), (0, 0)))
-        out = lax.map(step, filled.reshape(parts, micro, *images.shape[1:]))
+        filled = jax.tree.map(functools.partial(filled_up, size=parts * micro), images)
+        out = lax.map(step, jax.tree.map(lambda x: x.reshape(parts, micro, *x.shape[1:]), filled))
         return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
 
-    def spread(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
+    def spread(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
         part = functools.partial(program, what, preprocess)
         specs = (PartitionSpec(), PartitionSpec(BATCH))
         return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)(variables, images)
@@ -158,31 +164,64 @@ def in_batches(
     mesh: Mesh | None = None,
 ) -> Any:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
-    check_images(images, pixels=preprocess is not None)
+    images = arranged(what, images, preprocess)
     if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
         raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
-    count, leaves = images.shape[0], jax.tree.leaves((variables, images))
+    count, leaves = count_of(images), jax.tree.leaves((variables, images))
     # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
     if any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.zeros(())]):
         images = images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)
         if count == 0:
-            one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), images)
             return no_results(jax.eval_shape(functools.partial(function, what), variables, one))
         size = batch_size or count
-        parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
+        parts = [function(what, variables, cut(images, start, size)) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
     call, device, variables = for_devices(function, what, variables, images, mesh)
     devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
     if count == 0:
-        fewest = jax.ShapeDtypeStruct((devices, *images.shape[1:]), images.dtype, sharding=mesh and along_batch(mesh))
+        spread = mesh and along_batch(mesh)
+        fewest = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=spread), images
+        )
         nothing = no_results(call.eval_shape(what, preprocess, variables, fewest))
         return beside(nothing, (variables, images)) if mesh is None else place(nothing)
-    size = batch_size or min(default_batch(device.platform, images.shape) * devices, 1 << (count - 1).bit_length())
+    shape = next((x.shape for x in jax.tree.leaves(images) if x.ndim == 4), (1, 1, 1, 1))
+    size = batch_size or min(default_batch(device.platform, shape) * devices, 1 << (count - 1).bit_length())
     size = -(-size // devices) * devices
     if count == size:
         return call(what, preprocess, variables, place(images))
     results = in_flight(call(what, preprocess, variables, place(batch)) for batch in padded(images, size))
     return join_on_host(results, count) if device.platform == "cpu" else join_on_device(results, count)
+
+
+def arranged(what: Any, images: Any, preprocess: str | None) -> Any:
+    """What a network is called with, checked: images, or a tuple of arrays where it has several inputs."""
+    module = module_of(what)
+    images = module.arrange(images) if isinstance(module, Classifier) else images
+    if not isinstance(images, tuple):
+        check_images(images, pixels=preprocess is not None)
+        return images
+    if preprocess is not None:
+        raise ValueError(f"preprocess={preprocess!r} given, which goes with one input: preprocess_input(images, name)")
+    for array in images:
+        dtype = getattr(array, "dtype", type(array).__name__)
+        if not hasattr(array, "dtype") or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"inputs of {dtype} given, arrays of floats expected")
+    shapes = [array.shape for array in images]
+    if len({shape[:1] for shape in shapes}) > 1:
+        raise ValueError(f"inputs of shapes {', '.join(map(str, shapes))} given, as many of each expected")
+    return images
+
+
+def count_of(images: Any) -> int:
+    """How many there are."""
+    return jax.tree.leaves(images)[0].shape[0]
+
+
+def cut(images: Any, start: int, size: int) -> Any:
+    """Some of the images, in their order."""
+    return jax.tree.map(lambda x: x[start : start + size], images)
 
 
 def no_results(shapes: Any) -> Any:
@@ -258,7 +297,7 @@ def output_shapes(
     Nothing is computed or compiled, and the call that comes then does not trace the network again.
     """
     function, what = (run, module) if layers is None else (taps, (module, layers))
-    check_images(images, pixels=preprocess is not None)
+    images = arranged(what, images, preprocess)
     call, _, variables = for_devices(function, what, variables, images, mesh)
     if mesh is not None:
         images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=along_batch(mesh))
@@ -301,9 +340,13 @@ def check_images(images: Any, pixels: bool) -> None:
 
 def padded(images: Any, size: int) -> Iterator[Any]:
     """Batches of exactly `size` images, the last one filled up with zeros."""
-    for start in range(0, images.shape[0], size):
-        batch = images[start : start + size]
-        if batch.shape[0] < size:
-            pad = jnp.pad if isinstance(batch, jax.Array) else np.pad
-            batch = pad(batch, ((0, size - batch.shape[0]), (0, 0), (0, 0), (0, 0)))
-        yield batch
+    for start in range(0, count_of(images), size):
+        yield jax.tree.map(functools.partial(filled_up, size=size), cut(images, start, size))
+
+
+def filled_up(x: Any, size: int) -> Any:
+    """An array with as many rows of zeros at its end as make it `size` long."""
+    if x.shape[0] == size:
+        return x
+    pad = jnp.pad if isinstance(x, jax.Array) else np.pad
+    return pad(x, ((0, size - x.shape[0]), *[(0, 0)] * (x.ndim - 1)))

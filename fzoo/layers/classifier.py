@@ -125,7 +125,7 @@ class Classifier(nn.Module):
         """The layers that are called more than once: none, in the families."""
         return frozenset()
 
-    def forward(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ..."]:
+    def forward(self, k: Layers, x: Any) -> Any:
         """Apply all layers."""
         x = self.backbone(k, k.input(x))
         if not self.include_top:
@@ -223,7 +223,7 @@ class Classifier(nn.Module):
 
         The outputs of layers that are `given` are not computed, nor what they alone need, once XLA has seen it.
         """
-        x = self.prepare_inputs(x)
+        inputs = self.prepare_inputs(x)
         if train and self.prepared:
             raise ValueError("train=True given, but optimize_for_inference made this network: train the plain one")
         k = Layers(
@@ -236,7 +236,7 @@ class Classifier(nn.Module):
             prepared=self.prepared,
             shared=self.shared_layers,
         )
-        y = self.forward(k, x)
+        y = self.forward(k, inputs)
         for name in k.not_given():
             raise ValueError(unknown("layer", name, self.names(k)))
         return y, k

@@ -107,6 +107,10 @@ class ForwardPass:
             self._modules[name] = make()
         return self._modules[name]  # pyright: ignore[reportReturnType]
 
+    def number_call(self, name: str, number: int) -> None:
+        """Say which call of a layer that is called more than once comes next, where they come in another order."""
+        self._numbers[f"{name}:"] = number
+
     def _note(
         self,
         kind: str,

@@ -38,8 +38,8 @@ class Trace:
         """The Keras layers alone, each once, in the order of `model.layers`."""
         first: dict[str, Node] = {}
         for node in self.nodes:
-            if node.kind != OPERATION:
-                first.setdefault(node.variables, node)
+            if node.kind != OPERATION and (node.variables not in first or node.name == node.variables):
+                first[node.variables] = node
         return [first[name] for name in self.order or first if name in first]
 
     @functools.cached_property

@@ -18,12 +18,14 @@ class Step:
         kind: its Keras class, a key of `rules.RULES`.
         options: (name, value) of what was asked for beyond the defaults of the class.
         inputs: the numbers of the steps whose outputs it takes.
+        call: which of the layer's calls it is, as Keras counts them, from 0.
     """
 
     name: str
     kind: str
     options: tuple[tuple[str, Any], ...]
     inputs: tuple[int, ...]
+    call: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,10 +88,10 @@ class Graph:
     def number(self, name: str) -> int:
         """Find the step of a call by its name: "dense", and "dense:1" for the second call of that layer."""
         layer, _, call = name.rpartition(":")
-        for wanted, which in ((name, 0), (layer, int(call) if call.isdecimal() else -1)):
-            calls = [number for number, step in enumerate(self.steps) if step.name == wanted]
-            if 0 <= which < len(calls):
-                return calls[which]
+        for wanted in (name, 0), (layer, int(call) if call.isdecimal() else -1):
+            for number, step in enumerate(self.steps):
+                if (step.name, step.call) == wanted:
+                    return number
         raise ValueError(unknown("layer", name, [step.name for step in self.steps]))
 
     @functools.cached_property

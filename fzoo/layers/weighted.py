@@ -51,7 +51,8 @@ class WeightedLayers(ForwardPass):
         kernel, steps, pads = pair(kernel), pair(strides), lax_padding(padding)
         use_bias = use_bias or name in self._prepared.biased
         if name in self._tiles:
-            conv = WinogradConv(features, kernel, pads, self._tiles[name], self.dtype, use_bias, name=name)
+            arguments = (features, kernel, pads, self._tiles[name], self.dtype, use_bias)
+            conv = self._module(name, functools.partial(WinogradConv, *arguments, name=name))
         else:
             make = functools.partial(
                 self._conv,
@@ -153,6 +154,7 @@ class WeightedLayers(ForwardPass):
     ) -> Float[Array, "n ... f"]:
         """Apply Dense, over the last axis."""
         name = self._name("Dense", name)
+        use_bias = use_bias or name in self._prepared.biased
         options = {"use_bias": use_bias, "dtype": self.dtype, "kernel_init": self._start(kernel_init), "name": name}
         dense = self._module(name, functools.partial(Dense, features, **options))
         y = activation_function(activation)(dense(x))
@@ -174,7 +176,7 @@ class WeightedLayers(ForwardPass):
         if name in self._prepared.folded:
             y = x
         elif name in self._prepared.scaled:
-            y = ScaleShift(self.dtype, name=name)(x)
+            y = self._module(name, functools.partial(ScaleShift, self.dtype, name=name))(x)
         else:
             arguments = (self.trains(name), epsilon, momentum, scale, self.dtype, center)
             y = self._module(name, functools.partial(BatchNorm, *arguments, name=name))(x)
@@ -200,7 +202,8 @@ class WeightedLayers(ForwardPass):
     ) -> Float[Array, "n ... c"]:
         """Apply LayerScale: a factor for each channel, at first `init`."""
         name = self._name("LayerScale", name)
-        y = x if name in self._prepared.folded else LayerScale(init, self.dtype, name=name)(x)
+        make = functools.partial(LayerScale, init, self.dtype, name=name)
+        y = x if name in self._prepared.folded else self._module(name, make)(x)
         return self._note("LayerScale", name, [x], y, init=init)
 
     def normalization(

@@ -112,6 +112,7 @@ class KerasModel(Classifier):
             if step.kind == "InputLayer":
                 values.append(k.input(next(inputs), name=step.name))
                 continue
+            k.number_call(step.name, step.call)
             options: dict[str, Any] = dict(step.options)
             if number == self.graph.classifier:
                 options["activation"] = self.probabilities

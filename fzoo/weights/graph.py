@@ -89,11 +89,13 @@ class Builder:
         self.steps: list[Step] = []
         self.inputs: list[tuple[int | None, ...]] = []
 
-    def add(self, name: str, kind: str, options: tuple[tuple[str, Any], ...], inputs: Sequence[int]) -> int:
+    def add(
+        self, name: str, kind: str, options: tuple[tuple[str, Any], ...], inputs: Sequence[int], call: int = 0
+    ) -> int:
         """Add a step; returns its number."""
         if len(self.steps) >= MAX_NAMES:
             raise ValueError(f"it has more than {MAX_NAMES} layers")
-        self.steps.append(Step(name, kind, options, tuple(inputs)))
+        self.steps.append(Step(name, kind, options, tuple(inputs), call))
         return len(self.steps) - 1
 
     def add_input(self, name: str, config: Mapping[str, Any]) -> int:
@@ -106,7 +108,7 @@ class Builder:
         return self.add(name, "InputLayer", (), ())
 
     def expand(
-        self, kind: str, config: Any, prefix: str, given: Sequence[int] | None
+        self, kind: str, config: Any, prefix: str, given: Sequence[int] | None, outer: int = 0
     ) -> tuple[list[int], tuple[Plan, ...]]:
         """Add the steps of a model.
 
@@ -115,6 +117,7 @@ class Builder:
             config: its configuration.
             prefix: of its layers' names.
             given: the steps that feed its inputs; None for the network itself.
+            outer: which call of it this is.
 
         Returns:
             (the steps that are its outputs, its layers).
@@ -139,20 +142,20 @@ class Builder:
         for place, name in enumerate(places):
             plans[name] = dataclasses.replace(plans[name], place=place)
         for name, number in order:
-            call, entry = calls[name][number], entries[name]
+            call, entry, which = calls[name][number], entries[name], outer * len(calls[name]) + number
             inputs = [self.tensor(tensors, calls, reference) for reference in call.inputs]
             path = prefix + name
             if entry["class_name"] in MODELS:
-                made, parts = self.expand(entry["class_name"], entry["config"], f"{path}/", inputs)
+                made, parts = self.expand(entry["class_name"], entry["config"], f"{path}/", inputs, which)
                 plans[name] = dataclasses.replace(plans[name], parts=parts)
-                tensors[name, number] = [self.add(path, "Model", (), made)] if len(made) == 1 else made
+                tensors[name, number] = [self.add(path, "Model", (), made, which)] if len(made) == 1 else made
             elif entry["class_name"] == "InputLayer":
                 tensors[name, number] = [self.add_input(path, entry["config"])]
             else:
-                tensors[name, number] = [self.add_layer(path, entry, call, inputs)]
+                tensors[name, number] = [self.add_layer(path, entry, call, inputs, which)]
         return [self.tensor(tensors, calls, reference) for reference in outputs], tuple(plans.values())
 
-    def add_layer(self, path: str, entry: Mapping[str, Any], call: Call, inputs: Sequence[int]) -> int:
+    def add_layer(self, path: str, entry: Mapping[str, Any], call: Call, inputs: Sequence[int], which: int) -> int:
         """Add a step for a layer that is no model."""
         try:
             kind, config = translate(entry["class_name"], entry["config"], self.version)
@@ -164,7 +167,7 @@ class Builder:
                 raise ValueError(f"it is called with {', '.join(map(str, call.arguments))}, which is not known")
         except ValueError as e:
             raise ValueError(f"{path} ({entry['class_name']}): {e}") from e
-        return self.add(path, kind, options, inputs)
+        return self.add(path, kind, options, inputs, which)
 
     def tensor(
         self, tensors: Mapping[tuple[str, int], list[int]], calls: Mapping[str, list[Call]], reference: Any

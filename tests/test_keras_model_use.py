@@ -1,0 +1,198 @@
+"""What a network of a Keras file is used for: all that a network of the zoo is."""
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from networks import assert_alive
+from reference import assert_close, outputs, random_images
+from test_keras_model import BRIGHTNESS, randomise, small_network
+
+import fzoo
+from fzoo.layers.graph import trace
+
+layers = keras.layers
+
+
+def images_of(side: int = 16, count: int = 3) -> np.ndarray:
+    return random_images((count, side, side, 3)) * BRIGHTNESS[:count]
+
+
+def loaded(model: keras.Model, tmp_path, ending: str = ".keras"):
+    """The module and the variables of a model, saved and loaded."""
+    path = tmp_path / f"model{ending}"
+    model.save(path)
+    return fzoo.load_model(path)
+
+
+# -- optimising -------------------------------------------------------------------------------------------------------
+
+
+def head_of(x):
+    return layers.Dense(4, name="classes")(layers.GlobalAveragePooling2D()(x))
+
+
+def conv(filters: int = 6, size: int = 3, **options):
+    return layers.Conv2D(filters, size, padding="same", **options)
+
+
+def conv_called_twice(x):
+    shared = conv(3)
+    return head_of(layers.BatchNormalization()(shared(layers.BatchNormalization()(shared(x)))))
+
+
+def conv_called_twice_beside(x):
+    shared = conv()
+    return head_of(layers.Add()([layers.BatchNormalization()(shared(x)), layers.BatchNormalization()(shared(layers.ReLU()(x)))]))
+
+
+def batch_norm_called_twice(x):
+    shared = layers.BatchNormalization()
+    return head_of(layers.Concatenate()([shared(conv()(x)), shared(conv(use_bias=False)(x))]))
+
+
+def model_called_twice(x):
+    inside = keras.Sequential([conv(3, use_bias=False), layers.BatchNormalization(), layers.ReLU()], name="inside")
+    return head_of(inside(inside(x)))
+
+
+def model_before_batch_norm(x):
+    inside = keras.Sequential([layers.Input((16, 16, 3)), conv(6, activation="linear")], name="inside")
+    return head_of(layers.BatchNormalization()(inside(x)))
+
+
+def conv_that_is_an_output(x):
+    y = conv(4)(x)
+    return [layers.GlobalAveragePooling2D()(y), head_of(layers.BatchNormalization()(y)), y]
+
+
+def conv_with_two_readers(x):
+    y = conv()(x)
+    return head_of(layers.Add()([y, layers.BatchNormalization()(y)]))
+
+
+def activation_between(x):
+    y = layers.BatchNormalization()(conv(activation="tanh")(x))
+    return head_of(layers.BatchNormalization()(layers.Activation("sigmoid")(conv()(y))))
+
+
+def dense_without_bias(x):
+    y = layers.GlobalAveragePooling2D()(conv(activation="relu")(x))
+    y = layers.BatchNormalization()(layers.Dense(5, use_bias=False)(y))
+    return layers.Dense(4)(layers.BatchNormalization(scale=False, center=False)(layers.Dense(5)(y)))
+
+
+def separable_and_depthwise(x):
+    y = layers.BatchNormalization()(layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)(x))
+    return head_of(layers.BatchNormalization()(layers.SeparableConv2D(5, 3, use_bias=False)(y)))
+
+
+def batch_norm_of_a_pool(x):
+    y = layers.AveragePooling2D(3, 2, padding="same")(layers.Concatenate()([conv(3)(x), conv(2, 1)(x)]))
+    return head_of(layers.BatchNormalization()(layers.Dropout(0.5)(y)))
+
+
+def padding_between(x):
+    return head_of(layers.BatchNormalization()(layers.ZeroPadding2D(2)(conv()(x))))
+
+
+def shared_kernels_of_winograd(x):
+    shared = conv(32)
+    return head_of(shared(shared(layers.ReLU()(conv(32)(x)))))
+
+
+GRAPHS = (
+    conv_called_twice,
+    conv_called_twice_beside,
+    batch_norm_called_twice,
+    model_called_twice,
+    model_before_batch_norm,
+    conv_that_is_an_output,
+    conv_with_two_readers,
+    activation_between,
+    dense_without_bias,
+    separable_and_depthwise,
+    batch_norm_of_a_pool,
+    padding_between,
+    shared_kernels_of_winograd,
+)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_form_for_inference(tmp_path, graph):
+    """It gives what the network gives, and what Keras does."""
+    x = layers.Input((16, 16, 3))
+    model = randomise(keras.Model(x, graph(x)))
+    module, variables = loaded(model, tmp_path)
+    images = images_of()
+    optimised = fzoo.optimize_for_inference(module, variables)
+    ends = [jax.tree.leaves(y) for y in (model(images), fzoo.predict(module, variables, images))]
+    ends.append(jax.tree.leaves(fzoo.predict(*optimised, images)))
+    for expected, plain, found in zip(*ends, strict=True):
+        assert_alive(expected, 0.02)
+        assert_close(np.asarray(plain), np.asarray(expected), "as it is")
+        assert_close(np.asarray(found), np.asarray(expected), "optimised")
+    assert jax.tree.structure(fzoo.predict(*optimised, images[:0])) == jax.tree.structure(model(images))
+
+
+def test_what_is_folded(tmp_path):
+    """Convolutions that are called once, through a model's end; no layer that is called more than once."""
+
+    def folded(graph) -> set[str]:
+        x = layers.Input((16, 16, 3))
+        keras.backend.clear_session()
+        module, variables = loaded(randomise(keras.Model(x, graph(x))), tmp_path)
+        return set(fzoo.optimize_for_inference(module, variables)[0].prepared.folded)
+
+    assert len(folded(model_before_batch_norm)) == len(folded(batch_norm_of_a_pool)) == 1
+    assert len(folded(dense_without_bias)) == len(folded(separable_and_depthwise)) == 2
+    nothing = (conv_called_twice, batch_norm_called_twice, model_called_twice, conv_that_is_an_output, padding_between)
+    assert not any(map(folded, nothing))
+
+
+# -- order and names --------------------------------------------------------------------------------------------------
+
+
+def random_flat_graph(seed: int) -> keras.Model:
+    """Layers of one width that take any of those before, some of them called again, with one or two outputs."""
+    rng = np.random.default_rng(seed)
+    tensors, known = [layers.Input((8, 8, 4), name="image"), layers.Input((8, 8, 4), name="unused")], []
+    tensors += [layers.Input((8, 8, 4), name="mask")] if seed % 3 == 0 else []
+    inputs = list(tensors)
+    tensors = [tensor for tensor in tensors if tensor.name != "unused"]
+    for _ in range(10):
+        picked = [tensors[i] for i in rng.integers(max(0, len(tensors) - 4), len(tensors), 2)]
+        what = rng.integers(4)
+        if what == 0 and picked[0] is not picked[1]:
+            tensors.append(layers.Add()(picked))
+        elif what == 1 and known:
+            tensors.append(known[rng.integers(len(known))](picked[0]))
+        else:
+            known.append(layers.Conv2D(4, 1) if what == 2 else layers.BatchNormalization())
+            tensors.append(known[-1](picked[0]))
+    ends = tensors[-2:] if seed % 2 else tensors[-1:]
+    return keras.Model(inputs if seed % 3 else inputs[::-1], ends)
+
+
+def test_the_order_of_layers_is_kerass(tmp_path):
+    """With layers that are called more than once, several outputs, inputs that nothing reads."""
+    for seed in range(30):
+        model = random_flat_graph(seed)
+        module, _ = loaded(model, tmp_path)
+        assert fzoo.layer_names(module) == [layer.name for layer in model.layers], seed
+    for model in (keras.Sequential([layers.Input((8, 8, 3)), conv(), layers.Flatten(), layers.Dense(2)]),):
+        assert fzoo.layer_names(loaded(model, tmp_path)[0]) == [layer.name for layer in model.layers]
+
+
+def test_layers_of_models_inside(tmp_path):
+    """Their paths, before the model's own name; its input is none of them, and each layer is there once."""
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    names = fzoo.layer_names(module)
+    at = names.index("inside")
+    assert [name.partition("/")[0] for name in names[at - 3 : at]] == ["inside"] * 3
+    assert names.count("shared") == 1 and "shared:1" not in names
+    images = images_of()
+    found = fzoo.features(module, variables, images, ["shared", "shared:1", names[at - 1], "inside"])
+    assert not np.allclose(found["shared"], found["shared:1"])
+    np.testing.assert_array_equal(found["inside"], found[names[at - 1]])
