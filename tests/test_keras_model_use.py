@@ -196,3 +196,48 @@ def test_layers_of_models_inside(tmp_path):
     found = fzoo.features(module, variables, images, ["shared", "shared:1", names[at - 1], "inside"])
     assert not np.allclose(found["shared"], found["shared:1"])
     np.testing.assert_array_equal(found["inside"], found[names[at - 1]])
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+def same_in_keras(module, variables, path, images) -> None:
+    """What is written is opened by Keras and by fzoo, and gives the same; each layer, too."""
+    expected = jax.tree.leaves(fzoo.predict(module, variables, images))
+    fzoo.save_keras_weights(module, variables, path)
+    again = fzoo.load_model(path)
+    jax.tree.map(np.testing.assert_array_equal, again[1], variables)
+    model = keras.models.load_model(path, compile=False)
+    for found, y in zip(jax.tree.leaves(model(images)), expected, strict=True):
+        assert_close(np.asarray(found), np.asarray(y), "by Keras")
+    for found, y in zip(jax.tree.leaves(fzoo.predict(*again, images)), expected, strict=True):
+        np.testing.assert_array_equal(found, y)
+    assert fzoo.layer_names(again[0]) == fzoo.layer_names(module)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_it_is_saved_as_a_model_of_keras(tmp_path, ending):
+    """From both layouts, with a model inside some of whose layers are frozen, and with another activation."""
+    for number, model in enumerate((small_network(), random_flat_graph(6), random_flat_graph(7))):
+        if number == 0:
+            model.get_layer("inside").layers[0].trainable = False
+        module, variables = loaded(randomise(model), tmp_path, ending)
+        images = tuple(random_images((3, 8, 8, 4), seed) for seed in range(len(model.inputs)))
+        same_in_keras(module, variables, tmp_path / f"out{ending}", images if number else images_of())
+        if number == 0:
+            same_in_keras(module.clone(classifier_activation=None), variables, tmp_path / f"out{ending}", images_of())
+            weights = tmp_path / "out.weights.h5"
+            fzoo.save_keras_weights(module, variables, weights)
+            other = randomise(small_network(), 1)
+            other.load_weights(weights)
+            assert_close(np.asarray(other(images_of())), np.asarray(model(images_of())), "by load_weights")
+            jax.tree.map(np.testing.assert_array_equal, fzoo.load_keras_weights(module, weights), variables)
+
+
+def test_strangers_files_are_saved_as_keras_opens_them(real, tmp_path):
+    """Whatever Keras wrote them."""
+    for file in sorted((real / "keras_files").glob("*.h*5")):
+        module, variables = fzoo.load_model(file)
+        images = random_images((2, *module.example_shape))
+        same_in_keras(module, variables, tmp_path / ("out.h5" if file.stem == "tm_waste" else "out.keras"), images)

@@ -113,12 +113,12 @@ def features(
     return in_batches(taps, (module, names), variables, images, batch_size, preprocess, mesh)
 
 
-def run(module: nn.Module, variables: Any, images: Array | np.ndarray) -> Any:
+def run(module: nn.Module, variables: Any, images: Pixels) -> Any:
     """The forward pass for inference."""
     return module.apply(variables, images)
 
 
-def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Array | np.ndarray) -> Any:
+def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Pixels) -> Any:
     """The forward pass up to some layers."""
     module, layers = module_and_layers
     return module.apply(variables, images, layers, method="endpoints")

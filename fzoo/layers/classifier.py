@@ -18,6 +18,7 @@ from fzoo.layers.activations import Activation, activation_function
 from fzoo.layers.keras import Layers, Training
 from fzoo.layers.options import COUNT, FLAG, RATE, Check, check_declared, is_count, one_of, option, or_none
 from fzoo.layers.record import Prepared
+from fzoo.layers.steps import Graph
 
 
 #: What a network takes: images, or an array for each of several inputs, in their order or by their names.
@@ -183,9 +184,9 @@ class Classifier(nn.Module):
         return jax.ShapeDtypeStruct((1, *self.example_shape), jnp.float32)
 
     @property
-    def keras_layers(self) -> tuple[str, ...]:
-        """The names of the layers in Keras's order, where the calls do not tell."""
-        return ()
+    def keras_graph(self) -> Graph | None:
+        """The layers of a network that is data; None of a family's, whose layers are in its code."""
+        return None
 
     def check_images(self, shape: tuple[Any, ...]) -> None:
         """Raise ValueError unless images of this shape, in which `jax.export` may leave sides open, can be taken."""

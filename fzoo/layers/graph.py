@@ -78,7 +78,7 @@ def _trace(module: Classifier, x64: bool) -> Trace:
 
     variables = jax.eval_shape(call, module.example_inputs)
     nodes = tuple(keras_order(found, outputs))
-    return Trace(nodes, variables, tuple(outputs), module.keras_layers)
+    return Trace(nodes, variables, tuple(outputs), module.keras_graph.layers if module.keras_graph else ())
 
 
 def keras_order(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:

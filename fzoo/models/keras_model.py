@@ -50,9 +50,9 @@ class KerasModel(Classifier):
         return self.graph.shared
 
     @property
-    def keras_layers(self) -> tuple[str, ...]:
-        """The names of the layers in Keras's order."""
-        return self.graph.layers
+    def keras_graph(self) -> Graph:
+        """Its layers."""
+        return self.graph
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:

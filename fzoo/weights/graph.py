@@ -29,6 +29,7 @@ class Plan:
         trainable: whether it was, which decides where a legacy file keeps its arrays.
         place: its place in Keras's order of the layers of its model; -1 where it is none of them: an input of a model
             inside or of a Sequential, or what leads to no output.
+        random: whether Keras keeps the state of a generator of random numbers with it.
         parts: of a model, its layers in the order of the file.
     """
 
@@ -37,6 +38,7 @@ class Plan:
     kind: str
     trainable: bool
     place: int = -1
+    random: bool = False
     parts: tuple[Plan, ...] = ()
 
     def leaves(self) -> Iterator[Plan]:
@@ -137,7 +139,8 @@ class Builder:
         if prefix or kind == "Sequential":
             places = [name for name in places if name not in names]
         plans = {
-            name: Plan(name, prefix + name, entry["class_name"], trainable(entry)) for name, entry in entries.items()
+            name: Plan(name, prefix + name, entry["class_name"], trainable(entry), random=draws(entry))
+            for name, entry in entries.items()
         }
         for place, name in enumerate(places):
             plans[name] = dataclasses.replace(plans[name], place=place)
@@ -215,6 +218,17 @@ def trainable(entry: Mapping[str, Any]) -> bool:
     """Tell whether a layer was trainable when its file was written."""
     config = entry["config"]
     return config.get("trainable", True) is not False if isinstance(config, Mapping) else True
+
+
+#: Classes that draw random numbers in training, where the rate of it is not 0.
+DRAWING = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout")
+
+
+def draws(entry: Mapping[str, Any]) -> bool:
+    """Tell whether a layer draws random numbers in training."""
+    config = entry["config"]
+    rate = config.get("rate") or config.get("stddev") if isinstance(config, Mapping) else None
+    return entry["class_name"] in DRAWING and rate not in (None, 0, 0.0)
 
 
 def connections(
