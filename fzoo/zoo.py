@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from fzoo import models
 from fzoo.errors import unknown
 from fzoo.files import one_line
-from fzoo.images.preprocessing import Images, preprocess
+from fzoo.images.preprocessing import MODES, Images, Mode, preprocess
 from fzoo.images.reading import check_size
 from fzoo.images.recipe import Recipe, change_recipe
 from fzoo.layers.activations import Activation
@@ -428,8 +428,9 @@ def preprocess_input(images: Images, name: str, *, data_format: str = "channels_
 
     Args:
         images: (N, H, W, 3) or (H, W, 3) RGB pixels from 0 to 255, NumPy or JAX, integer or float.
-        name: the model, e.g. "ResNet50", which fixes the mode: "caffe" (RGB to BGR, minus ImageNet's mean), "tf" (to
-            -1..1), "torch" (to 0..1, then ImageNet's mean and deviation), "none" (the network does it itself).
+        name: the model, e.g. "ResNet50", which fixes the mode, or the mode itself, for a network of `load_model`:
+            "caffe" (RGB to BGR, minus ImageNet's mean), "tf" (to -1..1), "torch" (to 0..1, then ImageNet's mean and
+            deviation), "none" (the network does it itself).
         data_format: "channels_last", or "channels_first" for (N, 3, H, W). The layout is kept: fzoo's networks take
             channels last.
 
@@ -439,4 +440,15 @@ def preprocess_input(images: Images, name: str, *, data_format: str = "channels_
     Raises:
         ValueError: an unknown model or data format, or an array without three channels where that says they are.
     """
-    return preprocess(images, spec(name).preprocessing, data_format=data_format)
+    return preprocess(images, preprocessing_mode(name), data_format=data_format)
+
+
+def preprocessing_mode(name: str) -> Mode:
+    """Return the mode of preprocessing of a model, or the mode of this name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name not in MODES and name not in VARIANTS:
+        raise ValueError(f"{unknown('model', name, VARIANTS)}, or one of the modes {', '.join(MODES)}")
+    return spec(name).preprocessing if name in VARIANTS else MODES[name]

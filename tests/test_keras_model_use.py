@@ -11,6 +11,7 @@ from test_keras_model import BRIGHTNESS, randomise, small_network
 
 import fzoo
 from fzoo.layers.graph import trace
+from fzoo.training.steps import phase_mask
 
 layers = keras.layers
 
@@ -44,7 +45,9 @@ def conv_called_twice(x):
 
 def conv_called_twice_beside(x):
     shared = conv()
-    return head_of(layers.Add()([layers.BatchNormalization()(shared(x)), layers.BatchNormalization()(shared(layers.ReLU()(x)))]))
+    return head_of(
+        layers.Add()([layers.BatchNormalization()(shared(x)), layers.BatchNormalization()(shared(layers.ReLU()(x)))])
+    )
 
 
 def batch_norm_called_twice(x):
@@ -241,3 +244,77 @@ def test_strangers_files_are_saved_as_keras_opens_them(real, tmp_path):
         module, variables = fzoo.load_model(file)
         images = random_images((2, *module.example_shape))
         same_in_keras(module, variables, tmp_path / ("out.h5" if file.stem == "tm_waste" else "out.keras"), images)
+
+
+# -- another head -----------------------------------------------------------------------------------------------------
+
+
+def test_transfer_cuts_at_the_last_feature_map(tmp_path):
+    """What is kept gives what it gave; the head is new, is all that "head" trains, and Keras opens the whole."""
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    assert module.cut == "both"
+    new, its = fzoo.transfer(module, variables=variables, classes=5, head=fzoo.Head(hidden=7, dropout=0.5))
+    assert (new.classes, new.cut) == (5, "both")
+    images = images_of()
+    for layer in ("both", "inside", "shared:1"):
+        expected = fzoo.features(module, variables, images, layer)[layer]
+        np.testing.assert_array_equal(fzoo.features(new, its, images, layer)[layer], expected)
+    top = {"dense", "predictions"}
+    assert set(its["params"]) == set(variables["params"]) - {"hidden", "classes"} | top
+    trained = phase_mask(new, its, fzoo.Phase(trains="head"))
+    assert {layer for layer, marks in trained.items() if all(jax.tree.leaves(marks))} == top
+    stage = phase_mask(new, its, fzoo.Phase(trains="top"))
+    assert any(jax.tree.leaves(stage["shared"])) and any(jax.tree.leaves(stage["inside/" + inner(its)]))
+    same_in_keras(new, its, tmp_path / "out.keras", images)
+    p = fzoo.predict(new, its, images)
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+    from_path, _ = fzoo.transfer(tmp_path / "model.keras", classes=5, head=fzoo.Head(hidden=7, dropout=0.5))
+    assert from_path == new
+
+
+def inner(variables) -> str:
+    """The name of the convolution inside."""
+    return next(name.partition("/")[2] for name in variables["params"] if name.startswith("inside/conv"))
+
+
+@pytest.mark.parametrize("cut", ["hidden", "stem", "inside", "shared"])
+def test_transfer_cuts_at_a_layer(tmp_path, cut):
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    cut = cut if cut != "inside" else f"inside/{inner(variables)}"
+    new, its = fzoo.transfer(module, variables=variables, classes=3, cut=cut, classifier_activation=None)
+    pooled = np.asarray(fzoo.features(module, variables, images_of(), cut)[cut])
+    pooled = pooled.mean((1, 2)) if pooled.ndim == 4 else pooled
+    head = its["params"]["predictions"]
+    expected = pooled @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    assert_close(np.asarray(fzoo.predict(new, its, images_of())), expected, cut)
+    head_alone = phase_mask(new, its, fzoo.Phase(trains="head"))
+    assert [layer for layer, marks in head_alone.items() if any(jax.tree.leaves(marks))] == ["predictions"]
+    same_in_keras(new, its, tmp_path / "out.keras", images_of())
+
+
+def test_what_transfer_refuses(tmp_path):
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    for options, message in (
+        ({"cut": "steam"}, "unknown layer 'steam': did you mean stem"),
+        ({"cut": "image"}, "cut='image' given, whose output"),
+        ({"alpha": 0.5}, "alpha=0.5 given"),
+        ({"weights": None}, "variables=... of the network expected, and no weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fzoo.transfer(module, variables=variables, classes=3, **options)
+    with pytest.raises(ValueError, match="variables=... of the network expected"):
+        fzoo.transfer(module, classes=3)
+    with pytest.raises(ValueError, match="cut='stem' given, which goes with a network of load_model"):
+        fzoo.transfer("MobileNet", classes=3, cut="stem", weights=None)
+
+
+def test_transfer_of_strangers_files(real):
+    """A head of the user's own in place of theirs, models inside of models or not."""
+    for file in sorted((real / "keras_files").glob("*.h*5")):
+        new, variables = fzoo.transfer(file, classes=3, head=fzoo.Head(hidden=5))
+        old = fzoo.load_model(file)
+        images = random_images((2, *new.example_shape))
+        (there,), (here,) = (fzoo.features(*pair, images, new.cut).values() for pair in (old, (new, variables)))
+        np.testing.assert_array_equal(there, here)
+        assert min(there.shape[1:3]) > 1
+        assert fzoo.predict(new, variables, images).shape == (2, 3)

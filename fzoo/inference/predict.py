@@ -181,9 +181,7 @@ def in_batches(
     devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
     if count == 0:
         spread = mesh and along_batch(mesh)
-        fewest = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=spread), images
-        )
+        fewest = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=spread), images)
         nothing = no_results(call.eval_shape(what, preprocess, variables, fewest))
         return beside(nothing, (variables, images)) if mesh is None else place(nothing)
     shape = next((x.shape for x in jax.tree.leaves(images) if x.ndim == 4), (1, 1, 1, 1))

@@ -252,9 +252,7 @@ class Classifier(nn.Module):
         """Compute class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
         return self.run(x, train)[0]
 
-    def endpoints(
-        self, x: Inputs, layers: Sequence[str], train: Training = False
-    ) -> dict[str, Float[Array, "n ..."]]:
+    def endpoints(self, x: Inputs, layers: Sequence[str], train: Training = False) -> dict[str, Float[Array, "n ..."]]:
         """Compute the outputs of Keras layers by name; XLA drops what none of them needs.
 
         `module.apply(variables, x, ("mixed8",), method="endpoints")`, or called as a submodule.

@@ -112,7 +112,9 @@ def check_classifier(module: Classifier) -> None:
     gives = [by_name[name].shape for name in found.outputs]
     if len(takes) != 1 or len(gives) != 1 or len(gives[0]) != 1:
         shapes = (", ".join(map(str, shapes)) for shapes in (takes, gives))
-        raise ValueError("a network from {} to {} given, one from images to a vector of classes expected".format(*shapes))
+        raise ValueError(
+            "a network from {} to {} given, one from images to a vector of classes expected".format(*shapes)
+        )
 
 
 #: Classes that leave one number of each channel's map, and what may stand between a pooling that does and the top.

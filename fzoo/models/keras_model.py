@@ -117,7 +117,7 @@ class KerasModel(Classifier):
             if number == self.graph.classifier:
                 options["activation"] = self.probabilities
             values.append(RULES[step.kind].apply(k, *(values[i] for i in step.inputs), name=step.name, **options))
-        if not self.include_top:
+        if not self.include_top and self.pooling:
             return self.pooled(k, values[ends[0]], self.pooling)
         return values[ends[0]] if len(ends) == 1 else tuple(values[end] for end in ends)
 

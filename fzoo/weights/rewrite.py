@@ -30,6 +30,7 @@ from fzoo.weights.graph import (
 from fzoo.weights.mapping import Slot
 from fzoo.weights.writers import KERAS_VERSION, SavedLayer
 
+
 @functools.lru_cache(maxsize=16)
 def configuration_of(source: str) -> Configuration:
     """Return the configuration that a graph was made of."""
@@ -66,7 +67,9 @@ def keras3_configuration(module: Classifier, graph: Graph) -> dict[str, Any]:
             set_activation(model, step.name, options["activation"])
             wanted[graph.classifier] = type(step)(step.name, step.kind, tuple(options.items()), step.inputs, step.call)
         if callable(activation) and options["activation"] is not activation:
-            raise ValueError(f"classifier_activation={activation!r} given, the name of one of Keras's expected in a file")
+            raise ValueError(
+                f"classifier_activation={activation!r} given, the name of one of Keras's expected in a file"
+            )
     try:
         written, _ = build_graph(Configuration(json.loads(json.dumps(model)), version_now()))
     except (TypeError, ValueError) as e:
@@ -242,7 +245,7 @@ def cut_model(model: Mapping[str, Any], path: str, number: int, version: tuple[i
     if kind == "Sequential":
         own = config if isinstance(config, Mapping) else {}
         return {**model, "config": {**own, "layers": layers}}
-    starts = [start for start in references(config["input_layers"]) if start[0] in needed]
+    starts = [list(start) for start in references(config["input_layers"]) if start[0] in needed]
     ends = [[name, number if len(calls[name]) > 1 else 0, 0]]
     return {**model, "config": {**config, "layers": layers, "input_layers": starts, "output_layers": ends}}
 
