@@ -25,7 +25,8 @@ from fzoo.training.evaluate import evaluate
 from fzoo.training.finetune import finetune
 from fzoo.training.results import Evaluation, Finetuned
 from fzoo.training.runs import LoadedRun, load_run
-from fzoo.training.steps import Phase, TrainState, cross_entropy, train_step, trainable_mask, transfer
+from fzoo.training.steps import Phase, TrainState, cross_entropy, train_step, trainable_mask
+from fzoo.training.transfer import transfer
 from fzoo.weights import WeightsMismatch, load_keras_weights, load_variables, save_keras_weights, save_variables
 from fzoo.zoo import ModelSpec, create, list_models, load, load_image_for, load_model, preprocess_input, recipe, spec
 

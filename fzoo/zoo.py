@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from fzoo import models
 from fzoo.errors import unknown
 from fzoo.files import one_line
-from fzoo.images.preprocessing import RANGES, Images, Mode, preprocess
+from fzoo.images.preprocessing import MODES, Images, Mode, preprocess
 from fzoo.images.reading import check_size
 from fzoo.images.recipe import Recipe, change_recipe
 from fzoo.layers.activations import Activation
@@ -459,5 +459,15 @@ def preprocess_input(images: Images, name: str, *, data_format: str = "channels_
     Raises:
         ValueError: an unknown model or data format, or an array without three channels where that says they are.
     """
-    mode = name if name in RANGES else spec(name).preprocessing
-    return preprocess(images, mode, data_format=data_format)
+    return preprocess(images, preprocessing_mode(name), data_format=data_format)
+
+
+def preprocessing_mode(name: str) -> Mode:
+    """Return the mode of preprocessing of a model, or the mode of this name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name not in MODES and name not in VARIANTS:
+        raise ValueError(f"{unknown('model', name, VARIANTS)}, or one of the modes {', '.join(MODES)}")
+    return spec(name).preprocessing if name in VARIANTS else MODES[name]

@@ -59,7 +59,7 @@ def small_network() -> keras.Model:
         name="inside",
     )
     x = image = layers.Input((16, 16, 3), name="image")
-    x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="stem")(x)
+    x = layers.Conv2D(6, 3, strides=2, padding="same", activation="tanh", name="stem")(x)
     shared = layers.Conv2D(6, 1, name="shared")
     x = layers.Add(name="sum")([shared(x), inside(x), shared(layers.ReLU(name="positive")(x))])
     x = layers.Concatenate(name="both")([x, layers.MaxPooling2D(3, 1, "same", name="pool")(x)])

@@ -23,6 +23,10 @@ RANGES: dict[Mode, tuple[float, float]] = {
 }
 
 
+#: The modes, by their names.
+MODES: dict[str, Mode] = {mode: mode for mode in RANGES}
+
+
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # B, G, R
 
 

@@ -22,7 +22,7 @@ from fzoo.errors import unknown
 from fzoo.inference.predict import in_batches
 from fzoo.layers.activations import activation_function
 from fzoo.layers.classifier import Classifier
-from fzoo.layers.graph import layer_names, trace
+from fzoo.layers.graph import check_classifier, last_map, layer_names, trace
 from fzoo.layers.options import is_count
 from fzoo.layers.record import Node
 
@@ -148,33 +148,26 @@ def heat_maps(activation: Array, pull: Any, logits: Array, classes: Int[Array, "
 
 def map_layer(module: Classifier, name: str | None) -> Node:
     """The layer of this name, or the last one before the top; raises as `grad_cam` does."""
-    nodes = trace(module).nodes
+    found = trace(module)
     if module.prepared:
         raise ValueError("optimize_for_inference made this network, whose layers are not all there: give the plain one")
     if not module.include_top:
         raise ValueError("include_top=True expected: without its top, this network has no classes")
-    by_name = {part.name: part for node in nodes for part in (*node.parts, node)}
+    check_classifier(module)
+    by_name = {part.name: part for node in found.nodes for part in (*node.parts, node)}
+    likely = last_map(found)
     if name is None:
-        return by_name[last_map(nodes)]
+        if likely is None:
+            raise ValueError("layer=NAME expected: there is no last map over the image that everything passes")
+        return by_name[likely]
     if name not in by_name:
         raise ValueError(unknown("layer", name, layer_names(module)))
     if len(by_name[name].shape) != 3:
         raise ValueError(
             f"layer {name!r} has an output of shape {by_name[name].shape}, which is no map over the image; "
-            f"(height, width, channels) expected, e.g. {last_map(nodes)!r}"
+            "(height, width, channels) expected" + (f", e.g. {likely!r}" if likely else "")
         )
     return by_name[name]
-
-
-def last_map(nodes: Sequence[Node]) -> str:
-    """The layer whose map the top pools or flattens first, on the way back from the output to where branches meet."""
-    by_name = {node.name: node for node in nodes}
-    node, found = nodes[-1], ""
-    while len(node.inputs) == 1:
-        if node.kind in ("GlobalAveragePooling2D", "GlobalMaxPooling2D", "Flatten"):
-            found = node.inputs[0]
-        node = by_name[node.inputs[0]]
-    return found
 
 
 def check_classes(module: Classifier, classes: Any, dimensions: tuple[int, ...] = (1, 2)) -> Any:

@@ -20,7 +20,7 @@ from fzoo.files import replacing
 from fzoo.inference.predict import run
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.options import is_count
-from fzoo.zoo import preprocess_input, spec
+from fzoo.zoo import preprocess_input, preprocessing_mode
 
 #: What a file can be for, as JAX calls them; "gpu" is "cuda" (NVIDIA) or "rocm" (AMD).
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -86,7 +86,7 @@ def export(
     if batch_size is not None and not is_count(batch_size):
         raise ValueError(f"batch_size={batch_size!r} given, a positive number expected, or None to leave it open")
     if preprocess is not None:
-        spec(preprocess)  # says what is wrong with it
+        preprocessing_mode(preprocess)  # says what is wrong with it
     shape = module.example_shape if image_shape is None and isinstance(module, Classifier) else image_shape
     if not isinstance(shape, tuple) or len(shape) != 3 or not all(map(is_count, shape)):
         raise ValueError(f"image_shape={shape!r} given, (height, width, channels) expected")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ KERNELS = {"Conv2D": (), "DepthwiseConv2D": (), "SeparableConv2D": ("pointwise",
 
 
 #: Keras classes that pass a factor and a term of each channel through (padding is not counted in an average here).
-CHANNELWISE = {"AveragePooling2D", "GlobalAveragePooling2D", "Cropping2D", "Dropout", "Activation"}
+CHANNELWISE = {"AveragePooling2D", "GlobalAveragePooling2D", "Cropping2D", "Dropout", "Activation", "Model"}
 
 
 def optimize_for_inference(
@@ -32,9 +33,9 @@ def optimize_for_inference(
 
     Every BN that follows a convolution, with nothing between that isn't linear, is folded into its kernel (through
     concatenation and average pooling, too), and so is ConvNeXt's LayerScale; other BNs, those after the concatenations
-    of a DenseNet, become a factor and a term. On CPU, kernels of 3x3, 5x5, 1x7 and 7x1 are kept as Winograd's algorithm
-    wants them where that is faster (1.4 to 4 times their memory). The pair goes through `predict`, `features` and
-    `module.apply` as any other.
+    of a DenseNet and layers that are called more than once, become a factor and a term. On CPU, kernels of 3x3, 5x5,
+    1x7 and 7x1 are kept as Winograd's algorithm wants them where that is faster (1.4 to 4 times their memory). The pair
+    goes through `predict`, `features` and `module.apply` as any other.
 
     Args:
         module: from `fzoo.create` or `fzoo.load`.
@@ -51,23 +52,21 @@ def optimize_for_inference(
         ValueError: this is no plain network of this package, the variables are not its own, or the dtype is none to
             compute in.
     """
-    nodes = trace(module).nodes
+    found = trace(module)
+    nodes = found.nodes
     check_variables(module, variables)
     variables = unfreeze(variables)
     params = jax.tree.map(np.asarray, variables["params"])
     stats = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     biased, folded, scaled, gone = set(), set(), set(), {}
     by_name = {node.name: node for node in nodes}
-    readers = Counter(name for node in nodes for name in node.inputs)
+    readers = Counter(name for node in nodes for name in node.inputs) + Counter(found.outputs)
     calls = Counter(node.variables for node in nodes)
     for node in nodes:
-        if node.kind not in ("BatchNormalization", "LayerScale") or node.name != node.variables:
+        if node.kind not in ("BatchNormalization", "LayerScale") or node.variables != node.name:
             continue
         scale, shift = scale_and_shift(node, params.pop(node.name, {}), stats.get(node.name))
-        # What is called twice is not changed for the sake of one call.
-        parts = linear_parts(node.inputs[0], by_name, readers) if calls[node.name] == 1 else None
-        if parts is not None and any(calls[part.variables] > 1 for part, _ in parts):
-            parts = None
+        parts = linear_parts(node.inputs[0], by_name, readers, calls) if calls[node.name] == 1 else None
         if parts is None and node.kind == "LayerScale":
             params[node.name] = {"gamma": scale.astype(np.float32)}
             continue
@@ -85,11 +84,9 @@ def optimize_for_inference(
         folded.add(node.name)
     tiles = {}
     if (platform or device_of(variables).platform) == "cpu" and jnp.dtype(dtype) == jnp.float32:
-        for node in nodes:
-            conv = node.config.get("convolution")
-            if conv and calls[node.variables] == 1 and ops.is_winograd(conv, prepared=True):
-                tiles[node.name] = ops.winograd_tile(conv)
-                params[node.name]["kernel"] = ops.winograd_kernel(params[node.name]["kernel"], tiles[node.name])
+        for name, tile in winograd_tiles(nodes).items():
+            tiles[name] = tile
+            params[name] = {**params[name], "kernel": ops.winograd_kernel(params[name]["kernel"], tile)}
     prepared = Prepared(
         frozenset(biased), frozenset(folded), frozenset(scaled), tuple(tiles.items()), tuple(gone.items())
     )
@@ -99,6 +96,20 @@ def optimize_for_inference(
     }:
         left["batch_stats"] = constants
     return module.clone(dtype=dtype, prepared=prepared), beside(left, variables)
+
+
+def winograd_tiles(nodes: Sequence[Node]) -> dict[str, int]:
+    """Return the tile for each layer whose kernel is to be kept transformed: one for all of its calls."""
+    convolutions: dict[str, list[Any]] = {}
+    for node in nodes:
+        if node.kind == "Conv2D":
+            convolutions.setdefault(node.variables, []).append(node.config.get("convolution"))
+    tiles = {}
+    for name, calls in convolutions.items():
+        if all(conv and ops.is_winograd(conv, prepared=True) for conv in calls):
+            wanted = {ops.winograd_tile(conv) for conv in calls}
+            tiles |= {name: wanted.pop()} if len(wanted) == 1 else {}
+    return tiles
 
 
 def cast_kernels(variables: Any, dtype: Any) -> Any:
@@ -117,21 +128,31 @@ def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np
     return scale, params.get("bias", 0) - stats["mean"] * scale
 
 
-def linear_parts(name: str, by_name: dict[str, Node], readers: Counter[str]) -> list[tuple[Node, list[str]]] | None:
+def linear_parts(
+    name: str, by_name: dict[str, Node], readers: Counter[str], calls: Counter[str]
+) -> list[tuple[Node, list[str]]] | None:
     """The layers whose outputs, side by side, are the channels of this layer's; None if there is more to it than that.
 
     With each, the names of the layers on the way from it to here.
+
+    Args:
+        name: of the layer.
+        by_name: all of them.
+        readers: how many read each; the network's own outputs are read, too.
+        calls: how often each layer with variables is called.
     """
     node = by_name[name]
     if readers[name] != 1 or node.config.get("activation", "linear") != "linear":
         return None
     if node.kind in KERNELS:
-        return [(node, [])]
+        return [(node, [])] if calls[node.variables] == 1 else None
     if node.kind not in CHANNELWISE and (node.kind, node.config.get("axis")) != ("Concatenate", -1):
+        return None
+    if sum(by_name[parent].shape[-1] for parent in node.inputs) != node.shape[-1]:  # not side by side as channels
         return None
     parts = []
     for parent in node.inputs:
-        found = linear_parts(parent, by_name, readers)
+        found = linear_parts(parent, by_name, readers, calls)
         if found is None:
             return None
         parts += [(part, [*between, name]) for part, between in found]

@@ -6,7 +6,7 @@ import functools
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -23,7 +23,7 @@ from fzoo.images.preprocessing import RANGES
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.devices import BATCH, along_batch, beside, device_of, replicate, shard
 from fzoo.layers.classifier import Classifier
-from fzoo.zoo import preprocess_input, preprocessing_of, spec
+from fzoo.zoo import preprocess_input, preprocessing_mode, preprocessing_of
 
 #: What a batch is cut to when the caller does not say: on a CPU, which gains nothing from more, and at the least.
 BATCH_SIZE = 32
@@ -42,15 +42,19 @@ _looked_at: set[tuple[Any, Any, Any]] = set()
 IN_FLIGHT = 2
 
 
+#: Images, preprocessed or not, or an array for each of several inputs, in their order or by their names.
+Pixels = Num[np.ndarray | Array, "n h w c"] | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
 def predict(
     module: nn.Module,
     variables: Any,
-    images: Num[np.ndarray | Array, "n h w c"],
+    images: Pixels,
     *,
     batch_size: int | None = None,
     preprocess: str | bool | None = None,
     mesh: Mesh | None = None,
-) -> Array:
+) -> Any:
     """Compute the network's output for a batch of any size.
 
     The network is compiled once for each (module, batch size, image shape, dtype); the last batch is padded, so a
@@ -65,7 +69,8 @@ def predict(
         module: from `fzoo.create`, `fzoo.load` or `fzoo.optimize_for_inference`.
         variables: its variables.
         images: (N, H, W, C), NumPy or JAX: floats, preprocessed (see `preprocess_input`), or pixels from 0 to 255:
-            integers, or with `preprocess` floats, too.
+            integers, or with `preprocess` floats, too. For a network of several inputs (see `load_model`), a tuple of
+            arrays of floats, in their order, or a mapping by their names.
         batch_size: how many images go through at once. By default the power of two that holds them: 32 at most on a
             CPU, elsewhere as many as have the pixels of 256 of 224 x 224, between 32 and 1,024.
         preprocess: whether `preprocess_input` is to be part of the compiled program, or the model ("ResNet50") whose it
@@ -77,7 +82,8 @@ def predict(
             `jax.jit`, the shardings are the caller's, and this is ignored.
 
     Returns:
-        What `module.apply(variables, images)` gives: (N, classes) with the top; (0, classes) for no images.
+        What `module.apply(variables, images)` gives: (N, classes) with the top; (0, classes) for no images. A tuple for
+        a network of several outputs.
 
     Raises:
         ValueError: images of another rank; integers that are no pixels or that nothing preprocesses, pixels that are
@@ -93,7 +99,7 @@ def predict(
 def features(
     module: Classifier,
     variables: Any,
-    images: Num[np.ndarray | Array, "n h w c"],
+    images: Pixels,
     layers: str | Sequence[str],
     *,
     batch_size: int | None = None,
@@ -118,12 +124,12 @@ def features(
     return in_batches(taps, (module, names), variables, images, batch_size, preprocess, mesh)
 
 
-def run(module: nn.Module, variables: Any, images: Array | np.ndarray) -> Any:
+def run(module: nn.Module, variables: Any, images: Pixels) -> Any:
     """The forward pass for inference."""
     return module.apply(variables, images)
 
 
-def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Array | np.ndarray) -> Any:
+def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Pixels) -> Any:
     """The forward pass up to some layers."""
     module, layers = module_and_layers
     return module.apply(variables, images, layers, method="endpoints")
@@ -137,21 +143,20 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
     with (what, name of the model to preprocess for or None, variables, images).
     """
 
-    def program(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
-        def step(images: Array) -> Any:
+    def program(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
+        def step(images: Any) -> Any:
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
-        count = images.shape[0]
-        most = micro_batch(what)
+        count, most = count_of(images), micro_batch(what)
         if platform != "cpu" or count <= most:
             return step(images)
         micro = min(range(most, most // 2, -1), key=lambda size: -count % size)  # with the fewest images made up
         parts = -(-count // micro)
-        filled = jnp.pad(images, ((0, parts * micro - count), (0, 0), (0, 0), (0, 0)))
-        out = lax.map(step, filled.reshape(parts, micro, *images.shape[1:]))
+        filled = jax.tree.map(functools.partial(filled_up, size=parts * micro), images)
+        out = lax.map(step, jax.tree.map(lambda x: x.reshape(parts, micro, *x.shape[1:]), filled))
         return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
 
-    def spread(what: Hashable, preprocess: str | None, variables: Any, images: Array) -> Any:
+    def spread(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
         part = functools.partial(program, what, preprocess)
         specs = (PartitionSpec(), PartitionSpec(BATCH))
         return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)(variables, images)
@@ -170,32 +175,66 @@ def in_batches(
     mesh: Mesh | None = None,
 ) -> Any:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
-    preprocess = chosen_preprocessing(module_of(what), images, preprocess)
-    check_values(module_of(what), images, preprocess)
+    images, preprocess = arranged(what, images, preprocess)
+    if not isinstance(images, tuple):
+        check_values(module_of(what), images, preprocess)
     if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
         raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
-    count, leaves = images.shape[0], jax.tree.leaves((variables, images))
+    count, leaves = count_of(images), jax.tree.leaves((variables, images))
     # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
     if any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.zeros(())]):
         images = images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)
         if count == 0:
-            one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), images)
             return no_results(jax.eval_shape(functools.partial(function, what), variables, one))
         size = batch_size or count
-        parts = [function(what, variables, images[start : start + size]) for start in range(0, count, size)]
+        parts = [function(what, variables, cut(images, start, size)) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
     call, device, variables = for_devices(function, what, variables, images, mesh)
     devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
     if count == 0:
-        fewest = jax.ShapeDtypeStruct((devices, *images.shape[1:]), images.dtype, sharding=mesh and along_batch(mesh))
+        spread = mesh and along_batch(mesh)
+        fewest = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=spread), images)
         nothing = no_results(call.eval_shape(what, preprocess, variables, fewest))
         return beside(nothing, (variables, images)) if mesh is None else place(nothing)
-    size = batch_size or min(default_batch(device.platform, images.shape) * devices, 1 << (count - 1).bit_length())
+    shape = next((x.shape for x in jax.tree.leaves(images) if x.ndim == 4), (1, 1, 1, 1))
+    size = batch_size or min(default_batch(device.platform, shape) * devices, 1 << (count - 1).bit_length())
     size = -(-size // devices) * devices
     if count == size:
         return call(what, preprocess, variables, place(images))
     results = in_flight(call(what, preprocess, variables, place(batch)) for batch in padded(images, size))
     return join_on_host(results, count) if device.platform == "cpu" else join_on_device(results, count)
+
+
+def arranged(what: Any, images: Any, preprocess: str | bool | None) -> tuple[Any, str | None]:
+    """Return what a network is called with, checked, and what it is preprocessed for.
+
+    That is images, or a tuple of arrays where the network has several inputs, which nothing preprocesses.
+    """
+    module = module_of(what)
+    images = module.arrange(images) if isinstance(module, Classifier) else images
+    if not isinstance(images, tuple):
+        return images, chosen_preprocessing(module, images, preprocess)
+    if preprocess:
+        raise ValueError(f"preprocess={preprocess!r} given, which goes with one input: preprocess_input(images, name)")
+    for array in images:
+        dtype = getattr(array, "dtype", type(array).__name__)
+        if not hasattr(array, "dtype") or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"inputs of {dtype} given, arrays of floats expected")
+    shapes = [array.shape for array in images]
+    if len({shape[:1] for shape in shapes}) > 1:
+        raise ValueError(f"inputs of shapes {', '.join(map(str, shapes))} given, as many of each expected")
+    return images, None
+
+
+def count_of(images: Any) -> int:
+    """How many there are."""
+    return jax.tree.leaves(images)[0].shape[0]
+
+
+def cut(images: Any, start: int, size: int) -> Any:
+    """Some of the images, in their order."""
+    return jax.tree.map(lambda x: x[start : start + size], images)
 
 
 def no_results(shapes: Any) -> Any:
@@ -271,7 +310,7 @@ def output_shapes(
     Nothing is computed or compiled, and the call that comes then does not trace the network again.
     """
     function, what = (run, module) if layers is None else (taps, (module, layers))
-    preprocess = chosen_preprocessing(module_of(what), images, preprocess)
+    images, preprocess = arranged(what, images, preprocess)
     call, _, variables = for_devices(function, what, variables, images, mesh)
     if mesh is not None:
         images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=along_batch(mesh))
@@ -318,7 +357,7 @@ def chosen_preprocessing(module: nn.Module, images: Any, preprocess: str | bool 
     check_images(images, pixels=preprocess is not None)
     if preprocess is None or own is None or preprocess == own:
         return preprocess
-    given = spec(preprocess).preprocessing
+    given = preprocessing_mode(preprocess)
     if given != own:
         raise ValueError(
             f"preprocess={preprocess!r} given, which is {given!r}; {name} takes {own!r}: leave it out, or do it before "
@@ -380,9 +419,13 @@ def check_images(images: Any, pixels: bool) -> None:
 
 def padded(images: Any, size: int) -> Iterator[Any]:
     """Batches of exactly `size` images, the last one filled up with zeros."""
-    for start in range(0, images.shape[0], size):
-        batch = images[start : start + size]
-        if batch.shape[0] < size:
-            pad = jnp.pad if isinstance(batch, jax.Array) else np.pad
-            batch = pad(batch, ((0, size - batch.shape[0]), (0, 0), (0, 0), (0, 0)))
-        yield batch
+    for start in range(0, count_of(images), size):
+        yield jax.tree.map(functools.partial(filled_up, size=size), cut(images, start, size))
+
+
+def filled_up(x: Any, size: int) -> Any:
+    """An array with as many rows of zeros at its end as make it `size` long."""
+    if x.shape[0] == size:
+        return x
+    pad = jnp.pad if isinstance(x, jax.Array) else np.pad
+    return pad(x, ((0, size - x.shape[0]), *[(0, 0)] * (x.ndim - 1)))

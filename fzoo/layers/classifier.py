@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -17,6 +18,10 @@ from fzoo.layers.activations import Activation, activation_function
 from fzoo.layers.keras import Layers, Training
 from fzoo.layers.options import COUNT, FLAG, RATE, Check, check_declared, is_count, one_of, option, or_none
 from fzoo.layers.record import Prepared
+from fzoo.layers.steps import Graph
+
+#: What a network takes: images, or an array for each of several inputs, in their order or by their names.
+Inputs = Float[Array | np.ndarray, "n h w c"] | tuple[Any, ...] | Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Classifier(nn.Module):
         """The layers that are called more than once: none, in the families."""
         return frozenset()
 
-    def forward(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ..."]:
+    def forward(self, k: Layers, x: Any) -> Any:
         """Apply all layers."""
         x = self.backbone(k, k.input(x))
         if not self.include_top:
@@ -146,7 +151,7 @@ class Classifier(nn.Module):
             return k.global_max_pool(x, name="max_pool" if self.named_pools else None)
         return x
 
-    def probabilities(self, logits: Float[Array, "n classes"]) -> Float[Array, "n classes"]:
+    def probabilities(self, logits: Float[Array, "n ... classes"]) -> Float[Array, "n ... classes"]:
         """Apply `classifier_activation`, in float32 at least."""
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         return activation_function(self.classifier_activation)(logits)
@@ -162,15 +167,29 @@ class Classifier(nn.Module):
         return self.include_top and self.head is None
 
     @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        """(height, width, channels) of the images that it takes, None for any."""
+        return self.input_shape or (None, None, 3)
+
+    @property
     def example_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image that this network takes: `input_shape`, or the family's default."""
-        height, width, channels = self.input_shape or (None, None, 3)
+        height, width, channels = self.image_shape
         return height or self.default_size, width or self.default_size, channels
+
+    @property
+    def example_inputs(self) -> Any:
+        """What a call takes, for one image, as `jax.ShapeDtypeStruct`s."""
+        return jax.ShapeDtypeStruct((1, *self.example_shape), jnp.float32)
+
+    @property
+    def keras_graph(self) -> Graph | None:
+        """The layers of a network that is data; None of a family's, whose layers are in its code."""
+        return None
 
     def check_images(self, shape: tuple[Any, ...]) -> None:
         """Raise ValueError unless images of this shape, in which `jax.export` may leave sides open, can be taken."""
-        wanted = self.example_shape if self.fixed_size and self.own_top else self.input_shape
-        wanted = wanted or (None, None, 3)
+        wanted = self.example_shape if self.fixed_size and self.own_top else self.image_shape
         if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
             sizes = ["any" if w is None else str(w) for w in wanted]
             raise ValueError(f"images of shape {shape} given, (N, H, W, C) with H, W, C = {', '.join(sizes)} expected")
@@ -180,20 +199,31 @@ class Classifier(nn.Module):
                 f"{self.min_size} x {self.min_size} at the least"
             )
 
+    @nn.nowrap
+    def arrange(self, inputs: Any) -> Any:
+        """Put what a caller gave into the order of the network's inputs; there is one."""
+        return inputs
+
+    @nn.nowrap
+    def prepare_inputs(self, x: Any) -> Any:
+        """Check what a call takes, and give it the dtype of the computation."""
+        self.check_images(x.shape)
+        return jnp.asarray(x, self.dtype)
+
     @nn.compact
     def run(
         self,
-        x: Float[Array | np.ndarray, "n h w c"],
+        x: Inputs,
         train: Training = False,
         taps: Sequence[str] = (),
         given: Mapping[str, Array] | None = None,
         record: bool = False,
-    ) -> tuple[Array, Layers]:
+    ) -> tuple[Any, Layers]:
         """Run the forward pass; returns its output, and the `Layers` that kept what was asked for.
 
         The outputs of layers that are `given` are not computed, nor what they alone need, once XLA has seen it.
         """
-        self.check_images(x.shape)
+        inputs = self.prepare_inputs(x)
         if train and self.prepared:
             raise ValueError("train=True given, but optimize_for_inference made this network: train the plain one")
         k = Layers(
@@ -206,7 +236,7 @@ class Classifier(nn.Module):
             prepared=self.prepared,
             shared=self.shared_layers,
         )
-        y = self.forward(k, jnp.asarray(x, self.dtype))
+        y = self.forward(k, inputs)
         for name in k.not_given():
             raise ValueError(unknown("layer", name, self.names(k)))
         return y, k
@@ -217,13 +247,11 @@ class Classifier(nn.Module):
         gone = dict(self.prepared.gone) if self.prepared else {}
         return [name for name in k.names if name not in gone]
 
-    def __call__(self, x: Float[Array | np.ndarray, "n h w c"], train: Training = False) -> Array:
+    def __call__(self, x: Inputs, train: Training = False) -> Any:
         """Compute class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
         return self.run(x, train)[0]
 
-    def endpoints(
-        self, x: Float[Array | np.ndarray, "n h w c"], layers: Sequence[str], train: Training = False
-    ) -> dict[str, Float[Array, "n ..."]]:
+    def endpoints(self, x: Inputs, layers: Sequence[str], train: Training = False) -> dict[str, Float[Array, "n ..."]]:
         """Compute the outputs of Keras layers by name; XLA drops what none of them needs.
 
         `module.apply(variables, x, ("mixed8",), method="endpoints")`, or called as a submodule.

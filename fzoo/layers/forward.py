@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -106,6 +107,10 @@ class ForwardPass:
             self._modules[name] = make()
         return self._modules[name]  # pyright: ignore[reportReturnType]
 
+    def number_call(self, name: str, number: int) -> None:
+        """Say which call of a layer that is called more than once comes next, where they come in another order."""
+        self._numbers[f"{name}:"] = number
+
     def _note(
         self,
         kind: str,
@@ -140,6 +145,10 @@ class ForwardPass:
         if name in self._taps:
             self.tapped[name] = y
         return y
+
+    def makers(self, outputs: Any) -> tuple[str, ...]:
+        """Name the calls that made the outputs of a network, of a record."""
+        return tuple(self._producer[id(y)][0] for y in jax.tree.leaves(outputs))
 
     def not_given(self) -> list[str]:
         """List the names of what the caller gave that no layer has."""

@@ -21,17 +21,26 @@ class Trace:
     """What one abstract call of a network shows.
 
     Attributes:
-        nodes: its Keras layers, in Keras's order of `model.layers`, and the operations between them.
+        nodes: the calls of its Keras layers, and the operations between them, each after those that feed it; where each
+            layer is called once, they are in Keras's order of `model.layers`.
         variables: its variables as `jax.ShapeDtypeStruct`s.
+        outputs: the names of the nodes whose outputs are the network's.
+        order: the names of its layers in Keras's order, where that is not the order of the nodes.
     """
 
     nodes: tuple[Node, ...]
     variables: dict[str, Any]
+    outputs: tuple[str, ...]
+    order: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def layers(self) -> list[Node]:
-        """The Keras layers alone: `model.layers`."""
-        return [node for node in self.nodes if node.kind != OPERATION]
+        """The Keras layers alone, each once, in the order of `model.layers`."""
+        first: dict[str, Node] = {}
+        for node in self.nodes:
+            if node.kind != OPERATION and (node.variables not in first or node.name == node.variables):
+                first[node.variables] = node
+        return [first[name] for name in self.order or first if name in first]
 
     @functools.cached_property
     def parameters(self) -> dict[str, int]:
@@ -59,35 +68,85 @@ def trace(module: Classifier) -> Trace:
 def _trace(module: Classifier, x64: bool) -> Trace:
     """Do what `trace` does, by all that it depends on: dtypes of variables differ with `x64`."""
     found: list[Node] = []
+    outputs: list[str] = []
 
     def call(x):
-        (_, k), variables = module.init_with_output(jax.random.key(0), x, record=True, method="run")
+        (y, k), variables = module.init_with_output(jax.random.key(0), x, record=True, method="run")
         found.extend(k.nodes.values())
+        outputs.extend(k.makers(y))
         return variables
 
-    variables = jax.eval_shape(call, jax.ShapeDtypeStruct((1, *module.example_shape), jnp.float32))
-    return Trace(tuple(keras_order(found)), variables)
+    variables = jax.eval_shape(call, module.example_inputs)
+    nodes = tuple(keras_order(found, outputs))
+    return Trace(nodes, variables, tuple(outputs), module.keras_graph.layers if module.keras_graph else ())
 
 
-def keras_order(nodes: Sequence[Node]) -> list[Node]:
+def keras_order(nodes: Sequence[Node], outputs: Sequence[str]) -> list[Node]:
     """Sort a network's layers as Keras does.
 
-    Deepest first, the depth being the longest way to the output; among equals, the one that a walk from
-    the output, inputs in order, meets first. `nodes` come in an order of execution, the output last.
+    Deepest first, the depth being the longest way to an output; among equals, the one that a walk from
+    the outputs, inputs in order, meets first. `nodes` come in an order of execution. What leads to no output is left
+    out, but for inputs, which come first.
     """
     by_name = {node.name: node for node in nodes}
-    depth = {nodes[-1].name: 0}
+    depth = dict.fromkeys(outputs, 0)
     for node in reversed(nodes):
-        for parent in node.inputs:
-            depth[parent] = max(depth.get(parent, 0), depth.get(node.name, 0) + 1)
+        for parent in node.inputs if node.name in depth else ():
+            depth[parent] = max(depth.get(parent, 0), depth[node.name] + 1)
     met: dict[str, int] = {}
-    stack = [nodes[-1].name]
+    stack = [*reversed(outputs)]
     while stack:
         name = stack.pop()
         if name not in met:
             met[name] = len(met)
             stack.extend(reversed(by_name[name].inputs))
-    return [by_name[name] for name in sorted(met, key=lambda n: (-depth[n], met[n]))]
+    unread = [node for node in nodes if node.kind == "InputLayer" and node.name not in met]
+    return unread + [by_name[name] for name in sorted(met, key=lambda n: (-depth[n], met[n]))]
+
+
+def check_classifier(module: Classifier) -> None:
+    """Raise ValueError unless a network takes images alone and gives one vector for each."""
+    found = trace(module)
+    by_name = {node.name: node for node in found.nodes}
+    takes = [node.shape for node in found.nodes if node.kind == "InputLayer"]
+    gives = [by_name[name].shape for name in found.outputs]
+    if len(takes) != 1 or len(gives) != 1 or len(gives[0]) != 1:
+        shapes = (", ".join(map(str, shapes)) for shapes in (takes, gives))
+        raise ValueError(
+            "a network from {} to {} given, one from images to a vector of classes expected".format(*shapes)
+        )
+
+
+#: Classes that leave one number of each channel's map, and what may stand between a pooling that does and the top.
+REDUCTIONS, PASSING = ("GlobalAveragePooling2D", "GlobalMaxPooling2D"), ("AveragePooling2D", "Dropout", "Model")
+
+
+def last_map(found: Trace) -> str | None:
+    """Name the layer with the last feature map: all that comes after it is the top.
+
+    It is the last of the layers through which everything passes whose output is a map over the image, or, where the
+    image is so small that it has become a single place, the last before the pooling. None where there is no such layer.
+    """
+    if len(found.outputs) != 1:
+        return None
+    narrow, reach = [], 0  # the nodes through which everything passes, and the furthest reader so far
+    place = {node.name: i for i, node in enumerate(found.nodes)}
+    furthest = {parent: i for i, node in enumerate(found.nodes) for parent in node.inputs}
+    for node in found.nodes:
+        if reach <= place[node.name]:
+            narrow.append(node)
+        reach = max(reach, furthest.get(node.name, 0))
+    wide = [i for i, node in enumerate(narrow) if len(node.shape) == 3 and max(node.shape[:2]) > 1]
+    if not wide:
+        return None
+    last = wide[-1]
+    for node in narrow[last + 1 :]:
+        if node.kind in REDUCTIONS or len(node.shape) != 3:
+            break
+        last += 1
+    while max(narrow[last].shape[:2]) == 1 and narrow[last].kind in PASSING:
+        last -= 1
+    return narrow[last].name
 
 
 def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:

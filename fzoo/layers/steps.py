@@ -6,6 +6,8 @@ import dataclasses
 import functools
 from typing import Any
 
+from fzoo.errors import unknown
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -16,12 +18,14 @@ class Step:
         kind: its Keras class, a key of `rules.RULES`.
         options: (name, value) of what was asked for beyond the defaults of the class.
         inputs: the numbers of the steps whose outputs it takes.
+        call: which of the layer's calls it is, as Keras counts them, from 0.
     """
 
     name: str
     kind: str
     options: tuple[tuple[str, Any], ...]
     inputs: tuple[int, ...]
+    call: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,12 +37,17 @@ class Graph:
     Attributes:
         steps: the calls of its layers.
         outputs: the numbers of the steps whose outputs are the network's.
-        inputs: (height, width, channels) of each input, None for what is left open.
+        inputs: the shape of each input without the batch, None for what is left open, in the order of its InputLayers
+            among the steps.
+        layers: the names of its layers in Keras's order, those of a model inside before that model's own.
+        source: the configuration that it was made of, as JSON: (version of Keras, configuration).
     """
 
     steps: tuple[Step, ...]
     outputs: tuple[int, ...]
-    inputs: tuple[tuple[int | None, int | None, int], ...]
+    inputs: tuple[tuple[int | None, ...], ...]
+    layers: tuple[str, ...] = ()
+    source: str = ""
 
     def __post_init__(self):
         # Once: a module is hashed at each call of a compiled function.
@@ -46,6 +55,10 @@ class Graph:
 
     def __hash__(self) -> int:
         return self._hash  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be made anew in another process, where texts have other hashes."""
+        return Graph, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -71,6 +84,20 @@ class Graph:
         ends = self.steps[number].kind in ("Dense", "Activation", "Softmax")
         alone = sum(step.name == self.steps[number].name for step in self.steps) == 1
         return number if ends and alone else None
+
+    def number(self, name: str) -> int:
+        """Find the step of a call by its name: "dense", and "dense:1" for the second call of that layer."""
+        layer, _, call = name.rpartition(":")
+        for wanted in (name, 0), (layer, int(call) if call.isdecimal() else -1):
+            for number, step in enumerate(self.steps):
+                if (step.name, step.call) == wanted:
+                    return number
+        raise ValueError(unknown("layer", name, [step.name for step in self.steps]))
+
+    @functools.cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of its inputs."""
+        return tuple(step.name for step in self.steps if step.kind == "InputLayer")
 
     @functools.cached_property
     def shared(self) -> frozenset[str]:

@@ -55,7 +55,8 @@ class WeightedLayers(ForwardPass):
         kernel, steps, pads = pair(kernel), pair(strides), lax_padding(padding)
         use_bias = use_bias or name in self._prepared.biased
         if name in self._tiles:
-            conv = WinogradConv(features, kernel, pads, self._tiles[name], self.dtype, use_bias, name=name)
+            arguments = (features, kernel, pads, self._tiles[name], self.dtype, use_bias)
+            conv = self._module(name, functools.partial(WinogradConv, *arguments, name=name))
         else:
             make = functools.partial(
                 self._conv,
@@ -272,6 +273,7 @@ class WeightedLayers(ForwardPass):
     ) -> Float[Array, "n ... f"]:
         """Apply Dense, over the last axis."""
         name = self._name("Dense", name)
+        use_bias = use_bias or name in self._prepared.biased
         options = {"use_bias": use_bias, "dtype": self.dtype, "kernel_init": self._start(kernel_init), "name": name}
         dense = self._module(name, functools.partial(Dense, features, **options))
         y = activation_function(activation)(dense(x))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
-from fzoo.layers.graph import trace
+from fzoo.layers.graph import last_map, trace
 from fzoo.layers.keras import Layers
 from fzoo.layers.rules import RULES
 from fzoo.layers.steps import Graph
@@ -22,40 +25,113 @@ MAX_VALUES = 1 << 31
 class KerasModel(Classifier):
     """The network of a file that Keras wrote, from `fzoo.load_model`.
 
+    Where it has several inputs, it takes a tuple of arrays, in the order of the file, or a mapping by their names.
+    Where it has several outputs, it gives a tuple.
+
     Attributes:
         graph: its layers, as data.
+        cut: the layer with the last feature map: what comes after it is the top, which `include_top=False` is without.
+            None where there is no such layer.
     """
 
     graph: Graph = Graph((), (), ())
+    cut: str | None = None
 
     min_size = 1
+
+    @nn.nowrap
+    def check_options(self) -> None:
+        """Check them."""
+        super().check_options()
+        if not self.include_top and self.cut is None:
+            raise ValueError("include_top=False given, but this network has no last feature map to end with")
+        if self.head is not None:
+            raise ValueError("head given, which goes with fzoo.transfer(module, variables=..., head=...) here")
 
     @property
     def shared_layers(self) -> frozenset[str]:
         """The layers that are called more than once."""
         return self.graph.shared
 
-    def forward(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ..."]:
+    @property
+    def keras_graph(self) -> Graph:
+        """Its layers."""
+        return self.graph
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        """(height, width, channels) of its first input of images: `input_shape`, or what the file says."""
+        height, width, channels = next(shape for shape in self.graph.inputs if len(shape) == 3)
+        return self.input_shape or (height, width, channels or 3)
+
+    @property
+    def example_inputs(self) -> Any:
+        """What a call takes, for one image, as `jax.ShapeDtypeStruct`s: a tuple where there are several inputs."""
+        if len(self.graph.inputs) == 1:
+            return super().example_inputs
+        shapes = [self.example_shape[:2] + shape[2:] if len(shape) == 3 else shape for shape in self.graph.inputs]
+        return tuple(jax.ShapeDtypeStruct((1, *(n or 1 for n in shape)), jnp.float32) for shape in shapes)
+
+    @nn.nowrap
+    def arrange(self, inputs: Any) -> Any:
+        """Put the arrays of several inputs into their order, as a tuple; what is one array stays as it is.
+
+        Raises:
+            ValueError: they are not the inputs of this network.
+        """
+        names = self.graph.input_names
+        if isinstance(inputs, Mapping):
+            if inputs.keys() != set(names):
+                raise ValueError(f"inputs {', '.join(map(str, inputs))} given, {', '.join(names)} expected")
+            inputs = tuple(inputs[name] for name in names)
+        if isinstance(inputs, (tuple, list)):
+            if len(inputs) != len(names):
+                raise ValueError(f"{len(inputs)} inputs given, {len(names)} expected: {', '.join(names)}")
+            return tuple(inputs) if len(names) > 1 else inputs[0]
+        if len(names) > 1:
+            raise ValueError(f"one array given, a tuple or a mapping of {len(names)} expected: {', '.join(names)}")
+        return inputs
+
+    @nn.nowrap
+    def prepare_inputs(self, x: Any) -> Any:
+        """Check what a call takes, and give it the dtype of the computation."""
+        x = self.arrange(x)
+        if not isinstance(x, tuple):
+            return super().prepare_inputs(x)
+        for name, array, wanted in zip(self.graph.input_names, x, self.graph.inputs, strict=True):
+            fits = array.ndim == len(wanted) + 1 and all(
+                w in (None, n) for w, n in zip(wanted, array.shape[1:], strict=True)
+            )
+            if not fits or array.shape[0] != x[0].shape[0]:
+                sides = ", ".join("any" if n is None else str(n) for n in wanted)
+                raise ValueError(f"{name} of shape {array.shape} given, ({x[0].shape[0]}, {sides}) expected")
+        return tuple(jnp.asarray(array, self.dtype) for array in x)
+
+    def forward(self, k: Layers, x: Any) -> Any:
         """Apply the steps of the graph."""
-        outputs: list[Array] = []
-        classifier = self.graph.classifier
-        for number, step in enumerate(self.graph.steps):
+        ends = self.graph.outputs if self.include_top or self.cut is None else (self.graph.number(self.cut),)
+        inputs = iter(x if isinstance(x, tuple) else (x,))
+        values: list[Array] = []
+        for number, step in enumerate(self.graph.steps[: max(ends) + 1]):
             if step.kind == "InputLayer":
-                outputs.append(k.input(x, name=step.name))
+                values.append(k.input(next(inputs), name=step.name))
                 continue
+            k.number_call(step.name, step.call)
             options: dict[str, Any] = dict(step.options)
-            if number == classifier:
+            if number == self.graph.classifier:
                 options["activation"] = self.probabilities
-            inputs = [outputs[i] for i in step.inputs]
+            given = [values[i] for i in step.inputs]
             try:
-                y = RULES[step.kind].apply(k, *inputs, name=step.name, **options)
+                y = RULES[step.kind].apply(k, *given, name=step.name, **options)
             except (TypeError, ValueError, IndexError, ZeroDivisionError) as e:  # JAX's, of shapes
-                shapes = ", ".join(str(("N", *x.shape[1:])) for x in inputs)
+                shapes = ", ".join(str(("N", *x.shape[1:])) for x in given)
                 raise ValueError(f"{step.name} ({step.kind}) of {shapes}: {one_line(e)}") from e
             if math.prod(y.shape[1:]) > MAX_VALUES:
                 raise ValueError(f"{step.name} ({step.kind}): its output {('N', *y.shape[1:])} is too large")
-            outputs.append(y)
-        return outputs[self.graph.outputs[0]]
+            values.append(y)
+        if not self.include_top and self.pooling:
+            return self.pooled(k, values[ends[0]], self.pooling)
+        return values[ends[0]] if len(ends) == 1 else tuple(values[end] for end in ends)
 
 
 def keras_model(graph: Graph, dtype: Any = jnp.float32) -> KerasModel:
@@ -64,12 +140,12 @@ def keras_model(graph: Graph, dtype: Any = jnp.float32) -> KerasModel:
     Raises:
         ValueError: its layers do not fit each other.
     """
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise ValueError(f"{len(graph.inputs)} inputs and {len(graph.outputs)} outputs, one of each expected")
     activation = None if graph.classifier is None else dict(graph.steps[graph.classifier].options)["activation"]
-    module = KerasModel(graph=graph, input_shape=graph.inputs[0], classifier_activation=activation, dtype=dtype)
+    module = KerasModel(graph=graph, classifier_activation=activation, dtype=dtype)
+    module = module.clone(input_shape=module.image_shape)
     try:
-        classes = trace(module).nodes[-1].shape[-1]
+        found = trace(module)
     except (TypeError, ValueError) as e:  # JAX's, of shapes
         raise ValueError(f"its layers do not fit each other: {one_line(e)}") from e
-    return module.clone(classes=classes)
+    shapes = {node.name: node.shape for node in found.nodes}
+    return module.clone(classes=shapes[found.outputs[0]][-1], cut=last_map(found))

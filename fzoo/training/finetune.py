@@ -53,8 +53,8 @@ from fzoo.training.steps import (
     phase_mask,
     train_step,
     trained_layers,
-    transfer,
 )
+from fzoo.training.transfer import transfer
 from fzoo.weights.mapping import slots, without_top
 from fzoo.zoo import load, preprocess_input
 

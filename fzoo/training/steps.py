@@ -18,56 +18,11 @@ import optax
 from jaxtyping import Array, Float, Int, Shaped
 
 from fzoo.errors import unknown
-from fzoo.layers.classifier import Classifier, Head
-from fzoo.layers.graph import layer_names, random_variables, trace
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import layer_names, trace
 from fzoo.layers.keras import Training
 from fzoo.weights.mapping import slots, without_top
-from fzoo.zoo import create, list_models, load, spec
-
-
-def transfer(
-    name: str,
-    *,
-    classes: int,
-    head: Head | None = None,
-    weights: Any = "imagenet",
-    rng: jax.Array | None = None,
-    **create_options: Any,
-) -> tuple[Classifier, dict[str, Any]]:
-    """A pretrained backbone with a new classifier, as one network with one tree of variables.
-
-    It is what Keras users build as `Dense(classes)(GlobalAveragePooling2D()(base.output))`, with the same names and
-    order of layers; `save_keras_weights` writes a file that such a model of Keras's loads.
-
-    Args:
-        name: the model.
-        classes: number of outputs of the classifier.
-        head: its layers; average pooling and the classifier by default.
-        weights: of the backbone: "imagenet", a file, or None, as for `load`; a file with a top will do.
-        rng: of the new layers, and of all where `weights` is None; key 0 by default.
-        **create_options: see `create`.
-
-    Returns:
-        (module, variables).
-
-    Raises:
-        ValueError, OSError: as `load`.
-    """
-    head, rng = head or Head(), jax.random.key(0) if rng is None else rng
-    backbone: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    if weights is not None:
-        below = {k: v for k, v in create_options.items() if k != "classifier_activation"}
-        loaded, backbone = load(name, weights=weights, include_top=False, **below)
-        module = loaded.clone(
-            include_top=True,
-            classes=classes,
-            head=head,
-            classifier_activation=create_options.get("classifier_activation", "softmax"),
-        )
-    else:
-        module = create(name, classes=classes, head=head, **create_options)
-    fresh = random_variables(module, rng)
-    return module, {kind: {**tree, **backbone.get(kind, {})} for kind, tree in fresh.items()}
+from fzoo.zoo import create, list_models, spec
 
 
 @dataclasses.dataclass(frozen=True)

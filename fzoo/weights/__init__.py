@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections import Counter
@@ -31,6 +32,7 @@ from fzoo.weights.formats import (
 )
 from fzoo.weights.graph import Plan
 from fzoo.weights.mapping import Slot, below_top, check_variables, match, own_preprocessing, slots
+from fzoo.weights.rewrite import keras3_configuration, plans_of, saved_layers
 from fzoo.weights.whole import match_plan
 from fzoo.weights.writers import WRITERS, SavedLayer
 
@@ -160,6 +162,8 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
     """
     path = weights_file(path)
     slots(module)  # before the file: what is no plain network of this package is not the file's fault
+    if module.keras_graph is not None:
+        return load_planned(module, plans_of(module.keras_graph.source), path)
     with open_layers(path) as contents:
         description = parse(contents.description, str(path))
         check_same(description, module)
@@ -235,16 +239,21 @@ def read(array: h5py.Dataset, slot: Slot) -> np.ndarray | np.generic:
 def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
     """Write a network's variables as a file that Keras reads by `model.load_weights(path)`.
 
+    A network from `load_model`, or one that `transfer` made of it, is written with its configuration, where the layout
+    has one: `keras.models.load_model` opens it, whatever wrote the file that it came from. Regularizers, constraints
+    and initialisers are kept only if that was Keras 3.
+
     The file appears under its name when it is whole: a kill or a full disk leaves what was there before.
 
     Args:
         module: the network.
         variables: {"params": ..., "batch_stats": ...}.
         path: its end says the layout: `.weights.h5` for Keras 3's, `.h5` for the legacy one that Keras 2 reads, too,
-            `.keras` for an archive that holds weights alone (`load_weights` takes it, `load_model` does not).
+            `.keras` for an archive, which holds weights alone if the network is from `create` or `load`
+            (`load_weights` takes it, `keras.models.load_model` does not).
 
     Raises:
-        ValueError: another ending, or variables that are not this network's.
+        ValueError: another ending, variables that are not this network's, or a layer that Keras 3 does not have.
         OSError: the file can't be written.
     """
     name = Path(path).name
@@ -257,9 +266,14 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
     arrays: dict[str, dict[Slot, np.ndarray]] = {}
     for slot, value in check_variables(module, variables):
         arrays.setdefault(slot.layer, {})[slot] = to_keras(value, slot)
-    layers = [saved(node, arrays.get(node.name, {})) for node in trace(module).layers]
+    configuration = ""
+    if module.keras_graph is None:
+        layers = [saved(node, arrays.get(node.name, {})) for node in trace(module).layers]
+    else:
+        model = keras3_configuration(module, module.keras_graph)
+        layers, configuration = saved_layers(plans_of(module.keras_graph.source), arrays), json.dumps(model)
     with replacing(path) as temporary:
-        write(temporary, layers, description)
+        write(temporary, layers, description, configuration)
 
 
 def saved(node: Node, arrays: dict[Slot, np.ndarray]) -> SavedLayer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fzoo.layers.rules import RULES, read_options
@@ -28,13 +28,18 @@ class Plan:
         path: its name in the network.
         kind: its Keras class.
         trainable: whether it was, which decides where a legacy file keeps its arrays.
-        parts: of a model, its layers in Keras's order.
+        place: its place in Keras's order of the layers of its model; -1 where it is none of them: an input of a model
+            inside or of a Sequential, or what leads to no output.
+        random: whether Keras keeps the state of a generator of random numbers with it.
+        parts: of a model, its layers in the order of the file.
     """
 
     name: str
     path: str
     kind: str
     trainable: bool
+    place: int = -1
+    random: bool = False
     parts: tuple[Plan, ...] = ()
 
     def leaves(self) -> Iterator[Plan]:
@@ -77,7 +82,22 @@ def build_graph(
     if kind not in MODELS:
         raise ValueError(f"it holds a {kind}, a Functional or Sequential model expected: its code is not in the file")
     outputs, plans = builder.expand(kind, config, "", None)
-    return Graph(tuple(builder.steps), tuple(outputs), tuple(builder.inputs)), plans
+    if not any(len(shape) == 3 for shape in builder.inputs):
+        raise ValueError(f"it takes {builder.inputs}, images (height, width, channels) expected among the inputs")
+    source = json.dumps([configuration.version, configuration.model], separators=(",", ":"))
+    return Graph(tuple(builder.steps), tuple(outputs), tuple(builder.inputs), tuple(keras_names(plans)), source), plans
+
+
+def in_keras_order(plans: Iterable[Plan]) -> list[Plan]:
+    """Sort the layers of a model as Keras does, without what is none of its `model.layers`."""
+    return sorted((plan for plan in plans if plan.place >= 0), key=lambda plan: plan.place)
+
+
+def keras_names(plans: Iterable[Plan]) -> Iterator[str]:
+    """Yield the names of layers in Keras's order, those of a model inside before its own."""
+    for plan in in_keras_order(plans):
+        yield from keras_names(plan.parts)
+        yield plan.path
 
 
 class Builder:
@@ -92,26 +112,28 @@ class Builder:
         self.version = version
         self.custom_objects = custom_objects
         self.steps: list[Step] = []
-        self.inputs: list[tuple[int | None, int | None, int]] = []
+        self.inputs: list[tuple[int | None, ...]] = []
 
-    def add(self, name: str, kind: str, options: tuple[tuple[str, Any], ...], inputs: Sequence[int]) -> int:
+    def add(
+        self, name: str, kind: str, options: tuple[tuple[str, Any], ...], inputs: Sequence[int], call: int = 0
+    ) -> int:
         """Add a step; returns its number."""
         if len(self.steps) >= MAX_NAMES:
             raise ValueError(f"it has more than {MAX_NAMES} layers")
-        self.steps.append(Step(name, kind, options, tuple(inputs)))
+        self.steps.append(Step(name, kind, options, tuple(inputs), call))
         return len(self.steps) - 1
 
     def add_input(self, name: str, config: Mapping[str, Any]) -> int:
         """Add an input of the network."""
         shape = config.get("batch_shape") or config.get("batch_input_shape")
         sides = shape[1:] if isinstance(shape, list) else ()
-        if len(sides) != 3 or not all(n is None or (type(n) is int and n > 0) for n in sides) or sides[2] is None:
+        if not sides or not all(n is None or (type(n) is int and n > 0) for n in sides) or sides[-1] is None:
             raise ValueError(f"{name}: an input of shape {shape!r:.80}, images (N, height, width, channels) expected")
-        self.inputs.append((sides[0], sides[1], sides[2]))
+        self.inputs.append(tuple(sides))
         return self.add(name, "InputLayer", (), ())
 
     def expand(
-        self, kind: str, config: Any, prefix: str, given: Sequence[int] | None
+        self, kind: str, config: Any, prefix: str, given: Sequence[int] | None, outer: int = 0
     ) -> tuple[list[int], tuple[Plan, ...]]:
         """Add the steps of a model.
 
@@ -120,6 +142,7 @@ class Builder:
             config: its configuration.
             prefix: of its layers' names.
             given: the steps that feed its inputs; None for the network itself.
+            outer: which call of it this is.
 
         Returns:
             (the steps that are its outputs, its layers).
@@ -128,17 +151,24 @@ class Builder:
             raise ValueError(f"models in it are nested deeper than {MAX_DEPTH} times")
         entries = layer_entries(kind, config)
         calls, outputs = connections(kind, config, entries, self.version)
-        tensors: dict[tuple[str, int], list[int]] = {}
-        if given is not None:
-            names = input_names(kind, config, entries)
-            if len(names) != len(given):
-                raise ValueError(f"{prefix[:-1]} takes {len(names)} inputs, {len(given)} given")
-            tensors = {(name, 0): [number] for name, number in zip(names, given, strict=True)}
+        names = input_names(kind, config, entries)
+        if given is None:  # all of them, whether they are used or not
+            given = [self.add_input(name, entries[name]["config"]) for name in dict.fromkeys(names)]
+        if len(names) != len(given):
+            raise ValueError(f"{prefix[:-1]} takes {len(names)} inputs, {len(given)} given")
+        tensors = {(name, 0): [number] for name, number in zip(names, given, strict=True)}
+        order = execution_order(calls, outputs, tensors)
+        places = layer_order(calls, outputs, order, names)
+        if prefix or kind == "Sequential":
+            places = [name for name in places if name not in names]
         plans = {
-            name: Plan(name, prefix + name, entry["class_name"], trainable(entry)) for name, entry in entries.items()
+            name: Plan(name, prefix + name, entry["class_name"], trainable(entry), random=draws(entry))
+            for name, entry in entries.items()
         }
-        for name, number in execution_order(calls, outputs, tensors):
-            call, entry = calls[name][number], entries[name]
+        for place, name in enumerate(places):
+            plans[name] = dataclasses.replace(plans[name], place=place)
+        for name, number in order:
+            call, entry, which = calls[name][number], entries[name], outer * len(calls[name]) + number
             path = prefix + name
             try:
                 step = self.read_step(entry, call)
@@ -146,13 +176,13 @@ class Builder:
                 raise ValueError(f"{path} ({entry['class_name']}): {e}") from e
             inputs = [self.tensor(tensors, calls, reference) for reference in step.inputs]
             if step.kind in MODELS:
-                made, parts = self.expand(step.kind, entry["config"], f"{path}/", inputs)
+                made, parts = self.expand(step.kind, entry["config"], f"{path}/", inputs, which)
                 plans[name] = dataclasses.replace(plans[name], parts=parts)
-                tensors[name, number] = [self.add(path, "Model", (), made)] if len(made) == 1 else made
+                tensors[name, number] = [self.add(path, "Model", (), made, which)] if len(made) == 1 else made
             elif step.kind == "InputLayer":
                 tensors[name, number] = [self.add_input(path, entry["config"])]
             else:
-                tensors[name, number] = [self.add(path, step.kind, step.options, inputs)]
+                tensors[name, number] = [self.add(path, step.kind, step.options, inputs, which)]
         return [self.tensor(tensors, calls, reference) for reference in outputs], tuple(plans.values())
 
     def read_step(self, entry: Mapping[str, Any], call: Call) -> CallOfStep:
@@ -225,6 +255,17 @@ def trainable(entry: Mapping[str, Any]) -> bool:
     return config.get("trainable", True) is not False if isinstance(config, Mapping) else True
 
 
+#: Classes that draw random numbers in training, where the rate of it is not 0.
+DRAWING = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout")
+
+
+def draws(entry: Mapping[str, Any]) -> bool:
+    """Tell whether a layer draws random numbers in training."""
+    config = entry["config"]
+    rate = config.get("rate") or config.get("stddev") if isinstance(config, Mapping) else None
+    return entry["class_name"] in DRAWING and rate not in (None, 0, 0.0)
+
+
 def connections(
     kind: str, config: Any, entries: dict[str, Mapping[str, Any]], version: tuple[int, int]
 ) -> tuple[dict[str, list[Call]], list[Tensor]]:
@@ -264,7 +305,11 @@ def input_names(kind: str, config: Any, entries: Mapping[str, Any]) -> list[str]
     """Return the names of a model's inputs, in the order of its arguments."""
     if kind == "Sequential":
         return [next(iter(entries))]
-    return [name for name, _, _ in references(config.get("input_layers"))]
+    names = [name for name, _, _ in references(config.get("input_layers"))]
+    for name in names:
+        if name not in entries:
+            raise ValueError(f"{name!r:.80} is an input, but there is no such layer")
+    return names
 
 
 def execution_order(
@@ -296,3 +341,44 @@ def execution_order(
                 raise ValueError(f"its layers feed each other in a circle, {waiting[0][0]} among them")
             stack += reversed(waiting)
     return order
+
+
+def layer_order(
+    calls: Mapping[str, list[Call]],
+    outputs: Sequence[tuple[str, int, int]],
+    order: Sequence[tuple[str, int]],
+    inputs: Sequence[str],
+) -> list[str]:
+    """Sort the layers of a model as Keras does (`map_graph` in keras/src/ops/function.py).
+
+    Deepest first, the depth being the longest way to an output; among equals, the one that a walk from the outputs
+    meets first. A call of a layer is at least as deep as those calls that were looked at before it.
+
+    Args:
+        calls: of each layer.
+        outputs: of the model.
+        order: of the calls, from `execution_order`.
+        inputs: the names of the model's inputs.
+    """
+
+    def needs(name: str, number: int) -> list[tuple[str, int]]:
+        inside = (name, number) in known
+        return [(n, at_hand(calls, n, i)) for n, i, _ in (() if inside else calls[name][number].inputs)]
+
+    known = dict.fromkeys((name, 0) for name in inputs)
+    met: dict[str, int] = {}
+    stack, seen = [(name, at_hand(calls, name, number)) for name, number, _ in reversed(outputs)], set()
+    while stack:
+        call = stack.pop()
+        if call not in seen:
+            seen.add(call)
+            met.setdefault(call[0], len(met))
+            stack.extend(reversed(needs(*call)))
+    depths: dict[tuple[str, int], int] = {}
+    deepest: dict[str, int] = {}
+    for call in [*reversed(order), *known]:
+        depth = max(depths.get(call, 0), deepest.get(call[0], 0))
+        depths[call] = deepest[call[0]] = depth
+        for need in needs(*call):
+            depths[need] = max(depth + 1, depths.get(need, 0))
+    return sorted(deepest, key=lambda name: (-deepest[name], met.get(name, -1)))

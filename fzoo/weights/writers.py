@@ -51,23 +51,31 @@ class SavedLayer:
     random: bool = False
 
 
-def write_legacy(path: Path, layers: Sequence[SavedLayer], description: str) -> None:
-    """Write a legacy h5: every layer in the network's order, those without weights, too."""
+def write_legacy(path: Path, layers: Sequence[SavedLayer], description: str, configuration: str = "") -> None:
+    """Write a legacy h5: every layer in the network's order, those without weights, too.
+
+    With the configuration of the model, it is that of a whole one.
+    """
     with h5py.File(path, "w") as file:
         file.attrs[KEY] = np.bytes_(description)
-        write_names(file, "layer_names", [layer.name for layer in layers])
-        file.attrs["backend"] = np.bytes_("jax")
-        file.attrs["keras_version"] = np.bytes_(KERAS_VERSION)
+        root = file
+        if configuration:
+            file.attrs["model_config"] = configuration.encode()
+            root = file.create_group("model_weights")
+        for group in {file, root}:
+            group.attrs["backend"] = np.bytes_("jax")
+            group.attrs["keras_version"] = np.bytes_(KERAS_VERSION)
+        write_names(root, "layer_names", [layer.name for layer in layers])
         for layer in layers:
-            group = file.create_group(layer.name)
+            group = root.create_group(layer.name)
             write_names(group, "weight_names", [f"{layer.name}/{array}" for array in layer.arrays])
             for array, value in layer.arrays.items():
                 group[f"{layer.name}/{array}"] = value
-        write_names(file.create_group("top_level_model_weights"), "weight_names", [])
+        write_names(root.create_group("top_level_model_weights"), "weight_names", [])
 
 
-def write_keras3(path: Path, layers: Sequence[SavedLayer], description: str) -> None:
-    """Write a `.weights.h5`: layers under the names of their classes, counted."""
+def write_keras3(path: Path, layers: Sequence[SavedLayer], description: str, configuration: str = "") -> None:
+    """Write a `.weights.h5`, which has no configuration: layers under the names of their classes, counted."""
     with h5py.File(path, "w") as file:
         file.attrs[KEY] = np.bytes_(description)
         file.create_group("vars").attrs["name"] = "functional"
@@ -93,18 +101,20 @@ def write_group(root: h5py.Group, layers: Sequence[SavedLayer]) -> None:
             group["seed_generator/vars"].attrs["name"] = "seed_generator"
 
 
-def write_archive(path: Path, layers: Sequence[SavedLayer], description: str) -> None:
-    """Write a `.keras` archive of weights alone: there is no configuration in it."""
+def write_archive(path: Path, layers: Sequence[SavedLayer], description: str, configuration: str = "") -> None:
+    """Write a `.keras` archive; without a configuration, of weights alone."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
         weights = Path(folder, "model.weights.h5")
         write_keras3(weights, layers, description)
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("metadata.json", json.dumps({"keras_version": KERAS_VERSION}))
+            if configuration:
+                archive.writestr("config.json", configuration)
             archive.write(weights, "model.weights.h5")
 
 
 #: How a file is written, by the end of its name; the first that fits.
-WRITERS: dict[str, Callable[[Path, Sequence[SavedLayer], str], None]] = {
+WRITERS: dict[str, Callable[[Path, Sequence[SavedLayer], str, str], None]] = {
     ".weights.h5": write_keras3,
     ".h5": write_legacy,
     ".hdf5": write_legacy,

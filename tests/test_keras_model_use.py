@@ -1,0 +1,318 @@
+"""What a network of a Keras file is used for: all that a network of the zoo is."""
+
+import jax
+import keras
+import numpy as np
+import pytest
+from networks import assert_alive
+from reference import assert_close, random_images
+from test_keras_model import BRIGHTNESS, randomise, small_network
+
+import fzoo
+from fzoo.training.steps import phase_mask
+
+layers = keras.layers
+
+
+def images_of(side: int = 16, count: int = 3) -> np.ndarray:
+    return random_images((count, side, side, 3)) * BRIGHTNESS[:count]
+
+
+def loaded(model: keras.Model, tmp_path, ending: str = ".keras"):
+    """The module and the variables of a model, saved and loaded."""
+    path = tmp_path / f"model{ending}"
+    model.save(path)
+    return fzoo.load_model(path)
+
+
+# -- optimising -------------------------------------------------------------------------------------------------------
+
+
+def head_of(x):
+    return layers.Dense(4, name="classes")(layers.GlobalAveragePooling2D()(x))
+
+
+def conv(filters: int = 6, size: int = 3, **options):
+    return layers.Conv2D(filters, size, padding="same", **options)
+
+
+def conv_called_twice(x):
+    shared = conv(3)
+    return head_of(layers.BatchNormalization()(shared(layers.BatchNormalization()(shared(x)))))
+
+
+def conv_called_twice_beside(x):
+    shared = conv()
+    return head_of(
+        layers.Add()([layers.BatchNormalization()(shared(x)), layers.BatchNormalization()(shared(layers.ReLU()(x)))])
+    )
+
+
+def batch_norm_called_twice(x):
+    shared = layers.BatchNormalization()
+    return head_of(layers.Concatenate()([shared(conv()(x)), shared(conv(use_bias=False)(x))]))
+
+
+def model_called_twice(x):
+    inside = keras.Sequential([conv(3, use_bias=False), layers.BatchNormalization(), layers.ReLU()], name="inside")
+    return head_of(inside(inside(x)))
+
+
+def model_before_batch_norm(x):
+    inside = keras.Sequential([layers.Input((16, 16, 3)), conv(6, activation="linear")], name="inside")
+    return head_of(layers.BatchNormalization()(inside(x)))
+
+
+def conv_that_is_an_output(x):
+    y = conv(4)(x)
+    return [layers.GlobalAveragePooling2D()(y), head_of(layers.BatchNormalization()(y)), y]
+
+
+def conv_with_two_readers(x):
+    y = conv()(x)
+    return head_of(layers.Add()([y, layers.BatchNormalization()(y)]))
+
+
+def activation_between(x):
+    y = layers.BatchNormalization()(conv(activation="tanh")(x))
+    return head_of(layers.BatchNormalization()(layers.Activation("sigmoid")(conv()(y))))
+
+
+def dense_without_bias(x):
+    y = layers.GlobalAveragePooling2D()(conv(activation="relu")(x))
+    y = layers.BatchNormalization()(layers.Dense(5, use_bias=False)(y))
+    return layers.Dense(4)(layers.BatchNormalization(scale=False, center=False)(layers.Dense(5)(y)))
+
+
+def separable_and_depthwise(x):
+    y = layers.BatchNormalization()(layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)(x))
+    return head_of(layers.BatchNormalization()(layers.SeparableConv2D(5, 3, use_bias=False)(y)))
+
+
+def batch_norm_of_a_pool(x):
+    y = layers.AveragePooling2D(3, 2, padding="same")(layers.Concatenate()([conv(3)(x), conv(2, 1)(x)]))
+    return head_of(layers.BatchNormalization()(layers.Dropout(0.5)(y)))
+
+
+def padding_between(x):
+    return head_of(layers.BatchNormalization()(layers.ZeroPadding2D(2)(conv()(x))))
+
+
+def shared_kernels_of_winograd(x):
+    shared = conv(32)
+    return head_of(shared(shared(layers.ReLU()(conv(32)(x)))))
+
+
+GRAPHS = (
+    conv_called_twice,
+    conv_called_twice_beside,
+    batch_norm_called_twice,
+    model_called_twice,
+    model_before_batch_norm,
+    conv_that_is_an_output,
+    conv_with_two_readers,
+    activation_between,
+    dense_without_bias,
+    separable_and_depthwise,
+    batch_norm_of_a_pool,
+    padding_between,
+    shared_kernels_of_winograd,
+)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_form_for_inference(tmp_path, graph):
+    """It gives what the network gives, and what Keras does."""
+    x = layers.Input((16, 16, 3))
+    model = randomise(keras.Model(x, graph(x)))
+    module, variables = loaded(model, tmp_path)
+    images = images_of()
+    optimised = fzoo.optimize_for_inference(module, variables)
+    ends = [jax.tree.leaves(y) for y in (model(images), fzoo.predict(module, variables, images))]
+    ends.append(jax.tree.leaves(fzoo.predict(*optimised, images)))
+    for expected, plain, found in zip(*ends, strict=True):
+        assert_alive(expected, 0.02)
+        assert_close(np.asarray(plain), np.asarray(expected), "as it is")
+        assert_close(np.asarray(found), np.asarray(expected), "optimised")
+    assert jax.tree.structure(fzoo.predict(*optimised, images[:0])) == jax.tree.structure(model(images))
+
+
+def test_what_is_folded(tmp_path):
+    """Convolutions that are called once, through a model's end; no layer that is called more than once."""
+
+    def folded(graph) -> set[str]:
+        x = layers.Input((16, 16, 3))
+        keras.backend.clear_session()
+        module, variables = loaded(randomise(keras.Model(x, graph(x))), tmp_path)
+        return set(fzoo.optimize_for_inference(module, variables)[0].prepared.folded)
+
+    assert len(folded(model_before_batch_norm)) == len(folded(batch_norm_of_a_pool)) == 1
+    assert len(folded(dense_without_bias)) == len(folded(separable_and_depthwise)) == 2
+    nothing = (conv_called_twice, batch_norm_called_twice, model_called_twice, conv_that_is_an_output, padding_between)
+    assert not any(map(folded, nothing))
+
+
+# -- order and names --------------------------------------------------------------------------------------------------
+
+
+def random_flat_graph(seed: int) -> keras.Model:
+    """Layers of one width that take any of those before, some of them called again, with one or two outputs."""
+    rng = np.random.default_rng(seed)
+    tensors, known = [layers.Input((8, 8, 4), name="image"), layers.Input((8, 8, 4), name="unused")], []
+    tensors += [layers.Input((8, 8, 4), name="mask")] if seed % 3 == 0 else []
+    inputs = list(tensors)
+    tensors = [tensor for tensor in tensors if tensor.name != "unused"]
+    for _ in range(10):
+        picked = [tensors[i] for i in rng.integers(max(0, len(tensors) - 4), len(tensors), 2)]
+        what = rng.integers(4)
+        if what == 0 and picked[0] is not picked[1]:
+            tensors.append(layers.Add()(picked))
+        elif what == 1 and known:
+            tensors.append(known[rng.integers(len(known))](picked[0]))
+        else:
+            known.append(layers.Conv2D(4, 1) if what == 2 else layers.BatchNormalization())
+            tensors.append(known[-1](picked[0]))
+    ends = tensors[-2:] if seed % 2 else tensors[-1:]
+    return keras.Model(inputs if seed % 3 else inputs[::-1], ends)
+
+
+def test_the_order_of_layers_is_kerass(tmp_path):
+    """With layers that are called more than once, several outputs, inputs that nothing reads."""
+    for seed in range(30):
+        model = random_flat_graph(seed)
+        module, _ = loaded(model, tmp_path)
+        assert fzoo.layer_names(module) == [layer.name for layer in model.layers], seed
+    for model in (keras.Sequential([layers.Input((8, 8, 3)), conv(), layers.Flatten(), layers.Dense(2)]),):
+        assert fzoo.layer_names(loaded(model, tmp_path)[0]) == [layer.name for layer in model.layers]
+
+
+def test_layers_of_models_inside(tmp_path):
+    """Their paths, before the model's own name; its input is none of them, and each layer is there once."""
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    names = fzoo.layer_names(module)
+    at = names.index("inside")
+    assert [name.partition("/")[0] for name in names[at - 3 : at]] == ["inside"] * 3
+    assert names.count("shared") == 1 and "shared:1" not in names
+    images = images_of()
+    found = fzoo.features(module, variables, images, ["shared", "shared:1", names[at - 1], "inside"])
+    assert not np.allclose(found["shared"], found["shared:1"])
+    np.testing.assert_array_equal(found["inside"], found[names[at - 1]])
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+def same_in_keras(module, variables, path, images) -> None:
+    """What is written is opened by Keras and by fzoo, and gives the same; each layer, too."""
+    expected = jax.tree.leaves(fzoo.predict(module, variables, images))
+    fzoo.save_keras_weights(module, variables, path)
+    again = fzoo.load_model(path)
+    jax.tree.map(np.testing.assert_array_equal, again[1], variables)
+    model = keras.models.load_model(path, compile=False)
+    for found, y in zip(jax.tree.leaves(model(images)), expected, strict=True):
+        assert_close(np.asarray(found), np.asarray(y), "by Keras")
+    for found, y in zip(jax.tree.leaves(fzoo.predict(*again, images)), expected, strict=True):
+        np.testing.assert_array_equal(found, y)
+    assert fzoo.layer_names(again[0]) == fzoo.layer_names(module)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_it_is_saved_as_a_model_of_keras(tmp_path, ending):
+    """From both layouts, with a model inside some of whose layers are frozen, and with another activation."""
+    for number, model in enumerate((small_network(), random_flat_graph(6), random_flat_graph(7))):
+        if number == 0:
+            model.get_layer("inside").layers[0].trainable = False
+        module, variables = loaded(randomise(model), tmp_path, ending)
+        images = tuple(random_images((3, 8, 8, 4), seed) for seed in range(len(model.inputs)))
+        same_in_keras(module, variables, tmp_path / f"out{ending}", images if number else images_of())
+        if number == 0:
+            same_in_keras(module.clone(classifier_activation=None), variables, tmp_path / f"out{ending}", images_of())
+            weights = tmp_path / "out.weights.h5"
+            fzoo.save_keras_weights(module, variables, weights)
+            other = randomise(small_network(), 1)
+            other.load_weights(weights)
+            assert_close(np.asarray(other(images_of())), np.asarray(model(images_of())), "by load_weights")
+            jax.tree.map(np.testing.assert_array_equal, fzoo.load_keras_weights(module, weights), variables)
+
+
+def test_strangers_files_are_saved_as_keras_opens_them(real, tmp_path):
+    """Whatever Keras wrote them."""
+    for file in sorted((real / "keras_files").glob("*.h*5")):
+        module, variables = fzoo.load_model(file)
+        images = random_images((2, *module.example_shape))
+        same_in_keras(module, variables, tmp_path / ("out.h5" if file.stem == "tm_waste" else "out.keras"), images)
+
+
+# -- another head -----------------------------------------------------------------------------------------------------
+
+
+def test_transfer_cuts_at_the_last_feature_map(tmp_path):
+    """What is kept gives what it gave; the head is new, is all that "head" trains, and Keras opens the whole."""
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    assert module.cut == "both"
+    new, its = fzoo.transfer(module, variables=variables, classes=5, head=fzoo.Head(hidden=7, dropout=0.5))
+    assert (new.classes, new.cut) == (5, "both")
+    images = images_of()
+    for layer in ("both", "inside", "shared:1"):
+        expected = fzoo.features(module, variables, images, layer)[layer]
+        np.testing.assert_array_equal(fzoo.features(new, its, images, layer)[layer], expected)
+    top = {"dense", "predictions"}
+    assert set(its["params"]) == set(variables["params"]) - {"hidden", "classes"} | top
+    trained = phase_mask(new, its, fzoo.Phase(trains="head"))
+    assert {layer for layer, marks in trained.items() if all(jax.tree.leaves(marks))} == top
+    stage = phase_mask(new, its, fzoo.Phase(trains="top"))
+    assert any(jax.tree.leaves(stage["shared"])) and any(jax.tree.leaves(stage["inside/" + inner(its)]))
+    same_in_keras(new, its, tmp_path / "out.keras", images)
+    p = fzoo.predict(new, its, images)
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+    from_path, _ = fzoo.transfer(tmp_path / "model.keras", classes=5, head=fzoo.Head(hidden=7, dropout=0.5))
+    assert from_path == new
+
+
+def inner(variables) -> str:
+    """The name of the convolution inside."""
+    return next(name.partition("/")[2] for name in variables["params"] if name.startswith("inside/conv"))
+
+
+@pytest.mark.parametrize("cut", ["hidden", "stem", "inside", "shared"])
+def test_transfer_cuts_at_a_layer(tmp_path, cut):
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    cut = cut if cut != "inside" else f"inside/{inner(variables)}"
+    new, its = fzoo.transfer(module, variables=variables, classes=3, cut=cut, classifier_activation=None)
+    pooled = np.asarray(fzoo.features(module, variables, images_of(), cut)[cut])
+    pooled = pooled.mean((1, 2)) if pooled.ndim == 4 else pooled
+    head = its["params"]["predictions"]
+    expected = pooled @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    assert_close(np.asarray(fzoo.predict(new, its, images_of())), expected, cut)
+    head_alone = phase_mask(new, its, fzoo.Phase(trains="head"))
+    assert [layer for layer, marks in head_alone.items() if any(jax.tree.leaves(marks))] == ["predictions"]
+    same_in_keras(new, its, tmp_path / "out.keras", images_of())
+
+
+def test_what_transfer_refuses(tmp_path):
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    for options, message in (
+        ({"cut": "steam"}, "unknown layer 'steam': did you mean stem"),
+        ({"cut": "image"}, "cut='image' given, whose output"),
+        ({"alpha": 0.5}, "alpha=0.5 given"),
+        ({"weights": None}, "variables=... of the network expected, and no weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fzoo.transfer(module, variables=variables, classes=3, **options)
+    with pytest.raises(ValueError, match=r"variables=\.\.\. of the network expected"):
+        fzoo.transfer(module, classes=3)
+    with pytest.raises(ValueError, match="cut='stem' given, which goes with a network of load_model"):
+        fzoo.transfer("MobileNet", classes=3, cut="stem", weights=None)
+
+
+def test_transfer_of_strangers_files(real):
+    """A head of the user's own in place of theirs, models inside of models or not."""
+    for file in sorted((real / "keras_files").glob("*.h*5")):
+        new, variables = fzoo.transfer(file, classes=3, head=fzoo.Head(hidden=5))
+        old = fzoo.load_model(file)
+        images = random_images((2, *new.example_shape))
+        (there,), (here,) = (fzoo.features(*pair, images, new.cut).values() for pair in (old, (new, variables)))
+        np.testing.assert_array_equal(there, here)
+        assert min(there.shape[1:3]) > 1
+        assert fzoo.predict(new, variables, images).shape == (2, 3)
