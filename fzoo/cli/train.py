@@ -145,7 +145,7 @@ def evaluate(
     names = [label if id == "-" else id for id, label in loaded.names or class_names(None, loaded.module.classes)]
     recipe = loaded.recipe
     broken = Broken(max_broken, complain)
-    known = loaded.names is not None or network.classes == 1000
+    known = loaded.names is not None or loaded.module.classes == 1000
     files = read_folder(data, recipe, broken, least=1)
     if strange := [name for name in files.class_names if part_of(name) and name not in names]:
         raise ValueError(f"{data} holds {strange[0]}/, a part of a data set by its name: {data / strange[0]} expected")
