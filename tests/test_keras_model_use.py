@@ -1,16 +1,15 @@
 """What a network of a Keras file is used for: all that a network of the zoo is."""
 
 import jax
-import jax.numpy as jnp
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 from networks import assert_alive
-from reference import assert_close, outputs, random_images
+from reference import assert_close, random_images
 from test_keras_model import BRIGHTNESS, randomise, small_network
 
 import fzoo
-from fzoo.layers.graph import trace
 from fzoo.training.steps import phase_mask
 
 layers = keras.layers
@@ -302,9 +301,9 @@ def test_what_transfer_refuses(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             fzoo.transfer(module, variables=variables, classes=3, **options)
-    with pytest.raises(ValueError, match="variables=... of the network expected"):
+    with pytest.raises(ValueError, match=r"variables=... of the network expected"):
         fzoo.transfer(module, classes=3)
-    with pytest.raises(ValueError, match="cut='stem' given, which goes with a network of load_model"):
+    with pytest.raises(ValueError, match=r"cut='stem' given, which goes with a network of load_model"):
         fzoo.transfer("MobileNet", classes=3, cut="stem", weights=None)
 
 
@@ -318,3 +317,83 @@ def test_transfer_of_strangers_files(real):
         np.testing.assert_array_equal(there, here)
         assert min(there.shape[1:3]) > 1
         assert fzoo.predict(new, variables, images).shape == (2, 3)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def squares() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of three classes, told by the place of a bright square."""
+    labels = np.arange(48) % 3
+    images = random_images((48, 16, 16, 3), pixels=True).astype(np.uint8) // 2
+    for image, label in zip(images, labels, strict=True):
+        image[4 * label : 4 * label + 6, 4 * label : 4 * label + 6] += 120
+    return images, labels
+
+
+@pytest.fixture
+def user_file(tmp_path):
+    path = tmp_path / "user.keras"
+    randomise(small_network()).save(path)
+    return path
+
+
+PHASES = (fzoo.Phase(epochs=2, trains="head", learning_rate=0.02), fzoo.Phase(epochs=1, pattern="inside/*"))
+
+
+def test_finetune_starts_from_a_file(tmp_path, user_file, command_line):
+    """The run is made again from what it wrote down, by its folder alone; Keras opens its model.h5."""
+    images, labels = squares()
+    options = {"preprocess": "tf", "phases": PHASES, "batch_size": 16, "head": fzoo.Head(hidden=8, dropout=0.2)}
+    lines = []
+    done = fzoo.finetune((images, labels), user_file, out=tmp_path / "run", report=lines.append, **options)
+    assert f"a new head starts, after both of {user_file}" in lines
+    assert any("features of the frozen part" in line for line in lines)
+    assert [row["phase"] for row in done.history] == [1, 1, 2]
+    start = fzoo.load_model(user_file)[1]
+    np.testing.assert_array_equal(done.variables["params"]["stem"]["kernel"], start["params"]["stem"]["kernel"])
+    inside = f"inside/{inner(start)}"
+    assert np.abs(done.variables["params"][inside]["kernel"] - start["params"][inside]["kernel"]).max() > 0
+    user_file.unlink()
+    run = fzoo.load_run(tmp_path / "run")
+    assert (run.module, run.model) == (done.module, "tf")
+    expected = np.asarray(fzoo.predict(done.module, done.variables, images, preprocess="tf"))
+    np.testing.assert_array_equal(fzoo.predict(run.module, run.variables, images, preprocess=run.model), expected)
+    model = keras.models.load_model(tmp_path / "run" / "model.h5", compile=False)
+    assert_close(np.asarray(model(images / np.float32(127.5) - 1)), expected, "by Keras")
+    with pytest.raises(ValueError, match=r"model='.*model.h5' goes on from it"):
+        fzoo.finetune((images, labels), weights=tmp_path / "run", phases=PHASES)
+    PIL.Image.fromarray(images[0]).save(tmp_path / "a.png")
+    code, out, errors = command_line("classify", tmp_path / "a.png", "--weights", tmp_path / "run")
+    assert (code, errors) == (0, [])
+    assert str(expected[0].argmax()) in out[0].split("\t")
+
+
+def test_finetune_goes_on(tmp_path, user_file):
+    """A run that was stopped gives what one does that was not."""
+    images, labels = squares()
+    options = {"preprocess": "tf", "phases": PHASES, "batch_size": 16, "cut": "both"}
+    whole = fzoo.finetune((images, labels), user_file, **options)
+
+    def report(line: str) -> None:
+        if "epoch 1/1" not in line and "phase 1, epoch 2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fzoo.finetune((images, labels), user_file, out=tmp_path / "run", report=report, checkpoint_every=1, **options)
+    again = fzoo.finetune((images, labels), user_file, out=tmp_path / "run", resume=True, checkpoint_every=1, **options)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+
+
+def test_what_finetune_asks_of_a_file(user_file):
+    with pytest.raises(ValueError, match=r"preprocess=... expected, one of 'caffe', 'tf', 'torch', 'none' or a model"):
+        fzoo.FinetuneConfig(model=str(user_file))
+    with pytest.raises(ValueError, match=r"unknown option 'alpha'"):
+        fzoo.FinetuneConfig.of({"model": str(user_file), "preprocess": "tf", "alpha": 0.5})
+    with pytest.raises(ValueError, match=r"preprocess='tf' given, which goes with a file as the model"):
+        fzoo.FinetuneConfig(model="MobileNet", preprocess="tf")
+    with pytest.raises(FileNotFoundError, match=r"no such file: gone.keras"):
+        fzoo.FinetuneConfig(model="gone.keras")
+    with pytest.raises(ValueError, match=r"unknown model 'tff': did you mean .*, or one of the modes caffe, tf"):
+        fzoo.FinetuneConfig(model=str(user_file), preprocess="tff")
+    assert fzoo.FinetuneConfig(model=str(user_file), preprocess="MobileNetV2").size == 16

@@ -65,7 +65,7 @@ def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> Non
 
 @command
 def summary(
-    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    name: Annotated[str, typer.Argument(help="Name of the model, or the file of a whole model that Keras saved.")],
     include_top: Annotated[bool, typer.Option(help="With the classifier.")] = True,
     classes: Classes = None,
     size: Size = None,
@@ -81,6 +81,7 @@ def summary(
     import fzoo
     from fzoo.apps.picture import check_picture, save_picture
     from fzoo.layers.graph import trace
+    from fzoo.zoo import is_whole_model, network_in
 
     if picture is not None:
         check_picture(picture, (".png", ".svg"))

@@ -20,7 +20,6 @@ from fzoo.layers.options import COUNT, FLAG, RATE, Check, check_declared, is_cou
 from fzoo.layers.record import Prepared
 from fzoo.layers.steps import Graph
 
-
 #: What a network takes: images, or an array for each of several inputs, in their order or by their names.
 Inputs = Float[Array | np.ndarray, "n h w c"] | tuple[Any, ...] | Mapping[str, Any]
 
