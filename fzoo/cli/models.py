@@ -85,9 +85,16 @@ def summary(
 
     if picture is not None:
         check_picture(picture, (".png", ".svg"))
-    shape = None if size is None else (size, size, 3)
-    options = parse_options(name, option)
-    module = fzoo.create(name, include_top=include_top, classes=classes or 1000, input_shape=shape, **options)
+    if is_whole_model(name):
+        if classes or option:
+            raise ValueError(f"{'--option' if option else '--classes'} given, which {name} says itself")
+        module, _ = network_in(name)
+        shape = module.input_shape if size is None else (size, size, module.example_shape[2])
+        module = module.clone(include_top=include_top, input_shape=shape)
+    else:
+        shape = None if size is None else (size, size, 3)
+        options = parse_options(name, option)
+        module = fzoo.create(name, include_top=include_top, classes=classes or 1000, input_shape=shape, **options)
     found = trace(module)
     count = found.parameters
     rows = [
