@@ -44,7 +44,7 @@ from fzoo.weights import (
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import ENDS, Description
 from fzoo.weights.download import Proof, fetch, file_hash
-from fzoo.weights.graph import build_graph
+from fzoo.weights.graph import Plan, build_graph
 from fzoo.weights.mapping import own_preprocessing
 from fzoo.weights.published import WeightFile
 
@@ -323,22 +323,40 @@ def load_model(
     Returns:
         (module, variables), for all that takes a network of `load`. Layers of models inside of the model are named by
         their paths ("mobilenetv2/Conv1"), in `variables`, too; the later calls of a layer that is called more than
-        once are named "dense:1".
+        once are named "dense:1". What takes several inputs is called with a tuple of arrays in the file's order, or a
+        mapping by their names; what has several outputs gives a tuple.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no file at `path`.
         ValueError: it has no model in it, a damaged one, or one with a layer that is not known; the message names the
             layer and its class.
     """
+    module, plans = network_in(path, dtype, custom_objects)
+    return module, load_planned(module, plans, path)
+
+
+def network_in(
+    path: str | os.PathLike,
+    dtype: Any = jnp.float32,
+    custom_objects: Mapping[str, Callable[..., Any]] | None = None,
+) -> tuple[KerasModel, tuple[Plan, ...]]:
+    """Make the network that a Keras file holds, and the plan of its weights, of which none is read.
+
+    Raises as `load_model`.
+    """
     configuration = read_configuration(path)
     if configuration is None:
         raise ValueError(f"{path} has weights alone, without the model they belong to: fzoo.load(NAME, weights=...)")
     try:
         graph, plans = build_graph(configuration, custom_objects)
-        module = keras_model(graph, dtype)
+        return keras_model(graph, dtype), plans
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
-    return module, load_planned(module, plans, path)
+
+
+def is_whole_model(name: Any) -> bool:
+    """Tell whether this is the path of a file, and not the name of a model."""
+    return isinstance(name, (str, os.PathLike)) and name not in VARIANTS and os.path.isfile(name)
 
 
 def proof_of(file: WeightFile, module: Classifier) -> Proof:

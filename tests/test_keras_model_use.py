@@ -1,14 +1,23 @@
 """What a network of a Keras file is used for: all that a network of the zoo is."""
 
+import pickle
+import re
+import subprocess
+import sys
+from collections import Counter
+
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 from networks import assert_alive
 from reference import assert_close, random_images
 from test_keras_model import BRIGHTNESS, randomise, small_network
 
 import fzoo
+from fzoo.layers.graph import trace
 from fzoo.training.steps import phase_mask
 
 layers = keras.layers
@@ -302,7 +311,7 @@ def test_what_transfer_refuses(tmp_path):
             fzoo.transfer(module, variables=variables, classes=3, **options)
     with pytest.raises(ValueError, match=r"variables=\.\.\. of the network expected"):
         fzoo.transfer(module, classes=3)
-    with pytest.raises(ValueError, match="cut='stem' given, which goes with a network of load_model"):
+    with pytest.raises(ValueError, match=r"cut='stem' given, which goes with a network of load_model"):
         fzoo.transfer("MobileNet", classes=3, cut="stem", weights=None)
 
 
@@ -316,3 +325,322 @@ def test_transfer_of_strangers_files(real):
         np.testing.assert_array_equal(there, here)
         assert min(there.shape[1:3]) > 1
         assert fzoo.predict(new, variables, images).shape == (2, 3)
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def squares() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of three classes, told by the place of a bright square."""
+    labels = np.arange(48) % 3
+    images = random_images((48, 16, 16, 3), pixels=True).astype(np.uint8) // 2
+    for image, label in zip(images, labels, strict=True):
+        image[4 * label : 4 * label + 6, 4 * label : 4 * label + 6] += 120
+    return images, labels
+
+
+@pytest.fixture
+def user_file(tmp_path):
+    path = tmp_path / "user.keras"
+    randomise(small_network()).save(path)
+    return path
+
+
+PHASES = (fzoo.Phase(epochs=2, trains="head", learning_rate=0.02), fzoo.Phase(epochs=1, pattern="inside/*"))
+
+
+def test_finetune_starts_from_a_file(tmp_path, user_file, command_line):
+    """The run is made again from what it wrote down, by its folder alone; Keras opens its model.h5."""
+    images, labels = squares()
+    options = {"preprocess": "tf", "phases": PHASES, "batch_size": 16, "head": fzoo.Head(hidden=8, dropout=0.2)}
+    lines = []
+    done = fzoo.finetune((images, labels), user_file, out=tmp_path / "run", report=lines.append, **options)
+    assert f"a new head starts, after both of {user_file}" in lines
+    assert any("features of the frozen part" in line for line in lines)
+    assert [row["phase"] for row in done.history] == [1, 1, 2]
+    start = fzoo.load_model(user_file)[1]
+    np.testing.assert_array_equal(done.variables["params"]["stem"]["kernel"], start["params"]["stem"]["kernel"])
+    inside = f"inside/{inner(start)}"
+    assert np.abs(done.variables["params"][inside]["kernel"] - start["params"][inside]["kernel"]).max() > 0
+    user_file.unlink()
+    run = fzoo.load_run(tmp_path / "run")
+    assert (run.module, run.model) == (done.module, "tf")
+    expected = np.asarray(fzoo.predict(done.module, done.variables, images, preprocess="tf"))
+    np.testing.assert_array_equal(fzoo.predict(run.module, run.variables, images, preprocess=run.model), expected)
+    model = keras.models.load_model(tmp_path / "run" / "model.h5", compile=False)
+    assert_close(np.asarray(model(images / np.float32(127.5) - 1)), expected, "by Keras")
+    with pytest.raises(ValueError, match=r"model='.*model.h5' goes on from it"):
+        fzoo.finetune((images, labels), weights=tmp_path / "run", phases=PHASES)
+    PIL.Image.fromarray(images[0]).save(tmp_path / "a.png")
+    code, out, errors = command_line("classify", tmp_path / "a.png", "--weights", tmp_path / "run")
+    assert (code, errors) == (0, [])
+    assert str(expected[0].argmax()) in out[0].split("\t")
+
+
+def test_finetune_goes_on(tmp_path, user_file):
+    """A run that was stopped gives what one does that was not."""
+    images, labels = squares()
+    options = {"preprocess": "tf", "phases": PHASES, "batch_size": 16, "cut": "both"}
+    whole = fzoo.finetune((images, labels), user_file, **options)
+
+    def report(line: str) -> None:
+        if "epoch 1/1" not in line and "phase 1, epoch 2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fzoo.finetune((images, labels), user_file, out=tmp_path / "run", report=report, checkpoint_every=1, **options)
+    again = fzoo.finetune((images, labels), user_file, out=tmp_path / "run", resume=True, checkpoint_every=1, **options)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+
+
+def test_what_finetune_asks_of_a_file(user_file):
+    with pytest.raises(ValueError, match=r"preprocess=... expected, one of 'caffe', 'tf', 'torch', 'none' or a model"):
+        fzoo.FinetuneConfig(model=str(user_file))
+    with pytest.raises(ValueError, match=r"unknown option 'alpha'"):
+        fzoo.FinetuneConfig.of({"model": str(user_file), "preprocess": "tf", "alpha": 0.5})
+    with pytest.raises(ValueError, match=r"preprocess='tf' given, which goes with a file as the model"):
+        fzoo.FinetuneConfig(model="MobileNet", preprocess="tf")
+    with pytest.raises(FileNotFoundError, match=r"no such file: gone.keras"):
+        fzoo.FinetuneConfig(model="gone.keras")
+    with pytest.raises(ValueError, match=r"unknown model 'tff': did you mean .*, or one of the modes caffe, tf"):
+        fzoo.FinetuneConfig(model=str(user_file), preprocess="tff")
+    assert fzoo.FinetuneConfig(model=str(user_file), preprocess="MobileNetV2").size == 16
+
+
+# -- several inputs and outputs ---------------------------------------------------------------------------------------
+
+
+def two_by_two() -> keras.Model:
+    """An image and a vector in; classes and a map out."""
+    image, facts = layers.Input((16, 16, 3), name="image"), layers.Input((5,), name="facts")
+    y = conv(6, strides=2, activation="relu", name="stem")(image)
+    beside = layers.Dense(4, activation="tanh", name="beside")(facts)
+    joined = layers.Concatenate(name="joined")([layers.GlobalAveragePooling2D(name="vector")(y), beside])
+    return keras.Model([facts, image], [layers.Dense(3, activation="softmax", name="classes")(joined), y])
+
+
+def test_several_inputs_and_outputs(tmp_path):
+    """In a tuple or by name, in batches, with a mesh, in a jit of the caller's; outputs in Keras's order."""
+    model = randomise(two_by_two())
+    module, variables = loaded(model, tmp_path)
+    facts, images = np.random.default_rng(3).normal(size=(7, 5)).astype(np.float32), random_images((7, 16, 16, 3))
+    expected = [np.asarray(y) for y in model([facts, images])]
+    by_name = {"image": images, "facts": facts}
+    jitted = jax.jit(lambda variables, inputs: fzoo.predict(module, variables, inputs))
+    for found in (
+        module.apply(variables, (facts, images)),
+        module.apply(variables, by_name),
+        fzoo.predict(module, variables, [facts, images]),
+        fzoo.predict(module, variables, by_name, batch_size=3),
+        fzoo.predict(module, variables, (facts, images), mesh=fzoo.devices.mesh()),
+        fzoo.predict(*fzoo.optimize_for_inference(module, variables), by_name),
+        jitted(variables, (facts, images)),
+    ):
+        assert isinstance(found, tuple)
+        for y, wanted in zip(found, expected, strict=True):
+            assert_close(np.asarray(y), wanted, "an output")
+    nothing = fzoo.predict(module, variables, (facts[:0], images[:0]))
+    assert [y.shape for y in nothing] == [(0, 3), (0, 8, 8, 6)]
+    taps = fzoo.features(module, variables, by_name, ["beside", "stem"])
+    np.testing.assert_allclose(taps["stem"], expected[1], atol=1e-5)
+    assert fzoo.layer_names(module) == [layer.name for layer in model.layers]
+
+
+def test_what_wants_one_image_says_so(tmp_path, command_line):
+    """In one line, whoever is asked."""
+    module, variables = loaded(two_by_two(), tmp_path)
+    facts, images = np.zeros((2, 5), np.float32), np.zeros((2, 16, 16, 3), np.float32)
+    one_array = r"one array given, a tuple or a mapping of 2 expected: facts, image"
+    shapes = (
+        r"a network from \(16, 16, 3\), \(5,\) to \(3,\), \(8, 8, 6\) given, one from images to a vector of classes"
+    )
+    PIL.Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
+    file = tmp_path / "model.keras"
+
+    def job(module=module, variables=variables):
+        return fzoo.run_job(module, variables, [tmp_path / "a.png"], tmp_path / "out.csv", preprocess="tf")
+
+    for call, message in (
+        (lambda: fzoo.predict(module, variables, images), one_array),
+        (lambda: fzoo.predict(module, variables, (images,)), "1 inputs given, 2 expected: facts, image"),
+        (lambda: fzoo.predict(module, variables, {"image": images}), "inputs image given, facts, image expected"),
+        (
+            lambda: fzoo.predict(module, variables, (facts, images), preprocess="tf"),
+            "preprocess='tf' given, which goes",
+        ),
+        (lambda: fzoo.predict(module, variables, (facts[:1], images)), r"inputs of shapes \(1, 5\), \(2, 16, 16, 3\)"),
+        (
+            lambda: fzoo.predict(module, variables, (facts, images.astype(int))),
+            "inputs of int64 given, arrays of floats",
+        ),
+        (lambda: module.apply(variables, (images, facts)), r"facts of shape \(2, 16, 16, 3\) given, \(2, 5\) expected"),
+        (lambda: fzoo.explain(module, variables, images), shapes),
+        (lambda: fzoo.grad_cam(module, variables, images, [0]), shapes),
+        (lambda: fzoo.evaluate(module, variables, [(images, np.zeros(2, int))]), shapes),
+        (lambda: fzoo.export(module, variables, tmp_path / "a.stablehlo"), one_array),
+        (job, one_array),
+        (
+            lambda: fzoo.FinetuneConfig(model=str(file), preprocess="tf"),
+            "takes facts, image, a network of images alone",
+        ),
+        (lambda: module.clone(include_top=False), "include_top=False given, but this network has no last feature map"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    code, out, errors = command_line("summary", file)
+    assert (code, len(out), errors) == (0, 8, [])
+
+
+def test_networks_of_vectors_are_refused(tmp_path):
+    keras.Sequential([layers.Input((5,)), layers.Dense(2)]).save(tmp_path / "a.keras")
+    with pytest.raises(ValueError, match=r"a.keras: it takes \(5,\), images \(height, width, channels\) expected"):
+        fzoo.load_model(tmp_path / "a.keras")
+
+
+# -- everything else --------------------------------------------------------------------------------------------------
+
+
+def test_explanations(tmp_path):
+    """Of the last feature map, or of a layer inside; the sum of a linear head's parts is its logit."""
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    images = images_of()
+    found = fzoo.explain(module, variables, images, top=2)
+    assert found.heat.shape == (3, 2, 8, 8) and np.isfinite(found.heat).all() and (np.asarray(found.heat) > 0).any()
+    p = np.asarray(fzoo.predict(module, variables, images))
+    np.testing.assert_allclose(found.probabilities, -np.sort(-p, 1)[:, :2], rtol=1e-5)
+    for layer in ("inside", f"inside/{inner(variables)}", "shared:1"):
+        assert fzoo.grad_cam(module, variables, images, [0], layer=layer).shape == (3, 1, 8, 8)
+    # Grad-CAM by hand, of the last map: the gradient through vector, hidden and classes.
+    maps = fzoo.features(module, variables, images, "both")["both"]
+
+    def logit(maps):
+        network = module.clone(classifier_activation=None)
+        return network.apply(variables, images, given={"both": maps}, method="run")[0][:, 1].sum()
+
+    weights = np.asarray(jax.grad(logit)(maps)).mean((1, 2), keepdims=True)
+    expected = np.maximum((weights * np.asarray(maps)).sum(-1), 0)
+    np.testing.assert_allclose(fzoo.grad_cam(module, variables, images, [1])[:, 0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_strangers_files_are_explained(real):
+    for file in sorted((real / "keras_files").glob("*.h*5")):
+        module, variables = fzoo.load_model(file)
+        heat = np.asarray(fzoo.explain(module, variables, random_images((1, *module.example_shape)), top=1).heat)
+        assert min(heat.shape[2:]) > 1 and np.isfinite(heat).all()
+
+
+def test_export_and_jobs(tmp_path):
+    """With the pixels preprocessed as a mode says; the same numbers from each."""
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    pixels = random_images((3, 16, 16, 3), pixels=True).astype(np.uint8)
+    expected = np.asarray(fzoo.predict(module, variables, pixels, preprocess="tf"))
+    assert_close(np.asarray(fzoo.predict(module, variables, pixels / np.float32(127.5) - 1)), expected, "by hand")
+    fzoo.export(module, variables, tmp_path / "a.stablehlo", preprocess="tf", platforms="cpu")
+    exported = jax.export.deserialize(bytearray((tmp_path / "a.stablehlo").read_bytes()))
+    assert_close(np.asarray(exported.call(pixels)), expected, "exported")
+    for i, image in enumerate(pixels):
+        PIL.Image.fromarray(image).save(tmp_path / f"{i}.png")
+    photos = [tmp_path / f"{i}.png" for i in range(3)]
+    options = {"preprocess": "tf", "recipe": fzoo.Recipe((16, 16), crop=None)}
+    fzoo.run_job(module, variables, photos, tmp_path / "a.csv", top=1, **options)
+    rows = [line.split(",") for line in (tmp_path / "a.csv").read_text().splitlines()[1:]]
+    assert [int(row[2]) for row in rows] == expected.argmax(1).tolist()
+    layer = f"inside/{inner(variables)}"
+    for ending in ("npz", "h5"):
+        fzoo.run_job(module, variables, photos, tmp_path / f"a.{ending}", layers=[layer, "shared:1"], **options)
+    tapped = fzoo.features(module, variables, pixels, layer, preprocess="tf")[layer]
+    assert_close(np.load(tmp_path / "a.npz")[layer], np.asarray(tapped), layer)
+    labels = expected.argmax(1)
+    found = fzoo.evaluate(module, variables, [(pixels, labels)], preprocess="tf")
+    assert (found.top1, found.images) == (1.0, 3)
+
+
+def test_summary_and_pictures_of_files(tmp_path, command_line):
+    """Every layer by its path, and what they are drawn as."""
+    module, _ = loaded(small_network(), tmp_path)
+    code, out, errors = command_line("summary", tmp_path / "model.keras")
+    assert (code, errors) == (0, [])
+    assert [line.split("\t")[0] for line in out[:-1]] == fzoo.layer_names(module)
+    assert command_line("summary", tmp_path / "model.keras", "--picture", tmp_path / "a.svg")[0] == 0
+    drawn = (tmp_path / "a.svg").read_text()
+    assert "Global avg pool" in drawn and "classes" in drawn
+    code, out, errors = command_line("summary", tmp_path / "model.keras", "-o", "alpha=2")
+    assert code != 0 and errors[-1].endswith("which " + str(tmp_path / "model.keras") + " says itself")
+
+
+def test_pictures_of_strangers_files(real, tmp_path, command_line):
+    """Models inside of models, hundreds of layers."""
+    for file in sorted((real / "keras_files").glob("*.h*5")):
+        code, _, errors = command_line("summary", file, "--picture", tmp_path / "a.svg")
+        assert (code, errors) == (0, [])
+
+
+def test_a_module_like_any_other(tmp_path):
+    """Equal from two loads of a file, so that nothing is compiled twice; pickled; in jit, vmap and grad; no leaks."""
+    model = randomise(small_network())
+    module, variables = loaded(model, tmp_path)
+    again, _ = fzoo.load_model(tmp_path / "model.keras")
+    assert again == module and hash(again) == hash(module) and again.graph is not module.graph
+    apply = jax.jit(lambda module, variables, x: module.apply(variables, x), static_argnums=0)
+    images = images_of()
+    expected = np.asarray(apply(module, variables, images))
+    apply(again, variables, images)
+    assert apply._cache_size() == 1
+    code = "import pickle, sys; sys.stdout.buffer.write(pickle.dumps(pickle.load(sys.stdin.buffer)))"
+    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(module), capture_output=True, check=True)
+    there = pickle.loads(done.stdout)  # through a process in which texts have other hashes
+    assert there == module and hash(there) == hash(module) and there.graph.source == module.graph.source
+    each = jax.vmap(lambda x: module.apply(variables, x[None])[0])(images)
+    np.testing.assert_allclose(each, expected, rtol=1e-5, atol=1e-6)
+    with jax.checking_leaks():
+        loss = lambda variables: jnp.square(module.apply(variables, images)).sum()  # noqa: E731
+        gradients = jax.grad(loss)(variables)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    assert np.abs(gradients["params"]["shared"]["kernel"]).max() > 0
+    _, moved = module.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)})
+    (name,) = moved["batch_stats"]
+    assert np.abs(moved["batch_stats"][name]["mean"] - variables["batch_stats"][name]["mean"]).max() > 0
+
+
+def test_other_dtypes(tmp_path):
+    """bfloat16 by an option; float32 files under x64."""
+    module, variables = loaded(randomise(small_network()), tmp_path)
+    images = images_of()
+    expected = np.asarray(fzoo.predict(module, variables, images))
+    half, its = fzoo.load_model(tmp_path / "model.keras", dtype=jnp.bfloat16)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(its)} == {"float32"}
+    tapped = fzoo.features(half, its, images, ["stem", "classes"])
+    assert (tapped["stem"].dtype, tapped["classes"].dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(tapped["classes"], expected, atol=0.05)
+    with jax.enable_x64(True):
+        module, variables = fzoo.load_model(tmp_path / "model.keras", dtype=jnp.float64)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
+        y = fzoo.predict(module, variables, images.astype(np.float64))
+        assert y.dtype == jnp.float64
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-6)
+        fzoo.save_keras_weights(module, variables, tmp_path / "again.keras")
+
+
+def test_other_files_of_variables(tmp_path):
+    """Names with dots and slashes survive safetensors and Orbax."""
+    inside = keras.Sequential([layers.Input((16, 16, 3)), conv(name="c.1"), layers.BatchNormalization()], name="a_1.00")
+    x = layers.Input((16, 16, 3))
+    module, variables = loaded(randomise(keras.Model(x, head_of(inside(x)))), tmp_path)
+    for name in ("a.safetensors", "a.orbax"):
+        fzoo.save_variables(module, variables, tmp_path / name)
+        jax.tree.map(np.testing.assert_array_equal, fzoo.load_variables(module, tmp_path / name), variables)
+
+
+def test_the_walk_costs_nothing_once_compiled(tmp_path):
+    """The program of a network by name, and of the same network by its file, have the same operations."""
+    model = keras.applications.MobileNetV2(alpha=0.35, input_shape=(32, 32, 3), weights=None)
+    module, variables = loaded(model, tmp_path)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    named = fzoo.create("MobileNetV2", alpha=0.35, input_shape=(32, 32, 3))
+    counts = []
+    for network in (named, module):
+        text = jax.jit(network.apply).lower(variables, images).as_text()
+        counts.append(Counter(re.findall(r"= (?:\")?(stablehlo\.\w+)", text)))
+    assert counts[0] == counts[1] and counts[0].total() > 500
+    assert module.clone(parent=None).graph is module.graph
+    assert [node.name for node in trace(module).layers][1:] == fzoo.layer_names(named)[1:]

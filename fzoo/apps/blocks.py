@@ -136,15 +136,20 @@ def cells(part: Sequence[Node], place: dict[str, int], above: Sequence[int]) -> 
 
 def auto_named(node: Node) -> bool:
     """Tell whether Keras made up the name: it says nothing then."""
-    return re.fullmatch(rf"{snake_case(node.kind)}(_\d+)?", node.name) is not None
+    return node.kind == "Model" or re.fullmatch(rf"{snake_case(node.kind)}(_\d+)?", own_name(node)) is not None
+
+
+def own_name(node: Node) -> str:
+    """Return a layer's name without the models that it is in, and without the number of its call."""
+    return node.name.rpartition("/")[2].partition(":")[0]
 
 
 def stem(node: Node) -> str:
     """Return what a layer's name says of its place: up to the first number, and that of a block, or the first word."""
     if auto_named(node):
         return ""
-    found = re.match(r"[A-Za-z_]*?\d+[a-z]?(?=_|$)(_block_?\d+(?=_|$))?", node.name)
-    return found[0] if found else node.name.split("_")[0]
+    found = re.match(r"[A-Za-z_]*?\d+[a-z]?(?=_|$)(_block_?\d+(?=_|$))?", own_name(node))
+    return found[0] if found else own_name(node).split("_")[0]
 
 
 def joined(parts: list[list[Node]]) -> list[list[Node]]:
@@ -173,11 +178,11 @@ def titled(parts: list[list[Node]]) -> list[tuple[str, list[Node]]]:
     made: dict[str, list[Node]] = {}
     for part in parts:
         named = [node for node in part if not auto_named(node)]
-        words = zip(*(node.name.split("_") for node in named), strict=False)
+        words = zip(*(own_name(node).split("_") for node in named), strict=False)
         title = "_".join(same[0] for same in itertools.takewhile(lambda same: len(set(same)) == 1, words))
         if not title or title in made or (len({stem(node) for node in named}) > 1 and not has_branches(part)):
-            kernels = [node.name for node in named if node.kind in KERNELS and not has_branches(part)]
-            title = [*kernels, *(node.name for node in named[-1:]), span(part[0].name, part[-1].name)][0]
+            kernels = [own_name(node) for node in named if node.kind in KERNELS and not has_branches(part)]
+            title = [*kernels, *(own_name(node) for node in named[-1:]), span(part[0].name, part[-1].name)][0]
         made[title if title not in made else part[-1].name] = part
     return list(made.items())
 

@@ -65,7 +65,7 @@ def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> Non
 
 @command
 def summary(
-    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    name: Annotated[str, typer.Argument(help="Name of the model, or the file of a whole model that Keras saved.")],
     include_top: Annotated[bool, typer.Option(help="With the classifier.")] = True,
     classes: Classes = None,
     size: Size = None,
@@ -81,12 +81,20 @@ def summary(
     import fzoo
     from fzoo.apps.picture import check_picture, save_picture
     from fzoo.layers.graph import trace
+    from fzoo.zoo import is_whole_model, network_in
 
     if picture is not None:
         check_picture(picture, (".png", ".svg"))
-    shape = None if size is None else (size, size, 3)
-    options = parse_options(name, option)
-    module = fzoo.create(name, include_top=include_top, classes=classes or 1000, input_shape=shape, **options)
+    if is_whole_model(name):
+        if classes or option:
+            raise ValueError(f"{'--option' if option else '--classes'} given, which {name} says itself")
+        module, _ = network_in(name)
+        shape = module.input_shape if size is None else (size, size, module.example_shape[2])
+        module = module.clone(include_top=include_top, input_shape=shape)
+    else:
+        shape = None if size is None else (size, size, 3)
+        options = parse_options(name, option)
+        module = fzoo.create(name, include_top=include_top, classes=classes or 1000, input_shape=shape, **options)
     found = trace(module)
     count = found.parameters
     rows = [

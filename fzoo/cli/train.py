@@ -156,12 +156,12 @@ def evaluate(
         found = fzoo.evaluate(module, variables, batches, preprocess=loaded.model, batch_size=batch_size)
     except NotFinite as e:
         raise NotFinite(e.index, files.readable(e.index)) from None
-    s = fzoo.spec(loaded.model)
+    s = fzoo.spec(loaded.model) if published else None
     rows = [
         ("images", f"{found.images:,} of {len(set(files.labels.tolist()))} classes"),
         ("recipe", str(recipe)),
-        ("top-1", f"{found.top1:.2%}" + (f" (Keras publishes {s.top1:.1%} on ImageNet)" if published else "")),
-        ("top-5", f"{found.top5:.2%}" + (f" (Keras publishes {s.top5:.1%})" if published and s.top5 else "")),
+        ("top-1", f"{found.top1:.2%}" + (f" (Keras publishes {s.top1:.1%} on ImageNet)" if s else "")),
+        ("top-5", f"{found.top5:.2%}" + (f" (Keras publishes {s.top5:.1%})" if s and s.top5 else "")),
         ("loss", f"{found.mean_loss:.4f}"),
     ]
     seen = np.flatnonzero(found.confusion.sum(1))

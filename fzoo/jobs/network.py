@@ -63,6 +63,8 @@ class Network:
         """
         pixels = jax.ShapeDtypeStruct(shape, np.uint8)
         avals = output_shapes(self.module, self.variables, pixels, self.layers, **self.options)
+        if isinstance(avals, tuple):
+            raise ValueError(f"a network of {len(avals)} outputs given, one of classes expected; or layers")
         avals = {"probabilities": avals} if self.layers is None else avals
         found = {name: jax.ShapeDtypeStruct(aval.shape[1:], on_disk(aval.dtype)) for name, aval in avals.items()}
         if self.layers is not None:

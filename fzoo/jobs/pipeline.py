@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from fzoo.images.archives import ArchiveReader
 from fzoo.images.files import PassedOver
+from fzoo.images.preprocessing import MODES
 from fzoo.images.recipe import Recipe
 from fzoo.images.walk import find_images
 from fzoo.inference.devices import mesh as local_mesh
@@ -171,7 +172,7 @@ def prepare(
     if recipe is None:
         height, width, _ = network.module.example_shape
         sides, model = (height, width), network.options["preprocess"]
-        recipe = Recipe(sides) if model is None else model_recipe(model, sides)
+        recipe = Recipe(sides) if model is None or model in MODES else model_recipe(model, sides)
     sides = recipe.size
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None and value < 1:

@@ -10,12 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from fzoo.errors import unknown
+from fzoo.images.preprocessing import MODES
 from fzoo.images.reading import Color
 from fzoo.images.recipe import Recipe
 from fzoo.layers.classifier import Head
 from fzoo.layers.options import is_count
 from fzoo.training.steps import TWO_PHASES, Phase
-from fzoo.zoo import family_defaults, spec
+from fzoo.zoo import family_defaults, is_whole_model, network_in, preprocessing_mode, spec
 
 #: What a run may be resumed with other values of.
 FREE = frozenset(("workers", "max_broken", "checkpoint_every"))
@@ -30,9 +31,12 @@ class FinetuneConfig:
     """Describe a fine-tuning: all that decides its result, but for the images.
 
     Attributes:
-        model: the backbone.
-        weights: of it: "imagenet", a file, the folder of a run, or None for random ones. The head of a file or of a run
-            is kept where it fits (a run's: where the classes are the same, too); else a new one starts.
+        model: the backbone: a name of `list_models`, or the path of a whole model that Keras saved, which is cut at its
+            last feature map, or at the layer `cut` (one of `options`), and has its own weights.
+        preprocess: the model, or the mode, whose `preprocess_input` makes the input of pixels, where `model` is a file;
+            "none" by default if the file has layers that preprocess.
+        weights: of the backbone: "imagenet", a file, the folder of a run, or None for random ones. The head of a file
+            or of a run is kept where it fits (a run's: where the classes are the same, too); else a new one starts.
         phases: what trains, how long, and how; by default the head alone, then the top of the backbone.
         head: the new classifier's layers.
         classes: their number, where the data is an iterable or arrays; a folder says it itself.
@@ -81,14 +85,16 @@ class FinetuneConfig:
     seed: int = 0
     checkpoint_every: int | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    preprocess: str | None = None
 
     def __post_init__(self):
         """Check the values; what was left to the model is filled in."""
-        known, usual = family_defaults(spec(self.model)), ("classifier_activation", "softmax")
-        shape = self.options.get("input_shape")
+        known, side, preprocess = described_model(self.model, self.preprocess)
+        shape, usual = self.options.get("input_shape"), ("classifier_activation", "softmax")
         filled = {"phases": tuple(self.phases), "head": self.head or Head()}
+        filled |= {"preprocess": preprocess}
         if self.size is None:
-            filled["size"] = shape[0] if shape else spec(self.model).input_size
+            filled["size"] = shape[0] if shape else side
         filled |= {"options": {name: value for name, value in self.options.items() if (name, value) != usual}}
         for name, value in filled.items():
             object.__setattr__(self, name, value)
@@ -119,8 +125,13 @@ class FinetuneConfig:
 
     def recipe(self) -> Recipe:
         """Make the recipe that the images are read by."""
-        side = spec(self.model).input_size if self.size is None else self.size
-        return Recipe((side, side), **{name: getattr(self, name) for name in IN_RECIPE if name != "size"})
+        assert self.size is not None
+        return Recipe((self.size, self.size), **{name: getattr(self, name) for name in IN_RECIPE if name != "size"})
+
+    @property
+    def pixels_for(self) -> str:
+        """The model, or the mode, whose `preprocess_input` makes the network's input of pixels."""
+        return self.preprocess or self.model
 
     def settings(self) -> dict[str, Any]:
         """Return what config.json says of this, by name; `describe` makes JSON of it."""
@@ -139,6 +150,35 @@ class FinetuneConfig:
         rest = {name: value for name, value in given.items() if name not in FIELDS}
         options = {**(usual or {}).get("options", {}), **own.get("options", {}), **rest}
         return cls(**{**own, "options": options})
+
+
+def described_model(model: str, preprocess: str | None) -> tuple[dict[str, Any], int, str | None]:
+    """Return (its options and their defaults, the side of its images, what preprocesses) of a model or of a file.
+
+    Raises:
+        ValueError: there is no such model, or it can't be told what its pixels are.
+    """
+    if not is_whole_model(model):
+        if str(model).endswith((".h5", ".hdf5", ".keras")):
+            raise FileNotFoundError(f"no such file: {model}")
+        if preprocess is not None:
+            raise ValueError(
+                f"preprocess={preprocess!r} given, which goes with a file as the model: {model} has its own"
+            )
+        return family_defaults(spec(model)), spec(model).input_size, None
+    module, _ = network_in(model)
+    if len(module.graph.inputs) > 1:
+        raise ValueError(f"{model} takes {', '.join(module.graph.input_names)}, a network of images alone expected")
+    height, width, channels = module.example_shape
+    if height != width or channels != 3:
+        raise ValueError(f"{model} takes images of {height} x {width} x {channels}, square ones of 3 channels expected")
+    if preprocess is None:
+        if not any(step.kind in ("Rescaling", "Normalization") for step in module.graph.steps):
+            names = ", ".join(map(repr, MODES))
+            raise ValueError(f"preprocess=... expected, one of {names} or a model's name: {model} has no layer for it")
+        preprocess = "none"
+    preprocessing_mode(preprocess)
+    return {"cut": None}, height, preprocess
 
 
 #: Names of the fields.

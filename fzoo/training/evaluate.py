@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from fzoo.inference.predict import predict
 from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import check_classifier
 from fzoo.training.data import check_labels
 from fzoo.training.results import Evaluation, NotFinite
 from fzoo.training.steps import logits_of
@@ -39,6 +40,11 @@ def evaluate(
     Raises:
         ValueError: no images, labels that the classifier has not, or an output that is NaN (`index` is the image's).
     """
+    check_classifier(module)
+    if module.classes < 2:
+        raise ValueError("a network with one output given, one for each class expected")
+    if module.keras_graph is not None and module.keras_graph.classifier is None:
+        raise ValueError("a network that ends in none of Dense, Activation and Softmax given: its logits are not known")
     module = module.clone(classifier_activation=None)
     confusion = np.zeros((module.classes, module.classes), np.int64)
     loss, top5, seen = 0.0, 0, 0

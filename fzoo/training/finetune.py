@@ -56,7 +56,7 @@ from fzoo.training.steps import (
 )
 from fzoo.training.transfer import transfer
 from fzoo.weights.mapping import slots, without_top
-from fzoo.zoo import load, preprocess_input
+from fzoo.zoo import is_whole_model, load, preprocess_input
 
 #: Bytes of features that `cache_features=None` keeps in memory at the most.
 CACHE_LIMIT = 2 << 30
@@ -72,7 +72,7 @@ LONG_EPOCH_SECONDS = 300
 
 def finetune(
     data: Any,
-    model: str | None = None,
+    model: str | os.PathLike | None = None,
     *,
     config: FinetuneConfig | None = None,
     out: str | os.PathLike | None = None,
@@ -92,7 +92,8 @@ def finetune(
             (images, labels) arrays; or an iterable of (images, labels) batches, gone through once an epoch (a generator
             goes on and on, and needs `steps_per_epoch`). Images (N, H, W, 3): integers from 0 to 255, which are
             preprocessed as the model wants, or floats, which are so already; labels (N,) are integers from 0.
-        model: the backbone; MobileNetV2 by default, or that of the run whose folder is given as `weights`.
+        model: the backbone; MobileNetV2 by default, or that of the run whose folder is given as `weights`. The path of
+            a whole model that Keras saved is taken, too (see `transfer`), with `preprocess` and `cut`.
         config: all options at once, in place of `model` and `options`.
         out: the folder of the run: configuration, metrics, curves, checkpoints, weights. Nothing is written without it.
             Several processes need one that all see.
@@ -114,7 +115,7 @@ def finetune(
         ModuleNotFoundError: Grain, which reads the data, is not installed.
     """
     if config is None:
-        config = configured(options if model is None else {"model": model, **options})
+        config = configured(options if model is None else {"model": os.fspath(model), **options})
     elif options or model is not None:
         raise ValueError(f"config and {', '.join(options) or 'model'} given, one of both expected")
     if out is None and (resume or config.checkpoint_every):
@@ -179,6 +180,11 @@ def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Clas
 
     A file's head is kept where it fits, a run's where its classes are these, too.
     """
+    if is_whole_model(config.model):
+        cut = {"head": config.head, "rng": jax.random.key(config.seed), "dtype": config.dtype, **config.options}
+        module, variables = transfer(config.model, classes=len(names), weights=config.weights, **cut)
+        module.check_images((1, *config.recipe().size, 3))
+        return module, variables, f"a new head starts, after {module.cut} of {config.model}"
     made = {"input_shape": (*config.recipe().size, 3), "dtype": config.dtype, **config.options}
     made |= {"classes": len(names), "head": config.head}
     fresh = {"rng": jax.random.key(config.seed), **made}
@@ -261,7 +267,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     step = jax.jit(
         functools.partial(
             pixels_step,
-            (plan.module, plan.config.model),
+            (plan.module, plan.config.pixels_for),
             optimizer,
             train=stream.training,
             label_smoothing=plan.config.label_smoothing,
@@ -422,7 +428,7 @@ def cached(plan: Plan, variables: Any, source: Any, stream: Flow) -> Features | 
             images,
             stream.frontier,
             batch_size=plan.config.batch_size,
-            **how(images, plan.config.model),
+            **how(images, plan.config.pixels_for),
         )
         for name, array in batch.items():
             found[name].append(np.asarray(array))
@@ -440,7 +446,7 @@ def how(images: Any, model: str) -> dict[str, Any]:
 def validate(plan: Plan, variables: Any, source: Source | Batches) -> Evaluation:
     """Evaluate the network on validation images, each process on its share."""
     batches = in_order(source, plan.config.batch_size, plan.config.workers, plan.part)
-    options = {"preprocess": plan.config.model, "batch_size": plan.config.batch_size, "mesh": devices.mesh()}
+    options = {"preprocess": plan.config.pixels_for, "batch_size": plan.config.batch_size, "mesh": devices.mesh()}
     try:
         found = evaluate(plan.module, local(variables), batches, **options)
     except NotFinite as e:

@@ -14,7 +14,7 @@ from fzoo.images.preprocessing import check_range
 from fzoo.training.config import FinetuneConfig
 from fzoo.training.data import Arrays, Batches, Broken, Files, check_labels, read_folder, with_classes
 from fzoo.training.splits import hold_out, report_data, train_and_validation
-from fzoo.zoo import spec
+from fzoo.zoo import preprocessing_mode
 
 
 def sources(
@@ -90,7 +90,9 @@ def is_arrays(data: Any) -> bool:
 def pixel_check(config: FinetuneConfig) -> Callable[[Any], None]:
     """What raises ValueError for images that the model can't be meant to take."""
     own = config.options.get("include_preprocessing") is not False
-    return functools.partial(check_range, mode=spec(config.model).preprocessing if own else None, name=config.model)
+    return functools.partial(
+        check_range, mode=preprocessing_mode(config.pixels_for) if own else None, name=config.model
+    )
 
 
 def arrays(data: tuple[Any, ...], classes: int | None, config: FinetuneConfig) -> Arrays:

@@ -32,9 +32,12 @@ from fzoo.files import one_line, replacing
 from fzoo.images.recipe import Recipe
 from fzoo.inference.devices import first_alone
 from fzoo.layers.classifier import Classifier, Head
+from fzoo.models.keras_model import KerasModel, keras_model
 from fzoo.training.config import IN_RECIPE
 from fzoo.training.plots import draw_confusion, draw_curves
 from fzoo.weights import load_keras_weights, save_keras_weights
+from fzoo.weights.graph import build_graph
+from fzoo.weights.rewrite import configuration_of
 from fzoo.zoo import create, family_defaults, spec
 
 if TYPE_CHECKING:
@@ -199,7 +202,7 @@ class LoadedRun(NamedTuple):
 
     Attributes:
         module, variables: the network, with a softmax at its end.
-        model: the backbone's name, for `preprocess_input`.
+        model: the backbone's name, or the mode, for `preprocess_input`.
         class_names: of the outputs.
         recipe: how an image becomes its input.
     """
@@ -233,7 +236,7 @@ def read_run(folder: Path) -> tuple[Classifier, str, tuple[str, ...], Recipe]:
         raise ValueError(f"the run in {folder} has not finished: `fzoo finetune ... --out {folder} --resume` goes on")
     try:
         recipe = Recipe.from_json(config["recipe"])
-        return network(config), config["model"], tuple(config["classes"]), recipe
+        return network(config), config.get("preprocess") or config["model"], tuple(config["classes"]), recipe
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{folder}/config.json is damaged: {one_line(e)}") from e
 
@@ -244,13 +247,22 @@ def settings_of(folder: Path) -> dict[str, Any]:
     Raises as `load_run`.
     """
     module, model, _, recipe = read_run(folder)
+    if isinstance(module, KerasModel):
+        raise ValueError(
+            f"{folder} began with the network of a file: model={str(folder / 'model.h5')!r} goes on from it"
+        )
     own = {name: value for name, value in options_of(module, model).items() if name not in ("input_shape", "dtype")}
     read = {name: getattr(recipe, name) for name in IN_RECIPE if name not in ("size", "augment")}
     return {"model": model, "head": module.head, "size": recipe.size[0], **read, "options": own}
 
 
 def options_of(module: Classifier, model: str) -> dict[str, Any]:
-    """What makes a network differ from the model as it is by default, beyond its classifier; for `describe`."""
+    """What makes a network differ from the model as it is by default, beyond its classifier; for `describe`.
+
+    Of one that came from a file, all that makes it.
+    """
+    if isinstance(module, KerasModel):
+        return {"graph": module.graph.source, "cut": module.cut, "dtype": module.dtype}
     usual = family_defaults(spec(model))
     own = {name: getattr(module, name) for name, value in usual.items() if getattr(module, name) != value}
     return {"input_shape": module.input_shape, "dtype": module.dtype, **own}
@@ -258,6 +270,9 @@ def options_of(module: Classifier, model: str) -> dict[str, Any]:
 
 def network(config: Mapping[str, Any]) -> Classifier:
     """The network of a configuration, with a softmax at its end."""
+    if "graph" in config["options"]:
+        graph, _ = build_graph(configuration_of(config["options"]["graph"]))
+        return keras_model(graph, jnp.dtype(config["options"]["dtype"])).clone(cut=config["options"]["cut"])
     usual = family_defaults(spec(config["model"]))
     options = {name: as_it_was(each, usual.get(name)) for name, each in config["options"].items()}
     options["dtype"] = jnp.dtype(options["dtype"])

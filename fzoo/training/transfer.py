@@ -14,7 +14,7 @@ from fzoo.layers.options import is_count
 from fzoo.models.keras_model import KerasModel, keras_model
 from fzoo.weights.mapping import check_variables, slots, without_top
 from fzoo.weights.rewrite import with_head
-from fzoo.zoo import create, list_models, load, load_model
+from fzoo.zoo import create, is_whole_model, load, load_model
 
 
 def transfer(
@@ -63,8 +63,7 @@ def transfer(
     if variables is not None or cut is not None:
         given = "variables" if cut is None else f"cut={cut!r}"
         raise ValueError(f"{given} given, which goes with a network of load_model, {name!r} given")
-    if not isinstance(name, str):
-        raise ValueError(f"{name} given, the name of a model or the path of a whole one expected")
+    name = os.fspath(name)
     backbone: dict[str, Any] = {"params": {}, "batch_stats": {}}
     if weights is not None:
         below = {k: v for k, v in create_options.items() if k != "classifier_activation"}
@@ -79,11 +78,6 @@ def transfer(
         module = create(name, classes=classes, head=head, **create_options)
     fresh = random_variables(module, rng)
     return module, {kind: {**tree, **backbone.get(kind, {})} for kind, tree in fresh.items()}
-
-
-def is_whole_model(name: Any) -> bool:
-    """Tell whether this is a path of a file and not the name of a model."""
-    return isinstance(name, (str, os.PathLike)) and name not in list_models() and os.path.isfile(name)
 
 
 def transfer_model(

@@ -42,8 +42,9 @@ def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, A
         names = file.keys()
         flat = {name: file.get_tensor(name) for name in names}
     variables: dict[str, Any] = {}
+    known = {SEPARATOR.join(slot.path): slot.path for slot in itertools.chain.from_iterable(slots(module).values())}
     for name, value in flat.items():
-        *above, last = name.split(SEPARATOR)
+        *above, last = known.get(name) or name.split(SEPARATOR)  # a layer's own name may have a dot
         at: Any = variables
         for key in above:
             at = at.setdefault(key, {})

@@ -83,7 +83,8 @@ def build_graph(
         raise ValueError(f"it holds a {kind}, a Functional or Sequential model expected: its code is not in the file")
     outputs, plans = builder.expand(kind, config, "", None)
     if not any(len(shape) == 3 for shape in builder.inputs):
-        raise ValueError(f"it takes {builder.inputs}, images (height, width, channels) expected among the inputs")
+        taken = " and ".join(map(str, builder.inputs))
+        raise ValueError(f"it takes {taken}, images (height, width, channels) expected among the inputs")
     source = json.dumps([configuration.version, configuration.model], separators=(",", ":"))
     return Graph(tuple(builder.steps), tuple(outputs), tuple(builder.inputs), tuple(keras_names(plans)), source), plans
 
