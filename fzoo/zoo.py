@@ -11,7 +11,7 @@ import itertools
 import os
 import pkgutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, BinaryIO
 
@@ -303,13 +303,22 @@ def shown_options(name: str, preprocessing: Counter[str] | None, given: Mapping[
     return {k: v for choice in fitting[:1] for k, v in choice.items() if v != defaults[k]}
 
 
-def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[KerasModel, dict[str, Any]]:
+def load_model(
+    path: str | os.PathLike,
+    *,
+    dtype: Any = jnp.float32,
+    custom_objects: Mapping[str, Callable[..., Any]] | None = None,
+) -> tuple[KerasModel, dict[str, Any]]:
     """Make the network that a Keras file holds, whatever a user built of Keras's layers, with its variables.
 
     Args:
         path: a whole model as Keras saved it: `.keras`, a legacy `.h5` of any version, or a `.weights.h5` with its
             `config.json` beside it. No code of the file is run.
         dtype: of the computation; parameters are float32.
+        custom_objects: what classes compute that are not Keras's, by their names: a function (k, x, config) for each,
+            of a `fzoo.layers.Layers`, of the array that the layer takes (or a list of them) and of its configuration,
+            in which "name" is its name in the network. A layer of `k` with weights has those of the file if it is
+            given that name; the module is equal to another if the functions are the same objects.
 
     Returns:
         (module, variables), for all that takes a network of `load`. Layers of models inside of the model are named by
@@ -322,11 +331,13 @@ def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[Ke
         ValueError: it has no model in it, a damaged one, or one with a layer that is not known; the message names the
             layer and its class.
     """
-    module, plans = network_in(path, dtype)
+    module, plans = network_in(path, dtype, custom_objects)
     return module, load_planned(module, plans, path)
 
 
-def network_in(path: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[KerasModel, tuple[Plan, ...]]:
+def network_in(
+    path: str | os.PathLike, dtype: Any = jnp.float32, custom_objects: Mapping[str, Callable[..., Any]] | None = None
+) -> tuple[KerasModel, tuple[Plan, ...]]:
     """Make the network that a Keras file holds, and the plan of its weights, of which none is read.
 
     Raises as `load_model`.
@@ -335,7 +346,7 @@ def network_in(path: str | os.PathLike, dtype: Any = jnp.float32) -> tuple[Keras
     if configuration is None:
         raise ValueError(f"{path} has weights alone, without the model they belong to: fzoo.load(NAME, weights=...)")
     try:
-        graph, plans = build_graph(configuration)
+        graph, plans = build_graph(configuration, custom_objects)
         return keras_model(graph, dtype), plans
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
@@ -394,6 +405,17 @@ def published(name: str, module: Classifier) -> WeightFile:
     # One file a size: that of the input if square and published, else that of the default size, as Keras chooses.
     exact = [f for f in fitting if f.size == height == width]
     return (exact or fitting)[0]
+
+
+def preprocessing_of(module: Any) -> Mode | None:
+    """Return the preprocessing that a network's family wants ("caffe", "tf", "torch", "none").
+
+    None for a network whose own was left out (`include_preprocessing=False`), and for one of no family.
+    """
+    record = next((record for record in VARIANTS.values() if record.family is type(module)), None)
+    if record is None or not getattr(module, "include_preprocessing", True):
+        return None
+    return record.preprocessing
 
 
 def recipe(name: str, size: int | tuple[int, int] | None = None) -> Recipe:

@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant(
         "predict: a count that micro-batches do not divide is computed one by one",
         "inference/predict.py",
-        "micro = -(-count // parts)",
+        "parts = -(-count // micro)",
         "parts, micro = count, 1",
         "test_inference.py",
         "micro",

@@ -114,7 +114,7 @@ def test_no_images_inside_a_jit_and_explained(small):
 
 
 def test_micro_batches_are_even(small):
-    """No image alone because of a count that 4 does not divide, and few that fill up."""
+    """No image alone because of a count that 4 does not divide, and the fewest that fill up."""
 
     class Wide(type(small[0])):
         micro_batch = 4
@@ -126,7 +126,7 @@ def test_micro_batches_are_even(small):
         text = program.lower(module, None, variables, np.zeros((count, 32, 32, 3), np.float32)).as_text()
         return {int(n) for n in re.findall(r"tensor<(\d+)x16x16x8xf32>", text)}
 
-    assert [convolved(count) for count in (15, 16, 13, 9, 6, 5, 3)] == [{4}, {4}, {4}, {3}, {3}, {3}, {3}]
+    assert [convolved(count) for count in (15, 16, 13, 9, 6, 5, 3)] == [{3}, {4}, {3}, {3}, {3}, {3}, {3}]
     images = random_images((13, 32, 32, 3))
     found = fzoo.predict(module, variables, images, batch_size=13)
     np.testing.assert_allclose(found, module.apply(variables, images), rtol=1e-4, atol=1e-6)
@@ -295,7 +295,9 @@ def test_random_variables_are_keras_initialisers():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 32, 32, 3), np.uint8), "preprocess_input"),
+        (np.zeros((2, 32, 32, 3), bool), "preprocess_input"),
+        (np.full((2, 32, 32, 3), 256, np.uint16), "from 256 to 256 given: pixels from 0 to 255 expected"),
+        (np.full((2, 32, 32, 3), -40, np.int32), "pixels from 0 to 255 expected"),
         (np.zeros((32, 32, 3), np.float32), r"image\[None\]"),
         (np.zeros((0, 32, 33, 3), np.float32), "32, 32, 3 expected"),
         (np.zeros((1, 32, 33, 3), np.float32), "32, 32, 3 expected"),
@@ -332,18 +334,59 @@ def test_pixels_are_preprocessed_in_the_program(small):
     pixels = random_images((7, 32, 32, 3), seed=2, pixels=True).astype(np.uint8)
     expected = fzoo.predict(module, variables, fzoo.preprocess_input(pixels, "MobileNet"))
     assert_alive(expected)
-    assert np.abs(fzoo.predict(module, variables, pixels.astype(np.float32)) - expected).max() > 0.05
-    for given in (pixels, jnp.asarray(pixels), pixels.astype(np.float32)):
-        found = fzoo.predict(module, variables, given, batch_size=4, preprocess="MobileNet")
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.warns(UserWarning, match="from 0 to 255 given, which MobileNet takes from -1 to 1"):
+        assert np.abs(fzoo.predict(module, variables, pixels.astype(np.float32)) - expected).max() > 0.05
+    for given in (pixels, jnp.asarray(pixels), pixels.astype(np.uint16), pixels.astype(np.float32)):
+        for preprocess in ("MobileNet", "Xception", "tf", True):  # which are the same
+            found = fzoo.predict(module, variables, given, batch_size=4, preprocess=preprocess)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    for given in (pixels, jnp.asarray(pixels), pixels.astype(np.int32)):  # the network knows how it wants pixels
+        np.testing.assert_allclose(fzoo.predict(module, variables, given), expected, atol=1e-5)
     inside = jax.jit(lambda v, x: fzoo.predict(module, v, x, preprocess="MobileNet"))(variables, pixels)
     np.testing.assert_allclose(inside, expected, atol=1e-5)
     taps = fzoo.features(module, variables, pixels, "predictions", preprocess="MobileNet")
     np.testing.assert_allclose(taps["predictions"], expected, atol=1e-5)
-    with pytest.raises(ValueError, match="preprocess=name"):
-        fzoo.predict(module, variables, pixels)
+    inside = jax.jit(lambda v, x: fzoo.predict(module, v, x))(variables, pixels)
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
     with pytest.raises(ValueError, match="did you mean MobileNet"):
         fzoo.predict(module, variables, pixels, preprocess="Mobilnet")
+
+
+def test_values_that_can_not_be(small):
+    module, variables = small
+    pixels = random_images((2, 32, 32, 3), seed=2, pixels=True).astype(np.uint8)
+    ready = fzoo.preprocess_input(pixels, "MobileNet")
+    for given in (ready, jnp.asarray(ready)):  # twice is once too often
+        with pytest.raises(ValueError, match="as if they were preprocessed already"):
+            fzoo.predict(module, variables, given, preprocess=True)
+    with pytest.raises(ValueError, match="as if they were preprocessed already"):
+        fzoo.predict(module, variables, fzoo.preprocess_input(pixels, "VGG16"), preprocess="MobileNet")
+    with pytest.raises(ValueError, match="preprocess='VGG16' given, which is 'caffe'; MobileNet takes 'tf'"):
+        fzoo.predict(module, variables, pixels, preprocess="VGG16")
+    for name, options, least, most in (
+        ("MobileNetV3Small", {}, 0, 1),
+        ("MobileNetV3Small", {}, -120, 140),
+        ("ResNet50", {"blocks": (1, 1, 1, 1)}, 0, 255),
+        ("ResNet50", {"blocks": (1, 1, 1, 1)}, 0, 1),
+        ("DenseNet121", {"blocks": (1, 1, 1, 1)}, 0, 255),
+    ):
+        other = fzoo.create(name, classes=4, input_shape=(32, 32, 3), **options)
+        images = np.linspace(least, most, 32 * 32 * 3, dtype=np.float32).reshape(1, 32, 32, 3)
+        with pytest.warns(UserWarning, match=f"which {type(other).__name__} takes from"):
+            fzoo.predict(other, jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), trace(other).variables), images)
+
+
+def test_a_network_without_its_preprocessing():
+    module, variables = network("MobileNetV3Small", include_preprocessing=False, classes=4, input_shape=(32, 32, 3))
+    pixels = random_images((2, 32, 32, 3), seed=2, pixels=True).astype(np.uint8)
+    with pytest.raises(ValueError, match="images of uint8 given, floats expected"):
+        fzoo.predict(module, variables, pixels)
+    with pytest.raises(ValueError, match="how MobileNetV3 wants its images is not known"):
+        fzoo.predict(module, variables, pixels, preprocess=True)
+    found = fzoo.predict(module, variables, pixels, preprocess="tf")
+    expected = fzoo.predict(module, variables, fzoo.preprocess_input(pixels, "tf"))
+    assert_alive(expected)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_default_batch_of_a_device():

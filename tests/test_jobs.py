@@ -635,7 +635,7 @@ def test_bad_arguments(network, tmp_path):
         ({"layers": "conv1", "out": "x.npz", "recipe": Recipe((31, 31))}, "32, 32, 3 expected"),
         ({"layers": "conf1", "out": "x.npz"}, "did you mean conv1"),
         ({"restart": True, "process": (0, 2)}, "restart given with several processes"),
-        ({"preprocess": None}, "preprocess=name"),
+        ({"preprocess": "VGG16"}, "MobileNet takes 'tf'"),
     ):
         options = {"preprocess": "MobileNet", **options}
         with pytest.raises(ValueError, match=message):

@@ -33,9 +33,9 @@ def optimize_for_inference(
 
     Every BN that follows a convolution, with nothing between that isn't linear, is folded into its kernel (through
     concatenation and average pooling, too), and so is ConvNeXt's LayerScale; other BNs, those after the concatenations
-    of a DenseNet and layers that are called more than once, become a factor and a term. On CPU, kernels of 3x3, 5x5, 1x7 and 7x1 are kept as Winograd's algorithm
-    wants them where that is faster (1.4 to 4 times their memory). The pair goes through `predict`, `features` and
-    `module.apply` as any other.
+    of a DenseNet and those that are called more than once, become a factor and a term. On CPU, kernels of 3x3, 5x5, 1x7
+    and 7x1 are kept as Winograd's algorithm wants them where that is faster (1.4 to 4 times their memory). The pair
+    goes through `predict`, `features` and `module.apply` as any other.
 
     Args:
         module: from `fzoo.create` or `fzoo.load`.
@@ -146,7 +146,7 @@ def linear_parts(
         return None
     if node.kind in KERNELS:
         return [(node, [])] if calls[node.variables] == 1 else None
-    if node.kind not in CHANNELWISE and node.kind != "Concatenate":
+    if node.kind not in CHANNELWISE and (node.kind, node.config.get("axis")) != ("Concatenate", -1):
         return None
     if sum(by_name[parent].shape[-1] for parent in node.inputs) != node.shape[-1]:  # not side by side as channels
         return None

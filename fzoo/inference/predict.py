@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -18,10 +19,11 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Num
 
+from fzoo.images.preprocessing import RANGES
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.devices import BATCH, along_batch, beside, device_of, replicate, shard
 from fzoo.layers.classifier import Classifier
-from fzoo.zoo import preprocess_input
+from fzoo.zoo import preprocess_input, preprocessing_of, spec
 
 #: What a batch is cut to when the caller does not say: on a CPU, which gains nothing from more, and at the least.
 BATCH_SIZE = 32
@@ -30,6 +32,10 @@ BATCH_SIZE = 32
 #: And elsewhere, where it takes hundreds of images to keep a device busy, as many as have about so many pixels: 32 at
 #: 600 x 600 take the memory that 256 take at 224 x 224.
 PIXELS, MOST = 256 * 224 * 224, 1024
+
+
+#: (family, dtype, preprocessing) of the arrays on devices whose values were looked at: to look is to wait for them.
+_looked_at: set[tuple[Any, Any, Any]] = set()
 
 
 #: Batches under way at once: one is computed, the next is on its way to the device.
@@ -46,7 +52,7 @@ def predict(
     images: Pixels,
     *,
     batch_size: int | None = None,
-    preprocess: str | None = None,
+    preprocess: str | bool | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
     """Compute the network's output for a batch of any size.
@@ -62,13 +68,14 @@ def predict(
     Args:
         module: from `fzoo.create`, `fzoo.load` or `fzoo.optimize_for_inference`.
         variables: its variables.
-        images: (N, H, W, C), NumPy or JAX: floats, preprocessed (see `preprocess_input`), or with `preprocess` pixels
-            from 0 to 255, integer or float. For a network of several inputs (see `load_model`), a tuple of arrays of
-            floats, in their order, or a mapping by their names.
+        images: (N, H, W, C), NumPy or JAX: floats, preprocessed (see `preprocess_input`), or pixels from 0 to 255:
+            integers, or with `preprocess` floats, too. For a network of several inputs (see `load_model`), a tuple of
+            arrays of floats, in their order, or a mapping by their names.
         batch_size: how many images go through at once. By default the power of two that holds them: 32 at most on a
             CPU, elsewhere as many as have the pixels of 256 of 224 x 224, between 32 and 1,024.
-        preprocess: the model ("ResNet50") whose `preprocess_input` is to be part of the compiled program. Pixels of
-            uint8 are a quarter of the bytes to move.
+        preprocess: whether `preprocess_input` is to be part of the compiled program, or the model ("ResNet50") whose it
+            is. By default that of the network's own family where the images are integers, and none where they are
+            floats. Pixels of uint8 are a quarter of the bytes to move.
         mesh: devices of this process, from `fzoo.devices.mesh()`. The variables are put on each, and each computes its
             part of a batch, which is filled up to a multiple of them; the default batch is that for each at most.
             Variables that `fzoo.devices.replicate` has put there are not moved at each call. Inside of a caller's own
@@ -79,8 +86,12 @@ def predict(
         a network of several outputs.
 
     Raises:
-        ValueError: images of integers without `preprocess`, or of another rank; an unknown model; a mesh with devices
-            of another process.
+        ValueError: images of another rank; integers that are no pixels or that nothing preprocesses, pixels that are
+            preprocessed already; an unknown model, or one with another preprocessing than the network's; a mesh with
+            devices of another process.
+
+    Warns:
+        UserWarning: floats that are far from what the network's family takes.
     """
     return in_batches(run, module, variables, images, batch_size, preprocess, mesh)
 
@@ -92,7 +103,7 @@ def features(
     layers: str | Sequence[str],
     *,
     batch_size: int | None = None,
-    preprocess: str | None = None,
+    preprocess: str | bool | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Float[Array, "n ..."]]:
     """The outputs of Keras layers, by name; what none of them needs is not computed.
@@ -137,10 +148,11 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
         count = count_of(images)
-        if platform != "cpu" or count <= micro_batch(what):
+        most = micro_batch(what)
+        if platform != "cpu" or count <= most:
             return step(images)
-        parts = -(-count // micro_batch(what))
-        micro = -(-count // parts)  # as even as can be; fewer images than parts are made up
+        micro = min(range(most, most // 2, -1), key=lambda size: -count % size)  # with the fewest images made up
+        parts = -(-count // micro)
         filled = jax.tree.map(functools.partial(filled_up, size=parts * micro), images)
         out = lax.map(step, jax.tree.map(lambda x: x.reshape(parts, micro, *x.shape[1:]), filled))
         return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
@@ -160,11 +172,13 @@ def in_batches(
     variables: Any,
     images: Any,
     batch_size: int | None,
-    preprocess: str | None,
+    preprocess: str | bool | None,
     mesh: Mesh | None = None,
 ) -> Any:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
-    images = arranged(what, images, preprocess)
+    images, preprocess = arranged(module_of(what), images, preprocess)
+    if not isinstance(images, tuple):
+        check_values(module_of(what), images, preprocess)
     if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
         raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
     count, leaves = count_of(images), jax.tree.leaves((variables, images))
@@ -193,14 +207,16 @@ def in_batches(
     return join_on_host(results, count) if device.platform == "cpu" else join_on_device(results, count)
 
 
-def arranged(what: Any, images: Any, preprocess: str | None) -> Any:
-    """What a network is called with, checked: images, or a tuple of arrays where it has several inputs."""
-    module = module_of(what)
+def arranged(module: nn.Module, images: Any, preprocess: str | bool | None) -> tuple[Any, str | None]:
+    """Check what a network is called with: images, or arrays for its several inputs, which are put into a tuple.
+
+    Returns:
+        (these, the model or the mode that they are preprocessed for).
+    """
     images = module.arrange(images) if isinstance(module, Classifier) else images
     if not isinstance(images, tuple):
-        check_images(images, pixels=preprocess is not None)
-        return images
-    if preprocess is not None:
+        return images, chosen_preprocessing(module, images, preprocess)
+    if preprocess:
         raise ValueError(f"preprocess={preprocess!r} given, which goes with one input: preprocess_input(images, name)")
     for array in images:
         dtype = getattr(array, "dtype", type(array).__name__)
@@ -209,7 +225,7 @@ def arranged(what: Any, images: Any, preprocess: str | None) -> Any:
     shapes = [array.shape for array in images]
     if len({shape[:1] for shape in shapes}) > 1:
         raise ValueError(f"inputs of shapes {', '.join(map(str, shapes))} given, as many of each expected")
-    return images
+    return images, None
 
 
 def count_of(images: Any) -> int:
@@ -295,7 +311,7 @@ def output_shapes(
     Nothing is computed or compiled, and the call that comes then does not trace the network again.
     """
     function, what = (run, module) if layers is None else (taps, (module, layers))
-    images = arranged(what, images, preprocess)
+    images, preprocess = arranged(module_of(what), images, preprocess)
     call, _, variables = for_devices(function, what, variables, images, mesh)
     if mesh is not None:
         images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=along_batch(mesh))
@@ -320,6 +336,72 @@ def in_flight(started: Iterable[Any]) -> Iterator[Any]:
         if len(pending) == IN_FLIGHT:
             yield pending.popleft()
     yield from pending
+
+
+def chosen_preprocessing(module: nn.Module, images: Any, preprocess: str | bool | None) -> str | None:
+    """Return the model or the mode that images are preprocessed for, None for none.
+
+    Args:
+        module: the network.
+        images: anything with a shape and a dtype.
+        preprocess: what the caller asked for.
+
+    Raises:
+        ValueError: these are no images, or none that can be preprocessed so for this network.
+    """
+    own, name = preprocessing_of(module), type(module).__name__
+    if preprocess is None and jnp.issubdtype(getattr(images, "dtype", jnp.float32), jnp.integer):
+        preprocess = own
+    if preprocess is True and own is None:
+        raise ValueError(f"preprocess=True given, but how {name} wants its images is not known: preprocess=NAME")
+    preprocess = own if preprocess is True else preprocess or None
+    check_images(images, pixels=preprocess is not None)
+    if preprocess is None or own is None or preprocess == own:
+        return preprocess
+    given = spec(preprocess).preprocessing
+    if given != own:
+        raise ValueError(
+            f"preprocess={preprocess!r} given, which is {given!r}; {name} takes {own!r}: leave it out, or do it before "
+            "by preprocess_input"
+        )
+    return own
+
+
+def check_values(module: nn.Module, images: Any, preprocess: str | None) -> None:
+    """Look whether values of images can be what they are said to be; of JAX's arrays, once for each kind.
+
+    Raises:
+        ValueError: they are no pixels, or were preprocessed already.
+
+    Warns:
+        UserWarning: they are far from what the network's family takes.
+    """
+    own, name = preprocessing_of(module), type(module).__name__
+    if not images.size or images.dtype == np.uint8:
+        return
+    if isinstance(images, jax.Array):
+        kind = (type(module), images.dtype, preprocess)
+        if isinstance(images, Tracer) or not images.is_fully_addressable or kind in _looked_at:
+            return
+        _looked_at.add(kind)
+    low, high = float(images.min()), float(images.max())
+    given = f"images of {images.dtype} from {low:g} to {high:g} given"
+    scaled = low >= -1 and high <= 1 and jnp.issubdtype(images.dtype, jnp.floating) and bool((images % 1 != 0).any())
+    if preprocess is not None:
+        spare = 25.5 if jnp.issubdtype(images.dtype, jnp.floating) else 0  # a cubic resize goes beyond the ends
+        if low < -spare or high > 255 + spare or scaled:
+            already = ", as if they were preprocessed already" if scaled or low < 0 else ""
+            raise ValueError(f"{given}{already}: pixels from 0 to 255 expected, which are preprocessed for {name}")
+    elif own is not None:
+        least, most = RANGES[own]
+        # Noise to try a network with is no mistake, pixels that were not preprocessed are.
+        spare = 8 * most if own in ("tf", "torch") else (most - least) / 10
+        if low < least - spare or high > most + spare or (scaled and own in ("caffe", "none")):
+            warnings.warn(
+                f"{given}, which {name} takes from {least:g} to {most:g}: integers from 0 to 255 are preprocessed, but "
+                "floats only with preprocess=True",
+                stacklevel=4,
+            )
 
 
 def check_images(images: Any, pixels: bool) -> None:

@@ -7,11 +7,17 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from fzoo.errors import unknown
 
 Activation = str | Callable[[Array], Array] | None
+
+
+def hard_sigmoid_of_keras_2(x: Array) -> Array:
+    """Compute what Keras called hard_sigmoid up to its version 2: clip(0.2 x + 0.5, 0, 1), where 3 has x / 6."""
+    return jnp.clip(0.2 * x + 0.5, 0, 1)
 
 
 #: Keras's names of activations. `None` and "linear" are the identity.
@@ -31,6 +37,22 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "hard_sigmoid": nn.hard_sigmoid,
     "hard_silu": nn.hard_silu,
     "hard_swish": nn.hard_silu,
+    "hard_sigmoid_of_keras_2": hard_sigmoid_of_keras_2,
+    "hard_tanh": nn.hard_tanh,
+    "exponential": jnp.exp,
+    "softsign": nn.soft_sign,
+    "leaky_relu": functools.partial(nn.leaky_relu, negative_slope=0.2),
+    "log_softmax": nn.log_softmax,
+    "log_sigmoid": nn.log_sigmoid,
+    "mish": lambda x: x * jnp.tanh(nn.softplus(x)),
+    "celu": nn.celu,
+    "glu": nn.glu,
+    "tanh_shrink": lambda x: x - jnp.tanh(x),
+    "hard_shrink": lambda x: jnp.where(jnp.abs(x) > 0.5, x, 0),
+    "soft_shrink": lambda x: jnp.sign(x) * jnp.maximum(jnp.abs(x) - 0.5, 0),
+    "sparse_plus": jax.nn.sparse_plus,
+    "sparse_sigmoid": jax.nn.sparse_sigmoid,
+    "squareplus": jax.nn.squareplus,
 }
 
 

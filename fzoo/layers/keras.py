@@ -130,20 +130,27 @@ class Layers(WeightedLayers):
         name = self._name("Multiply", name)
         return self._note("Multiply", name, xs, functools.reduce(jnp.multiply, xs))
 
-    def operation(self, function: Callable[..., Array], *xs: Array) -> Array:
+    def operation(self, function: Callable[..., Array], *xs: Array, name: str | None = None) -> Array:
         """Compute `function(*xs)`: what a Keras file says by an operator, which is no layer of the model."""
-        return self._note(OPERATION, self._name(OPERATION, None), xs, function(*xs))
+        return self._note(OPERATION, self._name(OPERATION, name), xs, function(*xs))
 
     def rescaling(
-        self, x: Array, scale: float | Sequence[float], offset: float = 0.0, *, name: str | None = None
+        self,
+        x: Array,
+        scale: float | Sequence[float],
+        offset: float | Sequence[float] = 0.0,
+        *,
+        name: str | None = None,
     ) -> Array:
         """Apply Rescaling: x * scale + offset, in float32 at least."""
         name = self._name("Rescaling", name)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-        return self._note("Rescaling", name, [x], (wide * of_channels(scale, x) + offset).astype(x.dtype))
+        return self._note(
+            "Rescaling", name, [x], (wide * of_channels(scale, x) + of_channels(offset, x)).astype(x.dtype)
+        )
 
-    def concat(self, xs: Sequence[Array], *, room: int | None = None, name: str | None = None) -> Array:
-        """Apply Concatenate, over the channels.
+    def concat(self, xs: Sequence[Array], *, axis: int = -1, room: int | None = None, name: str | None = None) -> Array:
+        """Apply Concatenate, over the channels or another axis.
 
         Where the first of `xs` grows to `room` channels by one concatenation after the other, it isn't copied by each:
         it lies in a buffer of that size, which each adds to. In training there is none, since each of its gradients
@@ -151,7 +158,7 @@ class Layers(WeightedLayers):
         """
         name = self._name("Concatenate", name)
         if room is None or self._train:
-            return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=-1))
+            return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=axis), axis=axis)
         x, *others = xs
         if self._growing is not None and self._growing[0] is x:
             buffer = self._growing[1]
@@ -163,7 +170,7 @@ class Layers(WeightedLayers):
             end += other.shape[-1]
         joined = lax.slice_in_dim(buffer, 0, end, axis=-1)
         self._growing = joined, buffer
-        return self._note("Concatenate", name, xs, joined)
+        return self._note("Concatenate", name, xs, joined, axis=-1)
 
     def flatten(self, x: Float[Array, "n ..."], *, name: str | None = None) -> Float[Array, "n c"]:
         """Apply Flatten."""
@@ -175,18 +182,31 @@ class Layers(WeightedLayers):
         name = self._name("Reshape", name)
         return self._note("Reshape", name, [x], x.reshape(x.shape[0], *shape))
 
-    def dropout(self, x: Array, rate: float, *, images: bool = False, name: str | None = None) -> Array:
-        """Apply Dropout, to single values or to whole `images`; in training it draws from "dropout" of `rngs`."""
-        name = self._name("Dropout", name)
-        return self._note("Dropout", name, [x], self._dropped(x, rate, images, name), rate=rate)
+    def dropout(
+        self,
+        x: Array,
+        rate: float,
+        *,
+        images: bool = False,
+        kind: str = "Dropout",
+        shared: tuple[int, ...] = (),
+        name: str | None = None,
+    ) -> Array:
+        """Apply Dropout, to single values or to whole `images`; in training it draws from "dropout" of `rngs`.
+
+        The values along the `shared` axes are dropped together, as SpatialDropout2D (`kind`) does along 1 and 2.
+        """
+        name = self._name(kind, name)
+        shared = tuple(range(1, x.ndim)) if images else shared
+        return self._note(kind, name, [x], self._dropped(x, rate, shared, name), rate=rate)
 
     def stochastic_depth(self, x: Array, rate: float, *, name: str | None = None) -> Array:
         """Apply StochasticDepth: drop whole images of a residual branch, in training."""
         name = self._name("StochasticDepth", name)
-        return self._note("StochasticDepth", name, [x], self._dropped(x, rate, True, name), rate=rate)
+        shared = tuple(range(1, x.ndim))
+        return self._note("StochasticDepth", name, [x], self._dropped(x, rate, shared, name), rate=rate)
 
-    def _dropped(self, x: Array, rate: float, images: bool, name: str) -> Array:
-        shared = tuple(range(1, x.ndim)) if images else ()
+    def _dropped(self, x: Array, rate: float, shared: tuple[int, ...], name: str) -> Array:
         options: dict[str, Any] = {"deterministic": not self.trains(name), "name": name}
         return self._module(name, functools.partial(nn.Dropout, rate, shared, **options))(x)
 

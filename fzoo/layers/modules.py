@@ -45,20 +45,89 @@ class LayerNorm(Layer, nn.LayerNorm):
     """`flax.linen.LayerNorm`."""
 
 
-class SeparableConv(nn.Module):
-    """A depthwise, then a pointwise convolution under one Keras name."""
+class ConvTranspose(Layer):
+    """The transpose of a convolution, its kernel (height, width, output, input) as Keras keeps it."""
 
     features: int
     kernel_size: tuple[int, int]
     strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
+    use_bias: bool
+    dtype: Any
+    kernel_init: Callable[..., Any] = glorot_uniform
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+        """Apply it."""
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, self.features, x.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = lax.conv_transpose(
+            x,
+            kernel,
+            self.strides,
+            self.padding,
+            rhs_dilation=self.dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            transpose_kernel=True,
+        )
+        return y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim)
+
+
+class GroupNorm(Layer):
+    """Normalisation of each image over groups of its channels."""
+
+    groups: int
+    epsilon: float
+    use_scale: bool
+    use_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        """Apply it, in float32 at least."""
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, channels) if self.use_scale else jnp.ones(())
+        bias = self.param("bias", nn.initializers.zeros, channels) if self.use_bias else jnp.zeros(channels)
+        wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
+        grouped = wide.reshape(*x.shape[:-1], self.groups, -1)
+        axes = (*range(1, x.ndim - 1), x.ndim)
+        centred = grouped - jnp.mean(grouped, axes, keepdims=True)
+        factor = lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + self.epsilon)
+        y = (centred * factor).reshape(x.shape) * lax.broadcast_to_rank(scale, x.ndim)
+        return jnp.asarray(y + lax.broadcast_to_rank(bias, x.ndim), self.dtype)
+
+
+class PReLU(Layer):
+    """A ReLU with a slope below zero for each value that an image has, but for the axes that share one."""
+
+    shared_axes: tuple[int, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """Apply it."""
+        shape = tuple(1 if axis in self.shared_axes else n for axis, n in enumerate(x.shape) if axis)
+        alpha = self.param("alpha", nn.initializers.zeros, shape)
+        x, alpha = promote_dtype(x, alpha, dtype=self.dtype)
+        return jnp.where(x > 0, x, x * alpha[None])
+
+
+class SeparableConv(nn.Module):
+    """A depthwise, then a pointwise convolution under one Keras name."""
+
+    features: int
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
     padding: str
     conv: Callable[..., nn.Conv]
     use_bias: bool = False
     depth_multiplier: int = 1
-    dilation: tuple[int, int] = (1, 1)
+    dilation: tuple[int, ...] = (1, 1)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... f"]:
         """Apply both convolutions."""
         channels = x.shape[-1]
         x = self.conv(
@@ -70,7 +139,8 @@ class SeparableConv(nn.Module):
             feature_group_count=channels,
             name="depthwise",
         )(x)
-        return self.conv(self.features, (1, 1), use_bias=self.use_bias, name="pointwise")(x)
+        one = (1,) * len(self.kernel_size)
+        return self.conv(self.features, one, use_bias=self.use_bias, name="pointwise")(x)
 
 
 class WinogradConv(Layer):
@@ -157,7 +227,7 @@ class Normalization(nn.Module):
     """A mean and a variance of each channel that came with the weights, not from training."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
         """Centre and scale; the count of images that Keras keeps beside them plays no part."""
         channels = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)

@@ -17,10 +17,14 @@ from fzoo.layers.forward import ForwardPass
 from fzoo.layers.initializers import VarianceScaling, glorot_uniform
 from fzoo.layers.modules import (
     BatchNorm,
+    Conv,
+    ConvTranspose,
     Dense,
+    GroupNorm,
     LayerNorm,
     LayerScale,
     Normalization,
+    PReLU,
     ScaleShift,
     SeparableConv,
     Sequential,
@@ -142,6 +146,121 @@ class WeightedLayers(ForwardPass):
         flops = 2 * int(np.prod(y.shape[1:3])) * channels * (kernel[0] * kernel[1] + features)
         return self._note("SeparableConv2D", name, [x], y, flops, activation=name_of(activation))
 
+    def conv2d_transpose(
+        self,
+        x: Float[Array, "n h w c"],
+        features: int,
+        kernel: int | tuple[int, int],
+        strides: int | tuple[int, int] = 1,
+        padding: str = "valid",
+        *,
+        output_padding: int | tuple[int, int] | None = None,
+        dilation: int | tuple[int, int] = 1,
+        use_bias: bool = True,
+        activation: Activation = None,
+        name: str | None = None,
+    ) -> Float[Array, "n ho wo f"]:
+        """Apply Conv2DTranspose."""
+        name = self._name("Conv2DTranspose", name)
+        sides = pair(kernel), pair(strides), pair(dilation), pair(-1 if output_padding is None else output_padding)
+        pads = tuple(transposed_padding(*side, padding) for side in zip(*sides, strict=True))
+        arguments = (features, *sides[:2], pads, sides[2], use_bias, self.dtype, self._start(glorot_uniform))
+        module = self._module(name, functools.partial(ConvTranspose, *arguments, name=name))
+        y = activation_function(activation)(module(x))
+        flops = 2 * int(np.prod([*x.shape[1:], *sides[0], features]))
+        return self._note("Conv2DTranspose", name, [x], y, flops, activation=name_of(activation))
+
+    def conv1d(
+        self,
+        x: Float[Array, "n l c"],
+        features: int,
+        kernel: int,
+        strides: int = 1,
+        padding: str = "valid",
+        *,
+        groups: int = 1,
+        dilation: int = 1,
+        use_bias: bool = True,
+        activation: Activation = None,
+        name: str | None = None,
+    ) -> Float[Array, "n lo f"]:
+        """Apply Conv1D; "causal" padding is before the first step alone."""
+        name = self._name("Conv1D", name)
+        conv = self._conv1d(features, kernel, strides, padding, groups, dilation, use_bias, name)
+        y = activation_function(activation)(conv(x))
+        flops = 2 * int(np.prod([*y.shape[1:], kernel, x.shape[-1] // groups]))
+        return self._note("Conv1D", name, [x], y, flops, activation=name_of(activation))
+
+    def depthwise_conv1d(
+        self,
+        x: Float[Array, "n l c"],
+        kernel: int,
+        strides: int = 1,
+        padding: str = "valid",
+        *,
+        depth_multiplier: int = 1,
+        dilation: int = 1,
+        use_bias: bool = True,
+        activation: Activation = None,
+        name: str | None = None,
+    ) -> Float[Array, "n lo cm"]:
+        """Apply DepthwiseConv1D."""
+        name, channels = self._name("DepthwiseConv1D", name), x.shape[-1]
+        conv = self._conv1d(channels * depth_multiplier, kernel, strides, padding, channels, dilation, use_bias, name)
+        y = activation_function(activation)(conv(x))
+        flops = 2 * int(np.prod([*y.shape[1:], kernel]))
+        return self._note("DepthwiseConv1D", name, [x], y, flops, activation=name_of(activation))
+
+    def separable_conv1d(
+        self,
+        x: Float[Array, "n l c"],
+        features: int,
+        kernel: int,
+        strides: int = 1,
+        padding: str = "valid",
+        *,
+        depth_multiplier: int = 1,
+        dilation: int = 1,
+        use_bias: bool = True,
+        activation: Activation = None,
+        name: str | None = None,
+    ) -> Float[Array, "n lo f"]:
+        """Apply SeparableConv1D."""
+        name, channels = self._name("SeparableConv1D", name), x.shape[-1] * depth_multiplier
+        conv = functools.partial(Conv, dtype=self.dtype, padding="VALID", use_bias=False)
+        conv = functools.partial(conv, kernel_init=self._start(glorot_uniform))
+        arguments = (features, (kernel,), (strides,), padding.upper(), conv, use_bias, depth_multiplier, (dilation,))
+        module = self._module(name, functools.partial(SeparableConv, *arguments, name=name))
+        y = activation_function(activation)(module(x))
+        flops = 2 * y.shape[1] * channels * (kernel + features)
+        return self._note("SeparableConv1D", name, [x], y, flops, activation=name_of(activation))
+
+    def _conv1d(
+        self,
+        features: int,
+        kernel: int,
+        strides: int,
+        padding: str,
+        groups: int,
+        dilation: int,
+        use_bias: bool,
+        name: str,
+    ) -> Any:
+        make = functools.partial(
+            Conv,
+            features,
+            (kernel,),
+            (strides,),
+            padding=((dilation * (kernel - 1), 0),) if padding == "causal" else padding.upper(),
+            kernel_dilation=(dilation,),
+            feature_group_count=groups,
+            use_bias=use_bias,
+            dtype=self.dtype,
+            kernel_init=self._start(glorot_uniform),
+            name=name,
+        )
+        return self._module(name, make)
+
     def dense(
         self,
         x: Float[Array, "n ... c"],
@@ -189,13 +308,42 @@ class WeightedLayers(ForwardPass):
         epsilon: float = 1e-3,
         scale: bool = True,
         center: bool = True,
+        axes: tuple[int, ...] = (-1,),
         name: str | None = None,
     ) -> Float[Array, "n ... c"]:
-        """Apply LayerNormalization over the last axis, with Keras's epsilon."""
+        """Apply LayerNormalization over the last axis, or over these, with Keras's epsilon."""
         name = self._name("LayerNormalization", name)
         options = {"dtype": self.dtype, "use_scale": scale, "use_bias": center, "use_fast_variance": False}
+        options |= {"reduction_axes": axes, "feature_axes": axes}
         y = self._module(name, functools.partial(LayerNorm, epsilon, name=name, **options))(x)
         return self._note("LayerNormalization", name, [x], y)
+
+    def group_norm(
+        self,
+        x: Float[Array, "n ... c"],
+        groups: int = 32,
+        *,
+        epsilon: float = 1e-3,
+        scale: bool = True,
+        center: bool = True,
+        name: str | None = None,
+    ) -> Float[Array, "n ... c"]:
+        """Apply GroupNormalization over the last axis; -1 `groups` are as many as channels."""
+        name, channels = self._name("GroupNormalization", name), x.shape[-1]
+        groups = channels if groups == -1 else groups
+        if channels % groups:
+            raise ValueError(f"{groups} groups of {channels} channels")
+        arguments = (groups, epsilon, scale, center, self.dtype)
+        y = self._module(name, functools.partial(GroupNorm, *arguments, name=name))(x)
+        return self._note("GroupNormalization", name, [x], y)
+
+    def prelu(
+        self, x: Float[Array, "n ..."], shared_axes: tuple[int, ...] = (), *, name: str | None = None
+    ) -> Float[Array, "n ..."]:
+        """Apply PReLU; along `shared_axes`, counted from 1 after the batch, a slope is the same."""
+        name = self._name("PReLU", name)
+        y = self._module(name, functools.partial(PReLU, shared_axes, self.dtype, name=name))(x)
+        return self._note("PReLU", name, [x], y)
 
     def layer_scale(
         self, x: Float[Array, "n ... c"], init: float, *, name: str | None = None
@@ -208,19 +356,19 @@ class WeightedLayers(ForwardPass):
 
     def normalization(
         self,
-        x: Float[Array, "n h w c"],
-        mean: Sequence[float] | None = None,
-        variance: Sequence[float] | None = None,
+        x: Float[Array, "n ... c"],
+        mean: float | Sequence[float] | None = None,
+        variance: float | Sequence[float] | None = None,
         *,
         name: str | None = None,
-    ) -> Float[Array, "n h w c"]:
+    ) -> Float[Array, "n ... c"]:
         """Apply Normalization of the channels, by constants, or by values that come with the weights."""
         name = self._name("Normalization", name)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         if mean is None or variance is None:
-            y = Normalization(name=name)(wide)
+            y = self._module(name, functools.partial(Normalization, name=name))(wide)
         else:
-            y = (wide - of_channels(mean, x)) / np.sqrt(of_channels(variance, x))
+            y = (wide - of_channels(mean, x)) / np.maximum(np.sqrt(of_channels(variance, x)), np.float32(1e-7))
         return self._note("Normalization", name, [x], y.astype(x.dtype))
 
     def sequential(self, x: Array, layers: Callable[[Any, Array], Array], *, name: str | None = None) -> Array:
@@ -242,3 +390,17 @@ class WeightedLayers(ForwardPass):
         y = Sequential(functools.partial(layers, inner), name=name)(x)
         parts = tuple(inner.nodes.values())
         return self._note("Sequential", name, [x], y, sum(part.flops for part in parts), parts=parts)
+
+
+def transposed_padding(kernel: int, stride: int, dilation: int, extra: int, padding: str) -> tuple[int, int]:
+    """Return what is padded on the two sides of an axis, once the steps between its values are filled with zeros.
+
+    As Keras has it: "valid" gives (n - 1) stride + max(kernel, stride) values, "same" gives n stride; `extra`
+    (Keras's output_padding, -1 for none) are added to what a convolution of that padding needs at the least.
+    """
+    kernel = (kernel - 1) * dilation + 1
+    if padding == "valid":
+        return kernel - 1, kernel - 1 + (max(kernel, stride) - kernel if extra < 0 else extra)
+    whole = stride + kernel - 2 if extra < 0 else kernel + kernel % 2 - 2 + extra
+    before = min(-(-whole // 2), kernel - 1)
+    return before, whole - before

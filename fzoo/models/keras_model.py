@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ from fzoo.layers.graph import last_map, trace
 from fzoo.layers.keras import Layers
 from fzoo.layers.rules import RULES
 from fzoo.layers.steps import Graph
+
+#: How many values a layer may give for an image; what is beyond it is damage.
+MAX_VALUES = 1 << 31
 
 
 class KerasModel(Classifier):
@@ -116,7 +120,15 @@ class KerasModel(Classifier):
             options: dict[str, Any] = dict(step.options)
             if number == self.graph.classifier:
                 options["activation"] = self.probabilities
-            values.append(RULES[step.kind].apply(k, *(values[i] for i in step.inputs), name=step.name, **options))
+            arrays = [values[i] for i in step.inputs]
+            try:
+                y = RULES[step.kind].apply(k, *arrays, name=step.name, **options)
+            except (TypeError, ValueError, IndexError, ZeroDivisionError) as e:  # JAX's, of shapes
+                shapes = ", ".join(str(("N", *x.shape[1:])) for x in arrays)
+                raise ValueError(f"{step.name} ({step.kind}) of {shapes}: {one_line(e)}") from e
+            if math.prod(y.shape[1:]) > MAX_VALUES:
+                raise ValueError(f"{step.name} ({step.kind}): its output {('N', *y.shape[1:])} is too large")
+            values.append(y)
         if not self.include_top and self.pooling:
             return self.pooled(k, values[ends[0]], self.pooling)
         return values[ends[0]] if len(ends) == 1 else tuple(values[end] for end in ends)

@@ -35,8 +35,8 @@ class FinetuneConfig:
             last feature map, or at the layer `cut` (one of `options`), and has its own weights.
         preprocess: the model, or the mode, whose `preprocess_input` makes the input of pixels, where `model` is a file;
             "none" by default if the file has layers that preprocess.
-        weights: of the backbone: "imagenet", a file, the folder of a run, or None for random ones. The head of a file or of a run
-            is kept where it fits (a run's: where the classes are the same, too); else a new one starts.
+        weights: of the backbone: "imagenet", a file, the folder of a run, or None for random ones. The head of a file
+            or of a run is kept where it fits (a run's: where the classes are the same, too); else a new one starts.
         phases: what trains, how long, and how; by default the head alone, then the top of the backbone.
         head: the new classifier's layers.
         classes: their number, where the data is an iterable or arrays; a folder says it itself.

@@ -240,8 +240,8 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
     """Write a network's variables as a file that Keras reads by `model.load_weights(path)`.
 
     A network from `load_model`, or one that `transfer` made of it, is written with its configuration, where the layout
-    has one: `keras.models.load_model` opens it, whatever wrote the file that it came from. Regularizers, constraints and
-    initialisers are kept only if that was Keras 3.
+    has one: `keras.models.load_model` opens it, whatever wrote the file that it came from. Regularizers, constraints
+    and initialisers are kept only if that was Keras 3.
 
     The file appears under its name when it is whole: a kill or a full disk leaves what was there before.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fzoo.layers.rules import RULES, read_options
 from fzoo.layers.steps import Graph, Step
 from fzoo.weights.config import Configuration
-from fzoo.weights.dialects import Call, calls_of, references, translate
+from fzoo.weights.dialects import Call, Tensor, calls_of, layer_inputs, references, translate
 from fzoo.weights.files import MAX_DEPTH, MAX_NAME, MAX_NAMES
+from fzoo.weights.operations import operation_of
 
 #: Classes that are models themselves.
 MODELS = ("Functional", "Model", "Sequential")
@@ -49,13 +50,34 @@ class Plan:
             yield from part.leaves()
 
 
-def build_graph(configuration: Configuration) -> tuple[Graph, tuple[Plan, ...]]:
+@dataclasses.dataclass(frozen=True)
+class CallOfStep:
+    """A call as it is in the configuration, read.
+
+    Attributes:
+        kind: a key of `RULES`, or one of `MODELS`.
+        options: that it is applied with.
+        inputs: the tensors that it takes.
+    """
+
+    kind: str
+    options: tuple[tuple[str, Any], ...]
+    inputs: Sequence[Tensor]
+
+
+def build_graph(
+    configuration: Configuration, custom_objects: Mapping[str, Callable[..., Any]] | None = None
+) -> tuple[Graph, tuple[Plan, ...]]:
     """Make the steps of the model that a configuration describes, and the plan of its weights.
+
+    Args:
+        configuration: of the model.
+        custom_objects: functions (k, x, config) for classes that are not Keras's, by their names.
 
     Raises:
         ValueError: a layer, a connection or an option can't be honoured; the message names the layer.
     """
-    builder = Builder(configuration.version)
+    builder = Builder(configuration.version, custom_objects or {})
     kind, config = configuration.model["class_name"], configuration.model["config"]
     if kind not in MODELS:
         raise ValueError(f"it holds a {kind}, a Functional or Sequential model expected: its code is not in the file")
@@ -87,8 +109,9 @@ class Builder:
         inputs: the shape of each input of the network.
     """
 
-    def __init__(self, version: tuple[int, int]):
+    def __init__(self, version: tuple[int, int], custom_objects: Mapping[str, Callable[..., Any]]):
         self.version = version
+        self.custom_objects = custom_objects
         self.steps: list[Step] = []
         self.inputs: list[tuple[int | None, ...]] = []
 
@@ -147,31 +170,43 @@ class Builder:
             plans[name] = dataclasses.replace(plans[name], place=place)
         for name, number in order:
             call, entry, which = calls[name][number], entries[name], outer * len(calls[name]) + number
-            inputs = [self.tensor(tensors, calls, reference) for reference in call.inputs]
             path = prefix + name
-            if entry["class_name"] in MODELS:
-                made, parts = self.expand(entry["class_name"], entry["config"], f"{path}/", inputs, which)
+            try:
+                step = self.read_step(entry, call)
+            except ValueError as e:
+                raise ValueError(f"{path} ({entry['class_name']}): {e}") from e
+            inputs = [self.tensor(tensors, calls, reference) for reference in step.inputs]
+            if step.kind in MODELS:
+                made, parts = self.expand(step.kind, entry["config"], f"{path}/", inputs, which)
                 plans[name] = dataclasses.replace(plans[name], parts=parts)
                 tensors[name, number] = [self.add(path, "Model", (), made, which)] if len(made) == 1 else made
-            elif entry["class_name"] == "InputLayer":
+            elif step.kind == "InputLayer":
                 tensors[name, number] = [self.add_input(path, entry["config"])]
             else:
-                tensors[name, number] = [self.add_layer(path, entry, call, inputs, which)]
+                tensors[name, number] = [self.add(path, step.kind, step.options, inputs, which)]
         return [self.tensor(tensors, calls, reference) for reference in outputs], tuple(plans.values())
 
-    def add_layer(self, path: str, entry: Mapping[str, Any], call: Call, inputs: Sequence[int], which: int) -> int:
-        """Add a step for a layer that is no model."""
-        try:
-            kind, config = translate(entry["class_name"], entry["config"], self.version)
-            options = read_options(kind, config)
-            wanted = RULES[kind].inputs
-            if len(inputs) != (wanted or max(1, len(inputs))):
-                raise ValueError(f"{len(inputs)} inputs given, {wanted or 'one or more'} expected")
-            if call.arguments:
-                raise ValueError(f"it is called with {', '.join(map(str, call.arguments))}, which is not known")
-        except ValueError as e:
-            raise ValueError(f"{path} ({entry['class_name']}): {e}") from e
-        return self.add(path, kind, options, inputs, which)
+    def read_step(self, entry: Mapping[str, Any], call: Call) -> CallOfStep:
+        """Read a call of a layer, of an operation or of a model."""
+        kind = entry["class_name"]
+        function = self.custom_objects.get(kind) or self.custom_objects.get(kind.rpartition(">")[2])
+        if function is not None:
+            options = (("kind", kind), ("function", function), ("config", json.dumps(entry["config"])))
+            return CallOfStep("Custom", options, layer_inputs(call, self.version))
+        if kind in (*MODELS, "InputLayer"):
+            return CallOfStep(kind, (), layer_inputs(call, self.version))
+        if not isinstance(entry["config"], Mapping):
+            raise ValueError("it is a model of a class of its own, whose code is not in the file")
+        operation = operation_of(entry, call)
+        if operation is not None:
+            options = (*read_options(operation.kind, operation.config), *operation.operands)
+            return CallOfStep(operation.kind, options, operation.inputs)
+        kind, config = translate(kind, entry["config"], self.version)
+        options, inputs = read_options(kind, config), layer_inputs(call, self.version)
+        wanted = RULES[kind].inputs
+        if not inputs or len(inputs) != (wanted or len(inputs)):
+            raise ValueError(f"{len(inputs)} inputs given, {wanted or 'one or more'} expected")
+        return CallOfStep(kind, options, inputs)
 
     def tensor(
         self, tensors: Mapping[tuple[str, int], list[int]], calls: Mapping[str, list[Call]], reference: Any
@@ -234,7 +269,7 @@ def draws(entry: Mapping[str, Any]) -> bool:
 
 def connections(
     kind: str, config: Any, entries: dict[str, Mapping[str, Any]], version: tuple[int, int]
-) -> tuple[dict[str, list[Call]], list[tuple[str, int, int]]]:
+) -> tuple[dict[str, list[Call]], list[Tensor]]:
     """Return the calls of each layer of a model, and what its outputs are."""
     if kind != "Sequential":
         calls = {name: calls_of(name, entry) for name, entry in entries.items()}
@@ -253,8 +288,8 @@ def connections(
         entries.update(layers)
     names = list(entries)
     calls = {names[0]: [Call((), {})]}
-    calls |= {name: [Call(((before, 0, 0),), {})] for before, name in itertools.pairwise(names)}
-    return calls, [(names[-1], 0, 0)]
+    calls |= {name: [Call((Tensor(before, 0, 0),), {})] for before, name in itertools.pairwise(names)}
+    return calls, [Tensor(names[-1], 0, 0)]
 
 
 def sequential_shape(config: Any, first: Mapping[str, Any]) -> Any:
@@ -279,7 +314,7 @@ def input_names(kind: str, config: Any, entries: Mapping[str, Any]) -> list[str]
 
 
 def execution_order(
-    calls: Mapping[str, list[Call]], outputs: Sequence[tuple[str, int, int]], known: Mapping[tuple[str, int], Any]
+    calls: Mapping[str, list[Call]], outputs: Sequence[Tensor], known: Mapping[tuple[str, int], Any]
 ) -> list[tuple[str, int]]:
     """Sort the calls that the outputs need, each after those that feed it, the last output at the end.
 

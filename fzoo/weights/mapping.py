@@ -24,6 +24,11 @@ from fzoo.layers.record import Node
 from fzoo.weights.files import Contents, FileLayer, WeightsMismatch, by_number
 
 _KERNEL, _BIAS = ("kernel", ("params", "kernel")), ("bias", ("params", "bias"))
+_SEPARABLE = (
+    ("depthwise_kernel", ("params", "depthwise", "kernel")),
+    ("pointwise_kernel", ("params", "pointwise", "kernel")),
+    ("bias", ("params", "pointwise", "bias")),
+)
 
 #: For each Keras class: its arrays in the file's order (trainable first) by Keras's name, and the variable (collection,
 #: path below the layer). An array that a layer does not have (use_bias=False, scale=False) is left out.
@@ -31,11 +36,11 @@ ARRAYS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "Conv2D": (_KERNEL, _BIAS),
     "DepthwiseConv2D": (_KERNEL, _BIAS),
     "Dense": (_KERNEL, _BIAS),
-    "SeparableConv2D": (
-        ("depthwise_kernel", ("params", "depthwise", "kernel")),
-        ("pointwise_kernel", ("params", "pointwise", "kernel")),
-        ("bias", ("params", "pointwise", "bias")),
-    ),
+    "Conv2DTranspose": (_KERNEL, _BIAS),
+    "Conv1D": (_KERNEL, _BIAS),
+    "DepthwiseConv1D": (_KERNEL, _BIAS),
+    "SeparableConv2D": _SEPARABLE,
+    "SeparableConv1D": _SEPARABLE,
     "BatchNormalization": (
         ("gamma", ("params", "scale")),
         ("beta", ("params", "bias")),
@@ -43,6 +48,8 @@ ARRAYS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("moving_variance", ("batch_stats", "var")),
     ),
     "LayerNormalization": (("gamma", ("params", "scale")), ("beta", ("params", "bias"))),
+    "GroupNormalization": (("gamma", ("params", "scale")), ("beta", ("params", "bias"))),
+    "PReLU": (("alpha", ("params", "alpha")),),
     "LayerScale": (("gamma", ("params", "gamma")),),
     "Normalization": (
         ("mean", ("batch_stats", "mean")),
@@ -96,10 +103,10 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
                 if leaf is None:
                     continue
                 keras_shape = leaf.shape
-                if (node.kind == "DepthwiseConv2D" and array == "kernel") or array == "depthwise_kernel":
+                if (node.kind.startswith("DepthwiseConv") and array == "kernel") or array == "depthwise_kernel":
                     # Keras: (h, w, channels, multiplier). Flax: (h, w, 1, channels * multiplier).
                     channels = by_name[node.inputs[0]].shape[-1]
-                    keras_shape = (*leaf.shape[:2], channels, leaf.shape[3] // channels)
+                    keras_shape = (*leaf.shape[:-2], channels, leaf.shape[-1] // channels)
                 slot = Slot(layer.name, part, array, path, keras_shape, leaf.shape, leaf.dtype)
                 found.setdefault(layer.name, []).append(slot)
     for arrays in found.values():
