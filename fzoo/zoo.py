@@ -336,9 +336,7 @@ def load_model(
 
 
 def network_in(
-    path: str | os.PathLike,
-    dtype: Any = jnp.float32,
-    custom_objects: Mapping[str, Callable[..., Any]] | None = None,
+    path: str | os.PathLike, dtype: Any = jnp.float32, custom_objects: Mapping[str, Callable[..., Any]] | None = None
 ) -> tuple[KerasModel, tuple[Plan, ...]]:
     """Make the network that a Keras file holds, and the plan of its weights, of which none is read.
 
@@ -466,8 +464,9 @@ def preprocess_input(images: Images, name: str, *, data_format: str = "channels_
 
     Args:
         images: (N, H, W, 3) or (H, W, 3) RGB pixels from 0 to 255, NumPy or JAX, integer or float.
-        name: the model, e.g. "ResNet50", which fixes the mode, or the mode: "caffe" (RGB to BGR, minus ImageNet's
-            mean), "tf" (to -1..1), "torch" (to 0..1, then ImageNet's mean and deviation), "none" (the network does it).
+        name: the model, e.g. "ResNet50", which fixes the mode, or the mode itself, for a network of `load_model`:
+            "caffe" (RGB to BGR, minus ImageNet's mean), "tf" (to -1..1), "torch" (to 0..1, then ImageNet's mean and
+            deviation), "none" (the network does it itself).
         data_format: "channels_last", or "channels_first" for (N, 3, H, W). The layout is kept: fzoo's networks take
             channels last.
 

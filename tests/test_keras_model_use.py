@@ -23,6 +23,14 @@ from fzoo.training.steps import phase_mask
 layers = keras.layers
 
 
+#: Files of strangers: with models inside of models, and without a Dense at the end; the others take longer.
+STRANGERS = [
+    "tm_waste.h5",
+    "oar_gender_mini_xception.hdf5",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlc_vww_96.h5", "mlc_resnet8.h5")),
+]
+
+
 def images_of(side: int = 16, count: int = 3) -> np.ndarray:
     return random_images((count, side, side, 3)) * BRIGHTNESS[:count]
 
@@ -143,7 +151,7 @@ def test_a_form_for_inference(tmp_path, graph):
         assert_alive(expected, 0.02)
         assert_close(np.asarray(plain), np.asarray(expected), "as it is")
         assert_close(np.asarray(found), np.asarray(expected), "optimised")
-    assert jax.tree.structure(fzoo.predict(*optimised, images[:0])) == jax.tree.structure(model(images))
+    assert len(jax.tree.leaves(fzoo.predict(*optimised, images[:0]))) == len(ends[0])
 
 
 def test_what_is_folded(tmp_path):
@@ -245,12 +253,12 @@ def test_it_is_saved_as_a_model_of_keras(tmp_path, ending):
             jax.tree.map(np.testing.assert_array_equal, fzoo.load_keras_weights(module, weights), variables)
 
 
-def test_strangers_files_are_saved_as_keras_opens_them(real, tmp_path):
+@pytest.mark.parametrize("name", STRANGERS)
+def test_strangers_files_are_saved_as_keras_opens_them(real, tmp_path, name):
     """Whatever Keras wrote them."""
-    for file in sorted((real / "keras_files").glob("*.h*5")):
-        module, variables = fzoo.load_model(file)
-        images = random_images((2, *module.example_shape))
-        same_in_keras(module, variables, tmp_path / ("out.h5" if file.stem == "tm_waste" else "out.keras"), images)
+    module, variables = fzoo.load_model(real / "keras_files" / name)
+    images = random_images((2, *module.example_shape))
+    same_in_keras(module, variables, tmp_path / ("out.h5" if name == "tm_waste.h5" else "out.keras"), images)
 
 
 # -- another head -----------------------------------------------------------------------------------------------------
@@ -315,16 +323,17 @@ def test_what_transfer_refuses(tmp_path):
         fzoo.transfer("MobileNet", classes=3, cut="stem", weights=None)
 
 
-def test_transfer_of_strangers_files(real):
+@pytest.mark.parametrize("name", STRANGERS)
+def test_transfer_of_strangers_files(real, name):
     """A head of the user's own in place of theirs, models inside of models or not."""
-    for file in sorted((real / "keras_files").glob("*.h*5")):
-        new, variables = fzoo.transfer(file, classes=3, head=fzoo.Head(hidden=5))
-        old = fzoo.load_model(file)
-        images = random_images((2, *new.example_shape))
-        (there,), (here,) = (fzoo.features(*pair, images, new.cut).values() for pair in (old, (new, variables)))
-        np.testing.assert_array_equal(there, here)
-        assert min(there.shape[1:3]) > 1
-        assert fzoo.predict(new, variables, images).shape == (2, 3)
+    file = real / "keras_files" / name
+    new, variables = fzoo.transfer(file, classes=3, head=fzoo.Head(hidden=5))
+    old = fzoo.load_model(file)
+    images = random_images((2, *new.example_shape))
+    (there,), (here,) = (fzoo.features(*pair, images, new.cut).values() for pair in (old, (new, variables)))
+    np.testing.assert_array_equal(there, here)
+    assert min(there.shape[1:3]) > 1
+    assert jax.eval_shape(new.apply, variables, images).shape == (2, 3)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -522,11 +531,11 @@ def test_explanations(tmp_path):
     np.testing.assert_allclose(fzoo.grad_cam(module, variables, images, [1])[:, 0], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_strangers_files_are_explained(real):
-    for file in sorted((real / "keras_files").glob("*.h*5")):
-        module, variables = fzoo.load_model(file)
-        heat = np.asarray(fzoo.explain(module, variables, random_images((1, *module.example_shape)), top=1).heat)
-        assert min(heat.shape[2:]) > 1 and np.isfinite(heat).all()
+@pytest.mark.parametrize("name", STRANGERS)
+def test_strangers_files_are_explained(real, name):
+    module, variables = fzoo.load_model(real / "keras_files" / name)
+    heat = np.asarray(fzoo.explain(module, variables, random_images((1, *module.example_shape)), top=1).heat)
+    assert min(heat.shape[2:]) > 1 and np.isfinite(heat).all()
 
 
 def test_export_and_jobs(tmp_path):
@@ -633,6 +642,7 @@ def test_other_files_of_variables(tmp_path):
 
 def test_the_walk_costs_nothing_once_compiled(tmp_path):
     """The program of a network by name, and of the same network by its file, have the same operations."""
+    keras.backend.clear_session()
     model = keras.applications.MobileNetV2(alpha=0.35, input_shape=(32, 32, 3), weights=None)
     module, variables = loaded(model, tmp_path)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

@@ -33,8 +33,8 @@ def optimize_for_inference(
 
     Every BN that follows a convolution, with nothing between that isn't linear, is folded into its kernel (through
     concatenation and average pooling, too), and so is ConvNeXt's LayerScale; other BNs, those after the concatenations
-    of a DenseNet and layers that are called more than once, become a factor and a term. On CPU, kernels of 3x3, 5x5,
-    1x7 and 7x1 are kept as Winograd's algorithm wants them where that is faster (1.4 to 4 times their memory). The pair
+    of a DenseNet and those that are called more than once, become a factor and a term. On CPU, kernels of 3x3, 5x5, 1x7
+    and 7x1 are kept as Winograd's algorithm wants them where that is faster (1.4 to 4 times their memory). The pair
     goes through `predict`, `features` and `module.apply` as any other.
 
     Args:

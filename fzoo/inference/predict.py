@@ -147,7 +147,8 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
         def step(images: Any) -> Any:
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
-        count, most = count_of(images), micro_batch(what)
+        count = count_of(images)
+        most = micro_batch(what)
         if platform != "cpu" or count <= most:
             return step(images)
         micro = min(range(most, most // 2, -1), key=lambda size: -count % size)  # with the fewest images made up
@@ -175,7 +176,7 @@ def in_batches(
     mesh: Mesh | None = None,
 ) -> Any:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
-    images, preprocess = arranged(what, images, preprocess)
+    images, preprocess = arranged(module_of(what), images, preprocess)
     if not isinstance(images, tuple):
         check_values(module_of(what), images, preprocess)
     if batch_size is not None and not (isinstance(batch_size, Integral) and batch_size > 0):
@@ -206,12 +207,12 @@ def in_batches(
     return join_on_host(results, count) if device.platform == "cpu" else join_on_device(results, count)
 
 
-def arranged(what: Any, images: Any, preprocess: str | bool | None) -> tuple[Any, str | None]:
-    """Return what a network is called with, checked, and what it is preprocessed for.
+def arranged(module: nn.Module, images: Any, preprocess: str | bool | None) -> tuple[Any, str | None]:
+    """Check what a network is called with: images, or arrays for its several inputs, which are put into a tuple.
 
-    That is images, or a tuple of arrays where the network has several inputs, which nothing preprocesses.
+    Returns:
+        (these, the model or the mode that they are preprocessed for).
     """
-    module = module_of(what)
     images = module.arrange(images) if isinstance(module, Classifier) else images
     if not isinstance(images, tuple):
         return images, chosen_preprocessing(module, images, preprocess)
@@ -310,7 +311,7 @@ def output_shapes(
     Nothing is computed or compiled, and the call that comes then does not trace the network again.
     """
     function, what = (run, module) if layers is None else (taps, (module, layers))
-    images, preprocess = arranged(what, images, preprocess)
+    images, preprocess = arranged(module_of(what), images, preprocess)
     call, _, variables = for_devices(function, what, variables, images, mesh)
     if mesh is not None:
         images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=along_batch(mesh))

@@ -120,11 +120,11 @@ class KerasModel(Classifier):
             options: dict[str, Any] = dict(step.options)
             if number == self.graph.classifier:
                 options["activation"] = self.probabilities
-            given = [values[i] for i in step.inputs]
+            arrays = [values[i] for i in step.inputs]
             try:
-                y = RULES[step.kind].apply(k, *given, name=step.name, **options)
+                y = RULES[step.kind].apply(k, *arrays, name=step.name, **options)
             except (TypeError, ValueError, IndexError, ZeroDivisionError) as e:  # JAX's, of shapes
-                shapes = ", ".join(str(("N", *x.shape[1:])) for x in given)
+                shapes = ", ".join(str(("N", *x.shape[1:])) for x in arrays)
                 raise ValueError(f"{step.name} ({step.kind}) of {shapes}: {one_line(e)}") from e
             if math.prod(y.shape[1:]) > MAX_VALUES:
                 raise ValueError(f"{step.name} ({step.kind}): its output {('N', *y.shape[1:])} is too large")

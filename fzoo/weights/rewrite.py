@@ -136,6 +136,8 @@ def layer_document(name: str, entry: Mapping[str, Any], version: tuple[int, int]
         kind, translated = translate(kind, config, version)
         known = RULES[kind].options if kind in RULES else {}
         options = {k: v for k, v in translated.items() if k in known and known[k].read(v) is not SILENT}
+        if isinstance(axis := options.get("axis"), list) and len(axis) == 1:
+            options["axis"] = axis[0]  # Keras 2 wrote BatchNormalization's so
         options["trainable"] = trainable(entry)
     module, registered = entry.get("module", "keras.layers"), entry.get("registered_name")
     if version < (3, 0):
