@@ -248,11 +248,12 @@ def check_mutations(folder: Path, count: int, seed: int) -> None:
     (folder / "functional").mkdir()
     functional.save(folder / "functional" / "model.h5")
     paths = saved(folder, *sequential)[0], folder / "functional" / "model.h5"
-    originals = [configuration(path) for path in paths]
+    originals, contents = [configuration(path) for path in paths], [path.read_bytes() for path in paths]
     outcomes = {"loaded": 0, "refused": 0}
     for number in range(count):
         path = paths[number % 2]
         config = mutate(originals[number % 2], rng)
+        path.write_bytes(contents[number % 2])  # HDF5 would keep what was there before
         rewritten(path, config)
         try:
             module, _ = fzoo.load_model(path)
