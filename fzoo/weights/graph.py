@@ -15,6 +15,9 @@ from fzoo.weights.dialects import Call, Tensor, calls_of, layer_inputs, referenc
 from fzoo.weights.files import MAX_DEPTH, MAX_NAME, MAX_NAMES
 from fzoo.weights.operations import operation_of
 
+#: The longest side of an image, and the most channels.
+MAX_SIDE = 1 << 16
+
 #: Classes that are models themselves.
 MODELS = ("Functional", "Model", "Sequential")
 
@@ -128,7 +131,8 @@ class Builder:
         """Add an input of the network."""
         shape = config.get("batch_shape") or config.get("batch_input_shape")
         sides = shape[1:] if isinstance(shape, list) else ()
-        if not sides or not all(n is None or (type(n) is int and n > 0) for n in sides) or sides[-1] is None:
+        fits = all(n is None or (type(n) is int and 0 < n <= MAX_SIDE) for n in sides)
+        if not sides or not fits or sides[-1] is None:
             raise ValueError(f"{name}: an input of shape {shape!r:.80}, images (N, height, width, channels) expected")
         self.inputs.append(tuple(sides))
         return self.add(name, "InputLayer", (), ())
@@ -193,10 +197,12 @@ class Builder:
         if function is not None:
             options = (("kind", kind), ("function", function), ("config", json.dumps(entry["config"])))
             return CallOfStep("Custom", options, layer_inputs(call, self.version))
+        if kind not in MODELS and not isinstance(entry["config"], Mapping):
+            raise ValueError(
+                "its configuration is a list: a model of a class of its own, whose code is not in the file"
+            )
         if kind in (*MODELS, "InputLayer"):
             return CallOfStep(kind, (), layer_inputs(call, self.version))
-        if not isinstance(entry["config"], Mapping):
-            raise ValueError("it is a model of a class of its own, whose code is not in the file")
         operation = operation_of(entry, call)
         if operation is not None:
             options = (*read_options(operation.kind, operation.config), *operation.operands)
@@ -272,6 +278,8 @@ def connections(
 ) -> tuple[dict[str, list[Call]], list[Tensor]]:
     """Return the calls of each layer of a model, and what its outputs are."""
     if kind != "Sequential":
+        if not isinstance(config, Mapping):
+            raise ValueError(f"the configuration of a {kind} is a list")
         calls = {name: calls_of(name, entry) for name, entry in entries.items()}
         outputs = references(config.get("output_layers"))
         if not outputs:

@@ -1,0 +1,317 @@
+"""Models as older versions of Keras wrote them, what is refused, custom classes, and damaged configurations."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+from networks import assert_alive, random_images
+from reference import assert_close
+from test_keras_model import BRIGHTNESS, randomise
+
+import fzoo
+
+L = keras.layers
+pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+
+
+def saved(folder: Path, *layers: Any, version: str = "2.4.0") -> tuple[Path, np.ndarray, np.ndarray]:
+    """A Sequential as h5, said to be of an older Keras; the images that it takes, and what Keras gives for them."""
+    keras.utils.clear_session(free_memory=False)
+    model = randomise(keras.Sequential([L.Input((8, 8, 4)), *layers, L.Flatten(), L.Dense(3, name="classes")]))
+    path = folder / "model.h5"
+    model.save(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["keras_version"] = version
+    images = random_images((3, 8, 8, 4)) * BRIGHTNESS
+    expected = np.asarray(model(images, training=False))
+    assert_alive(expected)
+    return path, images, expected
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    with h5py.File(path) as file:
+        return json.loads(file.attrs["model_config"])
+
+
+def rewritten(path: Path, config: Any) -> Path:
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = config if isinstance(config, str) else json.dumps(config)
+    return path
+
+
+def edited(path: Path, edit: Callable[[list[dict[str, Any]]], Any]) -> Path:
+    """The file with the list of its layers changed."""
+    config = configuration(path)
+    edit(config["config"]["layers"])
+    return rewritten(path, config)
+
+
+def check(path: Path, images: np.ndarray, expected: np.ndarray, **options: Any) -> None:
+    assert_close(fzoo.predict(*fzoo.load_model(path, **options), images), expected, "the output")
+
+
+def test_keras_1(tmp_path):
+    """Names of classes and options as Keras 1 wrote them, in a list of layers without connections."""
+    layers = [
+        L.Conv2D(4, (3, 2), strides=2, padding="same", activation="relu", name="first"),
+        L.SeparableConv2D(4, 2, name="second"),
+        L.LeakyReLU(0.2, name="third"),
+        L.MaxPooling2D(2, 1, name="fourth"),
+        L.Dropout(0.25, name="fifth"),
+    ]
+    path, images, expected = saved(tmp_path, *layers, version="1.2.2")
+    old = [
+        ("Convolution2D", {"nb_filter": 4, "nb_row": 3, "nb_col": 2, "subsample": [2, 2], "border_mode": "same"}),
+        ("SeparableConvolution2D", {"nb_filter": 4, "nb_row": 2, "nb_col": 2, "depthwise_regularizer": None}),
+        ("LeakyReLU", {"alpha": {"type": "ndarray", "value": 0.2}}),
+        ("MaxPooling2D", {"pool_size": [2, 2], "strides": [1, 1], "border_mode": "valid", "dim_ordering": "tf"}),
+        ("Dropout", {"p": 0.25}),
+        ("Flatten", {}),
+        ("Dense", {"output_dim": 3, "bias": True, "input_dim": None, "init": "glorot_uniform", "W_constraint": None}),
+    ]
+    names = ["first", "second", "third", "fourth", "fifth", "flatten", "classes"]
+    entries = [
+        {"class_name": kind, "config": {"name": name, "trainable": True, **options}}
+        for name, (kind, options) in zip(names, old, strict=True)
+    ]
+    entries[0]["config"] |= {"batch_input_shape": [None, 8, 8, 4], "activation": "relu", "dim_ordering": "tf"}
+    check(rewritten(path, {"class_name": "Sequential", "config": entries}), images, expected)
+
+
+@pytest.mark.parametrize(("mode", "layer"), [("sum", L.Add), ("ave", L.Average), ("concat", L.Concatenate)])
+def test_merge_of_keras_1(tmp_path, mode, layer):
+    image = L.Input((6, 6, 3), name="image")
+    x = layer(name="merged")([L.Conv2D(3, 3, name="a")(image), L.Conv2D(3, 3, name="b")(image)])
+    model = randomise(keras.Model(image, L.Dense(3, name="classes")(L.Flatten(name="flat")(x))))
+    path, images = tmp_path / "model.h5", random_images((3, 6, 6, 3)) * BRIGHTNESS
+    model.save(path)
+
+    def node(*names: str) -> list[Any]:
+        return [[[name, 0, 0] for name in names]]
+
+    config = configuration(path)
+    for entry in config["config"]["layers"]:
+        sources = {"a": ["image"], "b": ["image"], "merged": ["a", "b"], "flat": ["merged"], "classes": ["flat"]}
+        entry["inbound_nodes"] = node(*sources[entry["name"]]) if entry["name"] in sources else []
+        if entry["name"] == "merged":
+            entry |= {"class_name": "Merge", "config": {"name": "merged", "mode": mode, "concat_axis": -1}}
+    check(rewritten(path, config), images, np.asarray(model(images)))
+
+
+@pytest.mark.parametrize(("version", "slope"), [("2.15.0", 0.2), ("1.2.0", 0.2), ("3.5.0", 1 / 6)])
+def test_hard_sigmoid_is_that_of_its_version(tmp_path, version, slope):
+    path, images, _ = saved(tmp_path, L.Conv2D(3, 3, name="conv"), L.Activation("linear", name="act"), version=version)
+
+    def edit(layers):
+        (layer,) = (layer for layer in layers if layer["config"]["name"] == "act")
+        layer["config"]["activation"] = "hard_sigmoid"
+
+    module, variables = fzoo.load_model(edited(path, edit))
+    found = fzoo.features(module, variables, images, ["conv", "act"])
+    assert_close(found["act"], np.clip(np.asarray(found["conv"]) * slope + 0.5, 0, 1), "hard_sigmoid", 1e-5)
+
+
+def test_half_precision(tmp_path):
+    """A model saved under mixed precision is computed in float32."""
+    keras.utils.clear_session(free_memory=False)
+    policy = keras.dtype_policies.DTypePolicy("mixed_float16")
+    model = randomise(keras.Sequential([L.Input((8, 8, 3)), L.Conv2D(4, 3, dtype=policy), L.Flatten(), L.Dense(3)]))
+    model.save(tmp_path / "model.keras")
+    module, variables = fzoo.load_model(tmp_path / "model.keras")
+    images = random_images((3, 8, 8, 3)) * BRIGHTNESS
+    found = fzoo.predict(module, variables, images)
+    assert found.dtype == np.float32
+    assert_close(found, np.asarray(model(images), np.float32), "half precision", 5e-3)
+
+
+# -- refusals and custom classes --------------------------------------------------------------------------------------
+
+
+def replaced(kind: str, **config: Any) -> Callable[[list[dict[str, Any]]], None]:
+    """An edit that makes the layer "middle" one of another class."""
+
+    def edit(layers):
+        for layer in layers:
+            if layer["config"].get("name") == "middle":
+                layer.update(class_name=kind, config={"name": "middle", **config})
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("Lambda", {"function": ["4wEAAAA=", None, None]}, r"middle \(Lambda\).*no code of a file is run"),
+        ("MultiHeadAttention", {"num_heads": 2}, r"middle \(MultiHeadAttention\): attention"),
+        ("LSTM", {"units": 3}, r"middle \(LSTM\): recurrent"),
+        ("QuantizeWrapperV2", {"layer": {}}, r"middle \(QuantizeWrapperV2\).*quantised"),
+        ("MyBlock", {"size": 3}, r"middle \(MyBlock\).*custom_objects=\{'MyBlock': function\}"),
+        ("BatchNormalization", {"mode": 1}, r"middle \(BatchNormalization\): mode=1 given, 0"),
+        ("BatchNormalization", {"axis": 1}, r"middle \(BatchNormalization\).*axis=1 given, of a tensor of 4 axes"),
+        ("Conv2D", {"filters": 10**9, "kernel_size": 3}, r"middle \(Conv2D\): filters=1000000000 given"),
+        ("Reshape", {"target_shape": [10**6, 10**6]}, r"middle \(Reshape\).*256 values"),
+        ("UpSampling2D", {"size": [1000, 1000]}, r"middle|classes"),
+        ("Activation", {"activation": "my_relu"}, r"middle \(Activation\): activation='my_relu' given"),
+        ("Conv2D", {"filters": 3, "kernel_size": 3, "novelty": 7}, r"middle \(Conv2D\): novelty=7, which is not known"),
+        ("TFOpLambda", {"function": "map_fn"}, r"middle \(TFOpLambda\): unknown function of TensorFlow 'map_fn'"),
+        ("TensorFlowOpLayer", {"node_def": "\n\x03mul"}, r"middle \(TensorFlowOpLayer\): its node_def is not JSON"),
+    ],
+)
+def test_refused_in_one_line(tmp_path, kind, config, message):
+    path, _, _ = saved(tmp_path, L.Activation("linear", name="middle"))
+    with pytest.raises(ValueError, match=message) as caught:
+        fzoo.load_model(edited(path, replaced(kind, **config)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subclassed_model(tmp_path):
+    path, _, _ = saved(tmp_path)
+    with pytest.raises(ValueError, match="holds a MyModel, a Functional or Sequential model expected"):
+        fzoo.load_model(rewritten(path, {"class_name": "MyModel", "config": {"name": "mine"}}))
+
+
+def test_custom_classes(tmp_path):
+    """A function for a class of one's own: of values alone, and of layers with the file's weights."""
+    path, images, expected = saved(tmp_path, L.Dense(5, name="middle"), L.ReLU(6.0, name="last"))
+
+    def edit(layers):
+        replaced("Package>Wide", units=5)(layers)
+        for layer in layers:
+            if layer["config"].get("name") == "last":
+                layer.update(class_name="Cut", config={"name": "last", "most": 6.0})
+
+    edited(path, edit)
+    with pytest.raises(ValueError, match=r"middle \(Package>Wide\).*custom_objects"):
+        fzoo.load_model(path)
+    objects = {
+        "Wide": lambda k, x, config: k.dense(x, config["units"], name=config["name"]),
+        "Cut": lambda k, x, config: jnp.clip(x, 0, config["most"]),
+    }
+    check(path, images, expected, custom_objects=objects)
+    module, _ = fzoo.load_model(path, custom_objects=objects)
+    assert [name for name in fzoo.layer_names(module) if name in ("middle", "last")] == ["middle", "last"]
+    assert module == fzoo.load_model(path, custom_objects=objects)[0]
+    assert module != fzoo.load_model(path, custom_objects={**objects, "Cut": lambda k, x, config: x})[0]
+
+
+# -- damaged configurations -------------------------------------------------------------------------------------------
+
+VALUES = (None, True, -1, 0, 1, 2, 3, 10**9, 10**400, 1.5, -2.5, float("nan"), "", "same", "relu", [], [1, 2], {}, [[]])
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a configuration."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [place for key, item in items for place in places(item, (*path, key))]
+
+
+def mutate(config: Any, rng: np.random.Generator) -> Any:
+    """A configuration with a few values changed, moved, doubled or gone."""
+    config = copy.deepcopy(config)
+    for _ in range(int(rng.integers(1, 3))):
+        known = places(config)
+        *above, key = known[int(rng.integers(len(known)))]
+        at = config
+        for step in above:
+            at = at[step]
+        other: Any = config
+        for step in known[int(rng.integers(len(known)))]:
+            other = other[step]
+        change = int(rng.integers(4))
+        if change == 0:
+            at[key] = VALUES[int(rng.integers(len(VALUES)))]
+        elif change == 1:
+            at[key] = copy.deepcopy(other)
+        elif change == 2:
+            del at[key]
+        elif isinstance(at, list):
+            at.insert(key, copy.deepcopy(at[key]))
+    return config
+
+
+def check_mutations(folder: Path, count: int, seed: int) -> None:
+    """Damaged configurations end in numbers of the right shape, or in one line that names the file."""
+    rng = np.random.default_rng(seed)
+    sequential = L.Conv2D(3, 3, name="conv"), L.BatchNormalization(name="bn"), L.MaxPooling2D(name="pool")
+    image = L.Input((8, 8, 4), name="image")
+    x = L.Add(name="sum")([L.Conv2D(4, 1, name="a")(image), L.Activation("tanh", name="b")(image[..., ::-1] * 0.5)])
+    functional = keras.Model(image, L.Dense(2, name="classes")(L.Flatten(name="flat")(x)))
+    (folder / "functional").mkdir()
+    functional.save(folder / "functional" / "model.h5")
+    paths = saved(folder, *sequential)[0], folder / "functional" / "model.h5"
+    originals, contents = [configuration(path) for path in paths], [path.read_bytes() for path in paths]
+    outcomes = {"loaded": 0, "refused": 0}
+    for number in range(count):
+        path = paths[number % 2]
+        config = mutate(originals[number % 2], rng)
+        path.write_bytes(contents[number % 2])  # HDF5 would keep what was there before
+        rewritten(path, config)
+        try:
+            module, _ = fzoo.load_model(path)
+            outcomes["loaded"] += 1
+            assert fzoo.layer_names(module)
+        except ValueError as e:
+            outcomes["refused"] += 1
+            assert str(path) in str(e) and "\n" not in str(e) and len(str(e)) < 3000, (seed, number, config)
+        except Exception as e:
+            raise AssertionError(f"seed {seed}, number {number}: {type(e).__name__}: {e}") from e
+    assert min(outcomes.values()) > count // 50
+
+
+def test_mutated_configurations(tmp_path):
+    check_mutations(tmp_path, 300, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_many_mutated_configurations(tmp_path, seed):
+    check_mutations(tmp_path, 500, seed)
+
+
+def nested(depth: int) -> Any:
+    """A Sequential in a Sequential in a Sequential."""
+    text = '{"class_name": "Sequential", "config": {"name": "s", "layers": ['
+    return text * depth + '{"class_name": "Flatten", "config": {"name": "f"}}' + "]}}" * depth
+
+
+@pytest.mark.parametrize("depth", [12, 300, 10_000])
+def test_deep_nesting(tmp_path, depth):
+    path, _, _ = saved(tmp_path)
+    with pytest.raises(ValueError, match=r"nested deeper|can be read|shape"):
+        fzoo.load_model(rewritten(path, nested(depth)))
+
+
+def test_absurd_configurations(tmp_path):
+    path, _, _ = saved(tmp_path)
+    layer = {"class_name": "Activation", "config": {"name": "a", "activation": "relu"}, "inbound_nodes": []}
+    image = {"class_name": "InputLayer", "config": {"name": "i", "batch_shape": [None, 4, 4, 3]}, "inbound_nodes": []}
+
+    def functional(*layers: dict[str, Any]) -> dict[str, Any]:
+        ends = {"input_layers": [["i", 0, 0]], "output_layers": [["c", 0, 0]]}
+        return {"class_name": "Functional", "config": {"name": "m", "layers": [image, *layers], **ends}}
+
+    ring = [
+        {**layer, "name": name, "inbound_nodes": [[[before, 0, 0, {}]]]} for name, before in (("b", "c"), ("c", "b"))
+    ]
+    long = [{**layer, "name": f"a{n}"} for n in range(20_000)]
+    huge = copy.deepcopy(image)
+    huge["config"]["batch_shape"] = [None, 10**9, 10**9, 3]
+    for config, message in [
+        (functional(*ring), "circle"),
+        (functional({**ring[0], "name": "c"}, {**ring[1], "name": "c"}), "two layers that are called c"),
+        (functional(*long), "no list of layers"),
+        (functional({**layer, "name": "c", "config": {"name": "c", "junk": ["x" * 10_000_000]}}), "not known"),
+        ({**functional(), "config": {**functional()["config"], "layers": [huge], "output_layers": [["i", 0, 0]]}}, "i"),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            fzoo.load_model(rewritten(path, config))
+        assert len(str(caught.value)) < 3000
