@@ -652,5 +652,6 @@ def test_the_walk_costs_nothing_once_compiled(tmp_path):
         text = jax.jit(network.apply).lower(variables, images).as_text()
         counts.append(Counter(re.findall(r"= (?:\")?(stablehlo\.\w+)", text)))
     assert counts[0] == counts[1] and counts[0].total() > 500
+    assert module.micro_batch == named.micro_batch
     assert module.clone(parent=None).graph is module.graph
     assert [node.name for node in trace(module).layers][1:] == fzoo.layer_names(named)[1:]

@@ -54,6 +54,11 @@ class KerasModel(Classifier):
         return self.graph.shared
 
     @property
+    def micro_batch(self) -> int:
+        """How many images a CPU computes together: as measured for networks with depthwise convolutions, or without."""
+        return 2 if any(step.kind == "DepthwiseConv2D" for step in self.graph.steps) else Classifier.micro_batch
+
+    @property
     def keras_graph(self) -> Graph:
         """Its layers."""
         return self.graph
