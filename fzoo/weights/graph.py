@@ -244,7 +244,8 @@ def layer_entries(kind: str, config: Any) -> dict[str, Mapping[str, Any]]:
     entries: dict[str, Mapping[str, Any]] = {}
     for entry in listed:
         fits = isinstance(entry, Mapping) and isinstance(entry.get("class_name"), str)
-        if not fits or not isinstance(entry.get("config"), (Mapping, list)):
+        takes = (Mapping, list) if fits and entry["class_name"] in MODELS else Mapping
+        if not fits or not isinstance(entry.get("config"), takes):
             raise ValueError(f"the configuration of a {kind} has a layer without a class or a configuration")
         own = entry["config"].get("name") if isinstance(entry["config"], Mapping) else None
         name = entry.get("name") or own or f"{entry['class_name'].lower()}_{len(entries)}"
