@@ -325,9 +325,8 @@ K = keras.ops
 def lambda_of(function: str, *nodes: Any, **arguments: Any) -> tuple[str, dict[str, Any], Any]:
     """An operation as TensorFlow 2.4 and later write it: class, configuration, connections."""
     kind = "SlicingOpLambda" if function == "__operators__.getitem" else "TFOpLambda"
-    if len(nodes) > 1:
-        return kind, {"function": function}, [[[name, 0, 0, arguments] for name in nodes]]
-    return kind, {"function": function}, [[*(nodes[0] if isinstance(nodes[0], list) else [nodes[0], 0, 0]), arguments]]
+    written = [[*(node if isinstance(node, list) else [node, 0, 0]), arguments] for node in nodes]
+    return kind, {"function": function}, [written] if len(written) > 1 else written
 
 
 def node_of(op: str, *names: str, constants: dict[str, Any] | None = None, **attributes: Any) -> Any:
@@ -403,3 +402,59 @@ def test_operations_of_tensorflow(tmp_path):
     found = fzoo.features(module, variables, images, taps)
     for name, expected in outputs(model, images, taps).items():
         assert_close(found[name], expected, name)
+
+
+# -- channels first ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_channels_first(tmp_path, ending):
+    """A network whose images have the channels first takes them last; a Flatten keeps its order."""
+    keras.utils.clear_session(free_memory=False)
+    first = {"data_format": "channels_first"}
+    image = L.Input((3, 9, 8))
+    x = L.Conv2D(6, (3, 2), strides=(2, 1), padding="same", use_bias=False, **first)(image)
+    x = L.LeakyReLU(0.1)(L.BatchNormalization(axis=1)(x))
+    y = L.DepthwiseConv2D(2, padding="same", **first)(x)
+    y = L.Multiply()([y, L.GlobalAveragePooling2D(keepdims=True, **first)(y)])
+    x = L.Concatenate(axis=1)([x, y, L.MaxPooling2D(3, 1, "same", **first)(x)])
+    x = L.Concatenate(axis=3)([L.ZeroPadding2D((0, 1), **first)(x), x])
+    x = L.UpSampling2D((1, 2), **first)(L.Softmax(axis=1)(x))
+    x = L.Concatenate()([L.Flatten(data_format="channels_last")(x), L.Flatten(**first)(x)])
+    model = randomise(keras.Model(image, L.Dense(3)(L.BatchNormalization()(x))))
+    images = random_images((3, 9, 8, 3)) * BRIGHTNESS
+    path = tmp_path / f"model{ending}"
+    model.save(path)
+    expected = np.asarray(model(images.transpose(0, 3, 1, 2), training=False))
+    assert_alive(expected)
+    check(path, images, expected)
+    module, variables = fzoo.load_model(path)
+    assert module.input_shape == (9, 8, 3)
+    assert_close(fzoo.predict(*fzoo.optimize_for_inference(module, variables), images), expected, "optimised")
+
+
+def test_a_sequence_with_channels_first(tmp_path):
+    keras.utils.clear_session(free_memory=False)
+    layers = [L.Input((8, 8, 3)), L.Reshape((8, 24)), L.Conv1D(4, 3, data_format="channels_first"), L.Flatten()]
+    keras.Sequential(layers).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"\(Conv1D\): data_format='channels_first' given"):
+        fzoo.load_model(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: L.Permute((2, 3, 1)), r"\(Permute\).*not turned"),
+        (lambda: L.Dense(3), r"\(Dense\).*not turned"),
+        (lambda: L.PReLU(), r"\(PReLU\).*not turned"),
+        (lambda: L.BatchNormalization(), r"\(BatchNormalization\).*axis=2 given"),
+        (lambda: L.MaxPooling2D(2, data_format="channels_last"), r"\(MaxPooling2D\).*channels_last"),
+        (lambda: L.Reshape((2, 6, 12)), r"\(Reshape\).*not taken"),
+    ],
+)
+def test_what_is_not_turned(tmp_path, layer, message):
+    keras.utils.clear_session(free_memory=False)
+    convolution = L.Conv2D(4, 3, data_format="channels_first")
+    keras.Sequential([L.Input((3, 8, 8)), convolution, layer(), L.Flatten()]).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=message):
+        fzoo.load_model(tmp_path / "model.keras")

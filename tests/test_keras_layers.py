@@ -11,7 +11,8 @@ HEAD = """# Keras's layers
 What `fzoo.load_model` takes of a model that Keras saved, and what each option may be; an option that plays no part in
 inference (an initializer, a regularizer, a seed) may be anything. Whatever else a file asks for is an error that names
 the layer. Classes and options that older versions called otherwise (`nb_filter`, `border_mode`, `Merge`) are read as
-today's, TensorFlow's operations between layers (`TFOpLambda`) as those of `keras.ops`.
+today's, TensorFlow's operations between layers (`TFOpLambda`) as those of `keras.ops`. A model whose images have the
+channels first (`channels_first`) takes them last, as every network here; a layer that can't be turned so is an error.
 `python tests/test_keras_layers.py` writes this page.
 """
 
