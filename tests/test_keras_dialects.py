@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from networks import assert_alive, random_images
-from reference import assert_close
+from reference import assert_close, outputs
 from test_keras_model import BRIGHTNESS, randomise
 
 import fzoo
@@ -315,3 +315,146 @@ def test_absurd_configurations(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             fzoo.load_model(rewritten(path, config))
         assert len(str(caught.value)) < 3000
+
+
+# -- TensorFlow's operations ------------------------------------------------------------------------------------------
+
+K = keras.ops
+
+
+def lambda_of(function: str, *nodes: Any, **arguments: Any) -> tuple[str, dict[str, Any], Any]:
+    """An operation as TensorFlow 2.4 and later write it: class, configuration, connections."""
+    kind = "SlicingOpLambda" if function == "__operators__.getitem" else "TFOpLambda"
+    written = [[*(node if isinstance(node, list) else [node, 0, 0]), arguments] for node in nodes]
+    return kind, {"function": function}, [written] if len(written) > 1 else written
+
+
+def node_of(op: str, *names: str, constants: dict[str, Any] | None = None, **attributes: Any) -> Any:
+    """An operation as TensorFlow 2.3 writes it."""
+    attributes = {key: {"b" if isinstance(value, bool) else "f": value} for key, value in attributes.items()}
+    definition = {"name": op, "op": op, "input": ["x"], "attr": {"T": {"type": "DT_FLOAT"}, **attributes}}
+    config = {"node_def": json.dumps(definition), "constants": constants or {}}
+    return "TensorFlowOpLayer", config, [[[name, 0, 0, {}] for name in names]]
+
+
+WRITTEN = [
+    (lambda a, b: a + b, lambda_of("__operators__.add", "a", y=["b", 0, 0], name=None)),
+    (lambda a, b: 1.0 - a, lambda_of("math.subtract", ["_CONSTANT_VALUE", -1, 1.0], y=["a", 0, 0], name=None)),
+    (lambda a, b: a / 255, lambda_of("math.truediv", "a", y=255, name=None)),
+    (lambda a, b: a - np.array([1, 2, 3], np.float32), lambda_of("math.subtract", "a", y=[1.0, 2.0, 3.0])),
+    (
+        lambda a, b: a[..., ::-1],
+        lambda_of(
+            "__operators__.getitem",
+            "a",
+            slice_spec=[{"class_name": "__ellipsis__"}, {"start": None, "stop": None, "step": -1}],
+        ),
+    ),
+    (
+        lambda a, b: a[:, 1:, 0],
+        lambda_of(
+            "__operators__.getitem",
+            "a",
+            slice_spec=[{"start": None, "stop": None, "step": None}, {"start": 1, "stop": None, "step": None}, 0],
+        ),
+    ),
+    (lambda a, b: K.mean(a, (1, 2), keepdims=True), lambda_of("math.reduce_mean", "a", axis=[1, 2], keepdims=True)),
+    (lambda a, b: K.concatenate([a, b], 1), lambda_of("concat", "a", "b", axis=1)),
+    (lambda a, b: K.reshape(a, (-1, 48)), lambda_of("reshape", "a", shape=[-1, 48])),
+    (lambda a, b: K.leaky_relu(a, 0.1), lambda_of("nn.leaky_relu", "a", alpha=0.1, name=None)),
+    (lambda a, b: K.silu(a), lambda_of("nn.silu", "a", beta=1.0)),
+    (lambda a, b: K.gelu(a, approximate=False), lambda_of("nn.gelu", "a")),
+    (lambda a, b: K.clip(a, -1, 0.5), lambda_of("clip_by_value", "a", clip_value_min=-1, clip_value_max=0.5)),
+    (lambda a, b: K.image.resize(a, (3, 7)), lambda_of("image.resize", "a", size=[3, 7])),
+    (
+        lambda a, b: K.transpose(a, (0, 3, 1, 2)),
+        lambda_of("compat.v1.transpose", "a", perm=[0, 3, 1, 2], conjugate=False),
+    ),
+    (lambda a, b: K.normalize(a), lambda_of("math.l2_normalize", "a", axis=-1)),
+    (lambda a, b: a * b, node_of("Mul", "a", "b")),
+    (lambda a, b: a * 0.5, node_of("Mul", "a", constants={"1": 0.5})),
+    (lambda a, b: 2.0 - a, node_of("Sub", "a", constants={"0": 2.0})),
+    (lambda a, b: K.mean(a, (1, 2)), node_of("Mean", "a", constants={"1": [1, 2]}, keep_dims=False)),
+    (lambda a, b: K.relu6(a), node_of("Relu6", "a")),
+    (lambda a, b: K.leaky_relu(a, 0.2), node_of("LeakyRelu", "a", alpha=0.2)),
+    (lambda a, b: K.reshape(a, (-1, 16, 3)), node_of("Reshape", "a", constants={"1": [-1, 16, 3]})),
+]
+
+
+def test_operations_of_tensorflow(tmp_path):
+    """Keras 3's operations, written down as TensorFlow's."""
+    keras.utils.clear_session(free_memory=False)
+    image = L.Input((4, 4, 2), name="image")
+    a, b = L.Conv2D(3, 1, name="a")(image), L.Conv2D(3, 1, name="b")(image)
+    made = [compute(a, b) for compute, _ in WRITTEN]
+    flat = [L.Flatten(name=f"flat{n}")(tensor) for n, tensor in enumerate(made)]
+    model = keras.Model(image, L.Dense(3, name="classes")(L.Concatenate(name="all")(flat)))
+    model = randomise(model)
+    path, images = tmp_path / "model.h5", random_images((3, 4, 4, 2)) * BRIGHTNESS
+    model.save(path)
+    config = configuration(path)
+    entries = {entry["name"]: entry for entry in config["config"]["layers"]}
+    for tensor, (_, (kind, options, nodes)) in zip(made, WRITTEN, strict=True):
+        name = tensor._keras_history.operation.name
+        entries[name] |= {"class_name": kind, "config": {"name": name, **options}, "inbound_nodes": nodes}
+    taps = [layer.name for layer in model.layers]
+    module, variables = fzoo.load_model(rewritten(path, config))
+    found = fzoo.features(module, variables, images, taps)
+    for name, expected in outputs(model, images, taps).items():
+        assert_close(found[name], expected, name)
+
+
+# -- channels first ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_channels_first(tmp_path, ending):
+    """A network whose images have the channels first takes them last; a Flatten keeps its order."""
+    keras.utils.clear_session(free_memory=False)
+    first = {"data_format": "channels_first"}
+    image = L.Input((3, 9, 8))
+    x = L.Conv2D(6, (3, 2), strides=(2, 1), padding="same", use_bias=False, **first)(image)
+    x = L.LeakyReLU(0.1)(L.BatchNormalization(axis=1)(x))
+    y = L.DepthwiseConv2D(2, padding="same", **first)(x)
+    y = L.Multiply()([y, L.GlobalAveragePooling2D(keepdims=True, **first)(y)])
+    x = L.Concatenate(axis=1)([x, y, L.MaxPooling2D(3, 1, "same", **first)(x)])
+    x = L.Concatenate(axis=3)([L.ZeroPadding2D((0, 1), **first)(x), x])
+    x = L.UpSampling2D((1, 2), **first)(L.Softmax(axis=1)(x))
+    x = L.Concatenate()([L.Flatten(data_format="channels_last")(x), L.Flatten(**first)(x)])
+    model = randomise(keras.Model(image, L.Dense(3)(L.BatchNormalization()(x))))
+    images = random_images((3, 9, 8, 3)) * BRIGHTNESS
+    path = tmp_path / f"model{ending}"
+    model.save(path)
+    expected = np.asarray(model(images.transpose(0, 3, 1, 2), training=False))
+    assert_alive(expected)
+    check(path, images, expected)
+    module, variables = fzoo.load_model(path)
+    assert module.input_shape == (9, 8, 3)
+    assert_close(fzoo.predict(*fzoo.optimize_for_inference(module, variables), images), expected, "optimised")
+
+
+def test_a_sequence_with_channels_first(tmp_path):
+    keras.utils.clear_session(free_memory=False)
+    layers = [L.Input((8, 8, 3)), L.Reshape((8, 24)), L.Conv1D(4, 3, data_format="channels_first"), L.Flatten()]
+    keras.Sequential(layers).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"\(Conv1D\): data_format='channels_first' given"):
+        fzoo.load_model(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: L.Permute((2, 3, 1)), r"\(Permute\).*not turned"),
+        (lambda: L.Dense(3), r"\(Dense\).*not turned"),
+        (lambda: L.PReLU(), r"\(PReLU\).*not turned"),
+        (lambda: L.BatchNormalization(), r"\(BatchNormalization\).*axis=2 given"),
+        (lambda: L.MaxPooling2D(2, data_format="channels_last"), r"\(MaxPooling2D\).*channels_last"),
+        (lambda: L.Reshape((2, 6, 12)), r"\(Reshape\).*not taken"),
+    ],
+)
+def test_what_is_not_turned(tmp_path, layer, message):
+    keras.utils.clear_session(free_memory=False)
+    convolution = L.Conv2D(4, 3, data_format="channels_first")
+    keras.Sequential([L.Input((3, 8, 8)), convolution, layer(), L.Flatten()]).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=message):
+        fzoo.load_model(tmp_path / "model.keras")

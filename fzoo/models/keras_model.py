@@ -15,7 +15,7 @@ from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import last_map, trace
 from fzoo.layers.keras import Layers
-from fzoo.layers.rules import RULES
+from fzoo.layers.rules import RULES, turn_step
 from fzoo.layers.steps import Graph
 
 #: How many values a layer may give for an image; what is beyond it is damage.
@@ -127,6 +127,8 @@ class KerasModel(Classifier):
                 options["activation"] = self.probabilities
             arrays = [values[i] for i in step.inputs]
             try:
+                if "turned" in options:
+                    options, arrays = turn_step(k, step.kind, options, arrays, options.pop("turned"))
                 y = RULES[step.kind].apply(k, *arrays, name=step.name, **options)
             except (TypeError, ValueError, LookupError, ArithmeticError) as e:  # JAX's, of shapes
                 shapes = ", ".join(str(("N", *x.shape[1:])) for x in arrays)
