@@ -1,6 +1,9 @@
 """Whole models of users': at the command line, what is said of them, and what files are that are none."""
 
+import io
+import re
 import shutil
+import warnings
 import zipfile
 
 import keras
@@ -8,6 +11,8 @@ import numpy as np
 import pytest
 from networks import assert_alive
 from PIL import Image
+from reference import random_images
+from stored import stored_layers
 from test_keras_model import randomise
 
 import fzoo
@@ -108,15 +113,12 @@ def test_a_graph_tells_how_its_pixels_are_scaled(photos, tmp_path, command_line)
 
 def test_landmarks_tell_families_apart():
     """Each family that does not preprocess inside is known by its layers, and none by another's."""
+    stored = stored_layers()
     for name in fzoo.list_models():
-        record = fzoo.spec(name)
-        if record.preprocessing == "none":
-            continue
-        if record.parameters > 30e6 and not name.startswith("VGG"):
-            continue  # its blocks are those of the smaller ones
-        names = set(fzoo.layer_names(fzoo.create(name, include_top=False)))
-        fitting = {fzoo.spec(other).family for other, marks in LANDMARKS.items() if names.issuperset(marks)}
-        assert fitting == {record.family} or (name.startswith("VGG") and len(fitting) == 1), name
+        names = {layer[0] for layer in stored[name]}
+        fitting = {model for model, marks in LANDMARKS.items() if names.issuperset(marks)}
+        wanted = fzoo.spec(name).preprocessing
+        assert {fzoo.spec(model).preprocessing for model in fitting} == ({wanted} - {"none"}), name
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -257,3 +259,121 @@ def test_teachable_machines_zip(real, tmp_path, command_line):
         archive.writestr("keras_model.h5", b"nothing")
     code, output, errors = command_line("classify", photo, "-w", tmp_path / "bad.zip")
     assert (code, output, len(errors)) == (2, [], 1) and "bad.zip: keras_model.h5 has no configuration" in errors[0]
+
+
+def test_a_whole_model_is_said_to_be_one(tmp_path, command_line):
+    """Whatever is in it, with the call that loads it; and what keeps one from being loaded."""
+    for name in ("m.keras", "m.h5"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras's, of its legacy format
+            users_network().save(tmp_path / name)
+        report = fzoo.inspect_weights(tmp_path / name)
+        module, _ = fzoo.load_model(tmp_path / name)
+        assert (report.fits, report.problem, report.whole.layers) == ((), "", len(fzoo.layer_names(module)))
+        assert report.calls == (f"fzoo.load_model({str(tmp_path / name)!r})",)
+        code, output, _ = command_line("convert", "--dry-run", tmp_path / name)
+        said = f"a whole model of 4 layers, from 16 x 16 x 3 to 3 classes by softmax: {report.calls[0]}"
+        assert code == 0 and output[-1].endswith(said)
+        images = random_images((3, 16, 16, 3))
+        assert command_line("convert", tmp_path / name, tmp_path / f"again-{name}") == (
+            0,
+            [str(tmp_path / f"again-{name}")],
+            [],
+        )
+        before, after = (fzoo.load_model(tmp_path / file) for file in (name, f"again-{name}"))
+        np.testing.assert_allclose(fzoo.predict(*after, images), fzoo.predict(*before, images), atol=1e-6)
+        assert fzoo.inspect_weights(tmp_path / f"again-{name}").whole == report.whole
+        with pytest.raises(ValueError, match=r"holds a model of its own: fzoo\.load_model"):
+            fzoo.load(weights=tmp_path / name)
+    lost = keras.Sequential(
+        [
+            layers.Input((16, 16, 3)),
+            layers.Dense(2),
+            layers.Lambda(lambda x: 2 * x, output_shape=(16, 16, 2), name="mine"),
+        ]
+    )
+    lost.save(tmp_path / "lost.keras")
+    report = fzoo.inspect_weights(tmp_path / "lost.keras")
+    assert (report.whole, report.calls) == (None, ()) and "mine (Lambda)" in report.problem
+    assert "its model can't be loaded: mine (Lambda)" in str(report) and "fits" not in str(report)
+
+
+def test_calls_that_load(tmp_path):
+    """Each of the calls that a report names is one that works."""
+    base = keras.applications.MobileNet(weights=None, alpha=0.25, include_top=False, input_shape=(32, 32, 3))
+    pooled = layers.GlobalAveragePooling2D()(base.output)
+    keras.Sequential([base, layers.Flatten(), layers.Dense(2)]).save(tmp_path / "nested.keras")
+    keras.Model(base.input, layers.Dense(2, activation="softmax")(pooled)).save(tmp_path / "flat.keras")
+    keras.applications.MobileNet(weights=None, alpha=0.25, input_shape=(32, 32, 3), classes=4).save(
+        tmp_path / "own.keras"
+    )
+    for path, count in (("nested.keras", 2), ("flat.keras", 1), ("own.keras", 2)):
+        report = fzoo.inspect_weights(tmp_path / path)
+        assert report.whole.backbone == "MobileNet" and len(report.calls) == count, path
+        for call in report.calls:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what a backbone leaves out
+                module, _ = eval(call, {"fzoo": fzoo})
+            assert isinstance(module, fzoo.Classifier)
+
+
+def archive_of(**members: bytes) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("__", "/").replace("_dot_", "."), data)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.tflite", b"\x1c\0\0\0TFL3" + bytes(100), "a TensorFlow Lite model: .* give the Keras file"),
+        ("m.onnx", b"\x08\x07\x12\x07pytorch" + bytes(100), "an ONNX model"),
+        ("m.pth", b"\x80\x02\x8a\nl\xfc\x9cF" + bytes(100), "a Python pickle"),
+        ("m.pkl", b"\x80\x04\x95" + bytes(100), "a Python pickle: pickles run code"),
+        ("m.pt", archive_of(archive__data_dot_pkl=b""), "a PyTorch file"),
+        (
+            "m.h5",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "a Git LFS pointer.*`git lfs pull`",
+        ),
+        ("m.keras", b"\n<!DOCTYPE html>\n<html lang=en>", "a web page: .*download the file itself"),
+        (
+            "model.json",
+            b'{"format": "layers-model", "modelTopology": {}}',
+            "a TensorFlow.js model: `tensorflowjs_converter",
+        ),
+        ("config.json", b'{"class_name": "Functional"}', "a model's configuration without its weights"),
+        ("tm.zip", archive_of(model_dot_json=b"{}", weights_dot_bin=b""), "a zip of TensorFlow.js's: .*choose Export"),
+        ("tm.zip", archive_of(model_unquant_dot_tflite=b"", labels_dot_txt=b""), "a zip of TensorFlow Lite's"),
+        ("tm.zip", archive_of(keras_model_dot_h5=b""), "Teachable Machine's zip"),
+        ("a.zip", archive_of(folder__my_dot_h5=b""), "a zip that holds folder/my.h5: unpack it"),
+        ("a.npz", archive_of(a_dot_npy=b""), "an archive of NumPy's arrays"),
+        ("a.h5.gz", b"\x1f\x8b\x08" + bytes(20), "compressed by gzip: unpack it"),
+        ("a.h5", b"nothing that is known", "neither an HDF5 file nor a .keras archive"),
+        ("a.h5", b"", "neither an HDF5 file nor a .keras archive"),
+    ],
+)
+def test_files_that_are_not_keras(tmp_path, command_line, name, content, message):
+    """Their kind and the way out, wherever a file is taken."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    for call in (fzoo.inspect_weights, fzoo.load_model, lambda path: fzoo.load("MobileNet", weights=path)):
+        with pytest.raises(ValueError, match=message) as error:
+            call(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+    code, output, errors = command_line("convert", "--dry-run", path)
+    assert (code, output, len(errors)) == (2, [], 1) and re.search(message, errors[0])
+
+
+def test_folders_that_are_not_keras(tmp_path):
+    for name, file, message in (
+        ("saved", "saved_model.pb", "SavedModel: open it in TensorFlow"),
+        ("js", "model.json", "TensorFlow.js model"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_bytes(b"{}")
+        for call in (fzoo.inspect_weights, fzoo.load_model):
+            with pytest.raises(IsADirectoryError, match=f"{name} is a directory, .*{message}"):
+                call(tmp_path / name)
