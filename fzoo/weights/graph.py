@@ -229,8 +229,8 @@ class Builder:
             options += (("turned", None),) if self.turned else ()
             return CallOfStep(operation.kind, options, operation.inputs)
         kind, config = translate(kind, entry["config"], self.version)
+        layout = config.get("data_format")
         if self.turned:
-            layout = config.get("data_format")
             if layout == "channels_first" and not kind.endswith("1D"):
                 config["data_format"] = "channels_last"
         options, inputs = read_options(kind, config), layer_inputs(call, self.version)
