@@ -230,9 +230,8 @@ class Builder:
             return CallOfStep(operation.kind, options, operation.inputs)
         kind, config = translate(kind, entry["config"], self.version)
         layout = config.get("data_format")
-        if self.turned:
-            if layout == "channels_first" and not kind.endswith("1D"):
-                config["data_format"] = "channels_last"
+        if self.turned and layout == "channels_first" and not kind.endswith("1D"):
+            config["data_format"] = "channels_last"
         options, inputs = read_options(kind, config), layer_inputs(call, self.version)
         wanted = RULES[kind].inputs
         if not inputs or len(inputs) != (wanted or len(inputs)):
