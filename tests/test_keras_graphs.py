@@ -297,6 +297,19 @@ def test_each_operation(tmp_path, ending):
     compare_layers(tmp_path / f"model{ending}", joined(image, tensors))
 
 
+def test_what_is_not_folded(tmp_path):
+    """Normalisations after what is joined along another axis, after what is called twice, and called twice."""
+    image = L.Input(IMAGE)
+    first, second, norm = L.Conv2D(4, 3, padding="same"), L.Conv2D(4, 1), L.BatchNormalization()
+    x = L.BatchNormalization()(L.Concatenate(axis=1)([first(image), second(image)]))
+    y = L.BatchNormalization()(L.Conv2D(4, 3, padding="same", name="twice")(image))
+    twice = L.Conv2D(4, 3, padding="same")
+    y = L.BatchNormalization()(twice(L.Activation("tanh")(twice(y))))
+    z = norm(L.Conv2D(4, 1)(norm(L.Conv2D(4, 1)(image))))
+    bare = L.BatchNormalization(scale=False, center=False)(L.Conv2D(4, 1)(image))
+    compare_layers(tmp_path / "model.keras", joined(image, [x, y, z, bare]))
+
+
 # -- random graphs ----------------------------------------------------------------------------------------------------
 
 
