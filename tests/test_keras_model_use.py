@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 from networks import assert_alive
 from reference import assert_close, random_images
+from test_keras_graphs import Maker
 from test_keras_model import BRIGHTNESS, randomise, small_network
 
 import fzoo
@@ -251,6 +252,23 @@ def test_it_is_saved_as_a_model_of_keras(tmp_path, ending):
             other.load_weights(weights)
             assert_close(np.asarray(other(images_of())), np.asarray(model(images_of())), "by load_weights")
             jax.tree.map(np.testing.assert_array_equal, fzoo.load_keras_weights(module, weights), variables)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_random_networks_are_saved_as_keras_opens_them(tmp_path):
+    """With models inside, layers that are called twice, operations, which an h5 file of Keras's does not tell."""
+    for seed in range(6):
+        model = randomise(Maker(10 * seed).model())
+        module, variables = loaded(model, tmp_path)
+        fzoo.save_keras_weights(module, variables, tmp_path / "out.keras")
+        images = random_images((2, *model.input_shape[1:]))
+        again = keras.models.load_model(tmp_path / "out.keras", compile=False)
+        y, expected = (np.asarray(network(images, training=False)) for network in (again, model))  # flips by default
+        assert_close(y, expected, f"seed {seed}")
+    x = layers.Input((16, 16, 3))
+    module, variables = loaded(keras.Model(x, head_of(keras.ops.silu(x))), tmp_path, ".h5")
+    with pytest.raises(ValueError, match=r"silu \(Silu\) is an operation, of which an .h5 file does not say enough"):
+        fzoo.save_keras_weights(module, variables, tmp_path / "out.keras")
 
 
 @pytest.mark.parametrize("name", STRANGERS)

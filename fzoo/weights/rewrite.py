@@ -131,6 +131,8 @@ def layer_document(name: str, entry: Mapping[str, Any], version: tuple[int, int]
         shape = config.get("batch_shape") or config.get("batch_input_shape")
         options = {"batch_shape": shape, "dtype": "float32"}
     elif version >= (3, 0):
+        if "module" not in entry and "trainable" not in config:
+            raise ValueError(f"{name} ({kind}) is an operation, of which an .h5 file does not say enough; .keras does")
         options = {key: value for key, value in config.items() if key != "dtype"}
     else:
         kind, translated = translate(kind, config, version)
