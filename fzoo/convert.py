@@ -12,12 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import trace
+from fzoo.models.keras_model import KerasModel, keras_model
+from fzoo.recognition import recognize_backbone
 from fzoo.weights import kind, read_description, save_variables, weights_file
+from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
 from fzoo.weights.files import Contents, FileLayer, open_layers
+from fzoo.weights.graph import build_graph
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
-from fzoo.zoo import create, described_network, family_defaults, list_models, load, shown_options, spec
+from fzoo.weights.whole import match_plan
+from fzoo.zoo import create, described_network, family_defaults, list_models, load, load_model, shown_options, spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,39 @@ class Fit:
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
         return f'fzoo.create("{self.model}"{options})' + (f", the layer {self.within}" if self.within else "")
 
+    def call(self, path: Path) -> str:
+        """As the call that loads it from a file."""
+        options = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"fzoo.load({self.model!r}, weights={str(path)!r}{options})"
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeModel:
+    """The model that a file describes beside its weights, whatever it is built of.
+
+    Attributes:
+        layers: how many, those of models inside of it among them.
+        input_shape: (height, width, channels) of its images; None for what is left open.
+        output_shape: of what it gives for an image.
+        activation: that it ends with, where it ends with one.
+        backbone: the model whose family it begins as, by its layers' names; None for none of fzoo's.
+    """
+
+    layers: int
+    input_shape: tuple[int | None, ...]
+    output_shape: tuple[int, ...]
+    activation: str | None
+    backbone: str | None
+
+    def __str__(self) -> str:
+        """In words."""
+        takes = " x ".join("any" if side is None else str(side) for side in self.input_shape)
+        gives = " x ".join(map(str, self.output_shape))
+        gives = f"{gives} classes" if len(self.output_shape) == 1 else gives
+        ends = "" if self.activation in (None, "linear") else f" by {self.activation}"
+        built_on = "" if self.backbone is None else f", built on {self.backbone} or its like"
+        return f"a whole model of {self.layers} layers, from {takes} to {gives}{ends}{built_on}"
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightsReport:
@@ -53,33 +93,50 @@ class WeightsReport:
         layout: "legacy h5", "Keras 3 .weights.h5" or ".keras archive".
         arrays: (layer, array, shape, dtype) of all that it holds.
         fits: the model it fits; several where several models are nested in it, and none where none fits.
+        whole: the model that it describes; None where it has weights alone.
+        problem: what keeps `fzoo.load_model` from the model that it describes; "" for nothing.
     """
 
     path: Path
     layout: str
     arrays: tuple[tuple[str, str, tuple[int, ...], str], ...]
     fits: tuple[Fit, ...]
+    whole: WholeModel | None = None
+    problem: str = ""
 
     @property
     def parameters(self) -> int:
         """The number of values in all arrays."""
         return sum(int(np.prod(shape)) for _, _, shape, _ in self.arrays)
 
+    @property
+    def calls(self) -> tuple[str, ...]:
+        """The calls that load it: first that of all that it holds, then those of models that are a part of it."""
+        whole = () if self.whole is None else (f"fzoo.load_model({str(self.path)!r})",)
+        return *whole, *(fit.call(self.path) for fit in self.fits)
+
+    def __str__(self) -> str:
+        """On a line: what it is, and what loads it."""
+        words = [] if self.whole is None else [f"{self.whole}: {self.calls[0]}"]
+        words += [f"its model can't be loaded: {self.problem}"] if self.problem else []
+        words += [f"fits {fit}: {fit.call(self.path)}" for fit in self.fits]
+        return "; ".join(words or ["has weights alone, which fit no model of fzoo list with its published options"])
+
 
 def inspect_weights(path: str | os.PathLike) -> WeightsReport:
-    """Find out what a Keras file of weights is: its layout, its arrays, and the models that it fits, array by array.
+    """Find out what a Keras file is: its layout, its arrays, its own model, and the models that it fits.
 
-    No array is read. A file that fzoo wrote says its model and options. Otherwise a model is found with its published
-    variants (`alpha`, `minimalistic`), for any number of classes and channels, with what its layers show
-    (`divide_by_std`, `include_preprocessing`), and also as a layer of a larger model; not with other options of its
-    family.
+    No array is read. A whole model is what `fzoo.load_model` makes of it. A file that fzoo wrote says its model and
+    options. Otherwise a model is found with its published variants (`alpha`, `minimalistic`), for any number of classes
+    and channels, with what its layers show (`divide_by_std`, `include_preprocessing`), and also as a layer of a larger
+    model; not with other options of its family.
 
     Args:
         path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`, or the folder of a fine-tuning.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no file at `path`.
-        ValueError: not a Keras file, or a damaged one.
+        ValueError: not a Keras file (the message says what it is, and what would do), or a damaged one.
     """
     path = weights_file(path)
     if kind(path) != "keras":
@@ -93,8 +150,27 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
             for array in layer.all_arrays()
         )
         described = parse(contents.description, str(path))
+        described = None if described is None or described.family == KerasModel.__name__ else described
+        whole, problem = (None, "") if described is not None else whole_model(contents, path)
         fits = tuple(found(contents, path)) if described is None else (as_described(described, contents, path),)
-    return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits)
+    return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits, whole, problem)
+
+
+def whole_model(contents: Contents, path: Path) -> tuple[WholeModel | None, str]:
+    """Describe the model that a file holds beside its weights; or (None, what keeps it from being loaded)."""
+    try:
+        configuration = read_configuration(path)
+        if configuration is None:
+            return None, ""
+        graph, plans = build_graph(configuration)
+        module = keras_model(graph)
+        match_plan(module, plans, contents.layers, str(path))
+    except ValueError as e:
+        return None, one_line(e).removeprefix(f"{path}: ")
+    nodes, (shape,) = trace(module).layers, graph.inputs
+    activation = module.classifier_activation
+    name = activation if isinstance(activation, str) else None
+    return WholeModel(len(nodes), shape, nodes[-1].shape, name, recognize_backbone(module)), ""
 
 
 def as_described(described: Description, contents: Contents, path: Path) -> Fit:
@@ -165,8 +241,8 @@ def convert(
     Args:
         source: a Keras file, `.safetensors`, the directory of an Orbax checkpoint, or the folder of a fine-tuning.
         destination: see `fzoo.save_variables`; it appears when it is whole.
-        model: name of the model. Without it, a file that fzoo wrote says it, and a Keras file is inspected, and must
-            fit exactly one.
+        model: name of the model. Without it, a file that fzoo wrote says it, and a Keras file is inspected: a whole
+            model that is none of fzoo's is written as it is, one with weights alone must fit exactly one.
         **create_options: what the model was created with, where the file does not say it.
 
     Returns:
@@ -176,16 +252,28 @@ def convert(
         ValueError: the file does not fit the model, or, without one, fits none or several.
         OSError: a file can't be read or written.
     """
-    if model is None and read_description(source) is None:
+    if model is None and is_undescribed(source):
         if create_options:
             raise ValueError(f"options without a model given: {', '.join(create_options)}")
         if kind(source) != "keras":
             raise ValueError(f"{source} does not tell its model, as fzoo's and Keras's do: name it (--model NAME)")
-        fits = inspect_weights(source).fits
+        report = inspect_weights(source)
+        fits = report.fits
+        if report.whole is not None and (len(fits) != 1 or fits[0].within is not None):
+            module, variables = load_model(source)
+            save_variables(module, variables, destination)
+            return module
         if len(fits) != 1:
             several = "; ".join(map(str, fits)) or "none"
-            raise ValueError(f"{source} does not tell which model it is of (it fits {several}): name one")
+            why = f"; {report.problem}" if report.problem else ""
+            raise ValueError(f"{source} does not tell which model it is of (it fits {several}{why}): name one")
         model, create_options = fits[0].model, dict(fits[0].options)
     module, variables = load(model, weights=source, **create_options)
     save_variables(module, variables, destination)
     return module
+
+
+def is_undescribed(source: str | os.PathLike) -> bool:
+    """Tell whether a file does not say which of fzoo's models it is of."""
+    described = read_description(source)
+    return described is None or described.family == KerasModel.__name__

@@ -221,7 +221,7 @@ def network_of(
     if name is not None:
         spec(name)
     described = read_description(weights)
-    if described is not None:
+    if described is not None and described.family != KerasModel.__name__:
         name, options = described_network(described, name)
         if "include_top" in given and given["include_top"] != options["include_top"]:
             options = {key: value for key, value in options.items() if key not in ENDS}
@@ -229,6 +229,10 @@ def network_of(
         if unsaid:
             raise WeightsMismatch(f"{weights} ends in a function that no file can hold: {unsaid[0]}=... expected", [])
         return name, {**options, **given}
+    if name is None and kind(weights_file(weights)) == "keras" and read_configuration(weights_file(weights)):
+        raise ValueError(
+            f"{weights} holds a model of its own: fzoo.load_model(path) makes it; or the name of one of fzoo"
+        )
     if name is None:
         raise ValueError(f"{weights} does not tell which model it is of: the name of one expected")
     if is_published(name, weights):

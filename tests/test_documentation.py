@@ -96,7 +96,7 @@ def random_weights(folder: Path, url: str) -> Path:
 
 
 #: The recipes that take least; those with the other networks are slow.
-QUICK = ("VGG16", "VGG19", "ResNet50")
+QUICK = ("VGG16", "VGG19", "ResNet50", "load_model")
 
 
 def recipes() -> list[Any]:
@@ -104,7 +104,7 @@ def recipes() -> list[Any]:
     return [
         pytest.param(
             block,
-            id=", ".join([page.stem, *re.findall(r'load\("(\w+)"', block)]),
+            id=", ".join([page.stem, *re.findall(r'load(?:_model)?\("(\w+)', block)]),
             marks=[] if any(name in block for name in QUICK) else [pytest.mark.slow],
         )
         for page in PAGES
@@ -121,6 +121,11 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
     (offline / "imagenet_class_index.json").write_text(json.dumps(index))
     monkeypatch.setattr("fzoo.zoo.fetch", lambda url, *rest: random_weights(tmp_path, url))
     monkeypatch.chdir(tmp_path)
+    if "flowers.keras" in block:
+        layers = keras.layers
+        keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(3)]).save(
+            "flowers.keras"
+        )
 
     namespace: dict[str, Any] = {"__name__": "recipe"}
     exec(compile(block, "block", "exec"), namespace)

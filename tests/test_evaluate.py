@@ -1,6 +1,7 @@
 """How often a classifier is right: by the names of folders, and never by a tie, by NaN or by a class's number."""
 
 import csv
+import json
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,21 @@ def test_folders_that_are_no_numbers(twelve, tmp_path, command_line, names, said
     )
     assert (code, output, len(errors)) == (2, [], 1) and said in errors[0]
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_classes_of_imagenet_have_names(twelve, tmp_path, command_line, offline):
+    """Two folders of numbers are none of them."""
+    index = {str(i): [f"n{i:08d}", f"label_{i}"] for i in range(1000)}
+    (offline / "imagenet_class_index.json").write_text(json.dumps(index))
+    module, variables = network("MobileNetV2", alpha=0.35, input_shape=(32, 32, 3))
+    fzoo.save_variables(module, variables, tmp_path / "w.h5")
+    data = fill(twelve, tmp_path / "d", ["2", "10"])
+    for given in ([], ["--classes", 1000]):
+        code, _, errors = command_line("evaluate", data, "-w", tmp_path / "w.h5", *OPTIONS, *given)
+        assert code == 2 and "unknown class folder '10'" in errors[-1]
+    data = fill(twelve, tmp_path / "e", ["n00000002", "n00000010"])
+    code, output, _ = command_line("evaluate", data, "-w", tmp_path / "w.h5", *OPTIONS)
+    assert code == 0 and output[0] == "images\t2 of 2 classes"
 
 
 def test_a_run_goes_by_names(twelve, tmp_path, command_line):

@@ -335,7 +335,7 @@ def test_what_transfer_refuses(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             fzoo.transfer(module, variables=variables, classes=3, **options)
-    with pytest.raises(ValueError, match=r"variables=... of the network expected"):
+    with pytest.raises(ValueError, match=r"variables=\.\.\. of the network expected"):
         fzoo.transfer(module, classes=3)
     with pytest.raises(ValueError, match=r"cut='stem' given, which goes with a network of load_model"):
         fzoo.transfer("MobileNet", classes=3, cut="stem", weights=None)

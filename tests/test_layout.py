@@ -24,6 +24,7 @@ ROOMS = (
     "images",
     "models",
     "zoo",
+    "recognition",
     "convert",
     "inference",
     "training",

@@ -10,7 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Name of the model; `fzoo list` shows them.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Name of the model; `fzoo list` shows them. If left out, what the weights say, of ImageNet's MobileNetV2.",
+    ),
+]
 
 
 Weights = Annotated[
@@ -18,8 +25,8 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         "-w",
-        help="'imagenet', a Keras file (.h5, .weights.h5, .keras), or the folder of a `fzoo finetune`, which says the "
-        "model, too.",
+        help="'imagenet'; a Keras file (.h5, .weights.h5, .keras); the folder of a `fzoo finetune`; Teachable "
+        "Machine's converted_keras.zip. A whole model as Keras saved it needs no --model.",
     ),
 ]
 
@@ -39,6 +46,15 @@ Labels = Annotated[
 
 Option = Annotated[
     list[str] | None, typer.Option("--option", "-o", help="An option of the model's family, e.g. -o alpha=0.5.")
+]
+
+
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        help="What a whole model wants of its pixels, where it does not show: tf (-1 to 1), torch, caffe, none (0 to "
+        "255 as they are), or the name of a model that wants the same."
+    ),
 ]
 
 
@@ -99,10 +115,11 @@ class Reading:
 class Network:
     """Which network, with which weights."""
 
-    model: Model = "MobileNetV2"
+    model: Model = None
     weights: Weights = "imagenet"
     classes: Classes = None
     option: Option = None
+    preprocess: Preprocess = None
 
 
 @dataclasses.dataclass(frozen=True)

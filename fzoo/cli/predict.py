@@ -52,7 +52,7 @@ def classify(
     loaded = load_network(network, reading)
     module, variables = loaded.module, loaded.variables
     names = class_names(labels, module.classes) if labels or not loaded.names else loaded.names
-    options = {"preprocess": loaded.model, "recipe": loaded.recipe, "top": top, "labels": names}
+    options = {"preprocess": loaded.preprocess, "recipe": loaded.recipe, "top": top, "labels": names}
     options |= {"mesh": mesh(job.devices), "batch_size": job.batch_size, "workers": job.workers}
     if out is None:
         print_classes(module, variables, paths, as_json, **options)
@@ -91,7 +91,7 @@ def features(
     process = join_processes(job.distributed)
     prepare_process(cache)
     loaded = load_network(network, reading, include_top=include_top)
-    options = {"preprocess": loaded.model, "recipe": loaded.recipe, "layers": layer, "process": process}
+    options = {"preprocess": loaded.preprocess, "recipe": loaded.recipe, "layers": layer, "process": process}
     options |= {"mesh": mesh(job.devices), "batch_size": job.batch_size, "workers": job.workers}
     options |= {"shard_size": job.shard_size, "restart": job.restart, "append": job.append}
     report = batch_job(loaded.module, loaded.variables, paths, out, **options)
@@ -144,7 +144,8 @@ def explain(
     check_one_image(image)
     open_image(image)
     prepare_process(cache)
-    module, variables, model, names, recipe = load_network(network, reading)
+    loaded = load_network(network, reading)
+    module, variables, recipe, names = loaded.module, loaded.variables, loaded.recipe, loaded.names
     if out or labels:
         names = class_names(labels, module.classes) if labels or not names else names
     chosen = [class_number(each, names or ()) for each in class_ or ()] if out else []
@@ -161,7 +162,7 @@ def explain(
                 top=min(top, module.classes),
                 classes=chosen or None,
                 layer=layer,
-                preprocess=model,
+                preprocess=loaded.preprocess,
             )
             shown = recipe.show(image, 360)
             panels = [(shown, image.name)]
@@ -173,7 +174,7 @@ def explain(
                 rows.append((out, wnid, label, f"{p:.6f}"))
             side_by_side(panels).save(temporary[out])
         if sheet:
-            maps = fzoo.features(module, variables, pixels[None], layer, preprocess=model)[layer][0]
+            maps = fzoo.features(module, variables, pixels[None], layer, preprocess=loaded.preprocess)[layer][0]
             Image.fromarray(np.asarray(fzoo.feature_sheet(maps, channels=channels))).save(temporary[sheet])
             rows.append((sheet, "-", layer, "-"))
     show(("picture", "id", "label", "probability"), rows)

@@ -11,7 +11,7 @@ import typer
 
 from fzoo.cli.console import command, complain, prepare_process, show
 from fzoo.cli.loading import class_names, join_processes, load_network
-from fzoo.cli.options import Cache, Devices, Network, Option, Reading, parse_options, parse_phase
+from fzoo.cli.options import Cache, Devices, Labels, Network, Option, Reading, parse_options, parse_phase
 from fzoo.cli.predict import finish
 
 
@@ -118,6 +118,7 @@ def finetune(
 def evaluate(
     data: Annotated[Path, typer.Argument(metavar="DATA_DIR", help="A folder for each class, e.g. ImageNet's val/.")],
     network: Network = Network(),
+    labels: Labels = None,
     out: Annotated[Path | None, typer.Option(help="A .csv of the classes to write.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     max_broken: Annotated[int, typer.Option(min=0, help="Unreadable images that are put up with.")] = 10,
@@ -134,18 +135,19 @@ def evaluate(
     import fzoo
     from fzoo.training.data import Broken, in_order, read_folder, with_classes
     from fzoo.training.results import NotFinite
-    from fzoo.training.runs import csv_text, is_run, write_text
+    from fzoo.training.runs import csv_text, write_text
     from fzoo.training.splits import part_of
 
     if out is not None and out.suffix != ".csv":
         raise ValueError(f"--out {out}: a name that ends in .csv expected")
     prepare_process(cache)
     loaded = load_network(network, reading)
-    published = loaded.module.classes == 1000 and not is_run(network.weights)
-    names = [label if id == "-" else id for id, label in loaded.names or class_names(None, loaded.module.classes)]
+    published = fzoo.spec(loaded.model) if loaded.model and loaded.module.classes == 1000 else None
+    named = class_names(labels, loaded.module.classes) if labels or not loaded.names else loaded.names
+    names = [label if id == "-" else id for id, label in named]
     recipe = loaded.recipe
     broken = Broken(max_broken, complain)
-    known = loaded.names is not None or network.classes == 1000
+    known = bool(labels or loaded.names) or loaded.module.classes == 1000
     files = read_folder(data, recipe, broken, least=1)
     if strange := [name for name in files.class_names if part_of(name) and name not in names]:
         raise ValueError(f"{data} holds {strange[0]}/, a part of a data set by its name: {data / strange[0]} expected")
@@ -153,10 +155,10 @@ def evaluate(
     module, variables = fzoo.optimize_for_inference(loaded.module, loaded.variables)
     batches = in_order(files, batch_size, workers)
     try:
-        found = fzoo.evaluate(module, variables, batches, preprocess=loaded.model, batch_size=batch_size)
+        found = fzoo.evaluate(module, variables, batches, preprocess=loaded.preprocess, batch_size=batch_size)
     except NotFinite as e:
         raise NotFinite(e.index, files.readable(e.index)) from None
-    s = fzoo.spec(loaded.model) if published else None
+    s = published
     rows = [
         ("images", f"{found.images:,} of {len(set(files.labels.tolist()))} classes"),
         ("recipe", str(recipe)),

@@ -41,8 +41,7 @@ def convert(
                 (layer, array, " x ".join(map(str, shape)) or "scalar", dtype, goes_to.get(array, "-"))
                 for layer, array, shape, dtype in report.arrays
             ],
-            f"{source}: {report.layout}, {len(report.arrays)} arrays, {report.parameters:,} values; "
-            f"fits {'; '.join(map(str, report.fits)) or 'no model of fzoo list'}",
+            f"{source}: {report.layout}, {len(report.arrays)} arrays, {report.parameters:,} values; {report}",
         )
         return
     if destination is None:

@@ -38,6 +38,7 @@ class Recipe:
         augment: in training, a random part of the image (8 to 100 % of its area, 3:4 to 4:3) instead of the centre,
             mirrored half of the time, as GoogLeNet was trained (Szegedy et al. 2014, arXiv 1409.4842).
         exif, background, clip: as in `load_image`.
+        channels: 3 for RGB, 1 for grey (luma, as Pillow's mode L and Keras's `color_mode="grayscale"`).
 
     Raises:
         ValueError: one of these can't be honoured.
@@ -50,10 +51,13 @@ class Recipe:
     exif: bool = True
     background: Color | None = "white"
     clip: bool = False
+    channels: int = 3
 
     def __post_init__(self):
         """Check the values; a colour is kept as (red, green, blue)."""
         check_reading(self.interpolation, self.crop, self.background)
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels={self.channels!r} given, 3 for RGB or 1 for grey expected")
         object.__setattr__(self, "size", check_size(self.size))
         if self.background is not None:
             object.__setattr__(self, "background", rgb_color(self.background))
@@ -90,12 +94,21 @@ class Recipe:
             notes.append("alpha dropped" if self.background is None else f"over the colour {self.background}")
         if self.clip:
             notes.append("cut off at 8 bits")
+        if self.channels == 1:
+            notes.append("in grey")
         return ", ".join(notes)
 
     def load(
         self, path: str | os.PathLike | BinaryIO | io.BytesIO, rng: np.random.Generator | None = None
-    ) -> UInt8[np.ndarray, "h w 3"]:
+    ) -> UInt8[np.ndarray, "h w c"]:
         """Read the pixels of an image file; with `rng`, augmented where the recipe says so. Raises as `load_image`."""
+        pixels = self.load_rgb(path, rng)
+        return pixels if self.channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+    def load_rgb(
+        self, path: str | os.PathLike | BinaryIO | io.BytesIO, rng: np.random.Generator | None = None
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Do what `load` does, before RGB becomes grey."""
         options = {"exif": self.exif, "background": self.background, "clip": self.clip}
         if rng is None or not self.augment:
             return load_image(path, self.size, self.interpolation, crop=self.crop, **options)

@@ -23,7 +23,7 @@ from fzoo.images.preprocessing import RANGES
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.devices import BATCH, along_batch, beside, device_of, replicate, shard
 from fzoo.layers.classifier import Classifier
-from fzoo.zoo import preprocess_input, preprocessing_of, spec
+from fzoo.zoo import preprocess_input, preprocessing_mode, preprocessing_of
 
 #: What a batch is cut to when the caller does not say: on a CPU, which gains nothing from more, and at the least.
 BATCH_SIZE = 32
@@ -358,7 +358,7 @@ def chosen_preprocessing(module: nn.Module, images: Any, preprocess: str | bool 
     check_images(images, pixels=preprocess is not None)
     if preprocess is None or own is None or preprocess == own:
         return preprocess
-    given = spec(preprocess).preprocessing
+    given = preprocessing_mode(preprocess)
     if given != own:
         raise ValueError(
             f"preprocess={preprocess!r} given, which is {given!r}; {name} takes {own!r}: leave it out, or do it before "

@@ -170,10 +170,11 @@ def prepare(
 ) -> Reading:
     """Look at what is given, before anything is computed; arguments and errors as for `run_job`."""
     if recipe is None:
-        height, width, _ = network.module.example_shape
+        height, width, channels = network.module.example_shape
         sides, model = (height, width), network.options["preprocess"]
         recipe = Recipe(sides) if model is None or model in MODES else model_recipe(model, sides)
-    sides = recipe.size
+        recipe = dataclasses.replace(recipe, channels=1 if channels == 1 else 3)
+    shape = *recipe.size, recipe.channels
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value!r} given, a positive number expected")
@@ -182,9 +183,9 @@ def prepare(
     listing = list_images(find_images(given, passed_over))
     if not listing.count:
         raise ValueError("no images given")
-    batch_size = batch_size or default_batch(network.platform, (*sides, 3)) * network.devices
+    batch_size = batch_size or default_batch(network.platform, shape) * network.devices
     batch = round_up(min(batch_size, listing.count), network.devices)
-    shapes = network.shapes((batch, *sides, 3))
+    shapes = network.shapes((batch, *shape))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Reading(given, listing, passed_over, Loader(recipe), batch, workers or cores, shapes)
 
@@ -259,7 +260,7 @@ def stream(network: Network, reading: Reading, pieces: Iterable[Piece], report: 
 def decoded(
     reading: Reading, pieces: Iterable[Piece], report: Report
 ) -> Iterator[tuple[Piece, np.ndarray, list[State], list[float | Exception]]]:
-    """Yield pieces, uint8 pixels (batch, H, W, 3), each image's state, and the seconds it took or its error."""
+    """Yield pieces, uint8 pixels (batch, H, W, C), each image's state, and the seconds it took or its error."""
     load, batch, workers = reading.load, reading.batch, reading.workers
     ahead = 1 + -(-2 * workers // batch)  # pieces: each thread has its next image, and the network its next batch
     pending: deque[tuple[Piece, np.ndarray, list[State], list[Future[float] | Exception]]] = deque()
@@ -290,7 +291,7 @@ def decoded(
 
     try:
         for piece in pieces:
-            pixels = np.zeros((batch, *load.recipe.size, 3), np.uint8)
+            pixels = np.zeros((batch, *load.recipe.size, load.recipe.channels), np.uint8)
             states = [look_at(entry.image) for entry in piece.images]  # before: a later change is seen the next time
             futures = [submit(entry, row) for entry, row in zip(piece.images, pixels, strict=False)]
             pending.append((piece, pixels, states, futures))

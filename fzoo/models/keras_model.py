@@ -15,7 +15,7 @@ from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import last_map, trace
 from fzoo.layers.keras import Layers
-from fzoo.layers.rules import RULES
+from fzoo.layers.rules import RULES, turn_step
 from fzoo.layers.steps import Graph
 
 #: How many values a layer may give for an image; what is beyond it is damage.
@@ -127,8 +127,10 @@ class KerasModel(Classifier):
                 options["activation"] = self.probabilities
             arrays = [values[i] for i in step.inputs]
             try:
+                if "turned" in options:
+                    options, arrays = turn_step(k, step.kind, options, arrays, options.pop("turned"))
                 y = RULES[step.kind].apply(k, *arrays, name=step.name, **options)
-            except (TypeError, ValueError, IndexError, ZeroDivisionError) as e:  # JAX's, of shapes
+            except (TypeError, ValueError, LookupError, ArithmeticError) as e:  # JAX's, of shapes
                 shapes = ", ".join(str(("N", *x.shape[1:])) for x in arrays)
                 raise ValueError(f"{step.name} ({step.kind}) of {shapes}: {one_line(e)}") from e
             if math.prod(y.shape[1:]) > MAX_VALUES:
@@ -150,7 +152,7 @@ def keras_model(graph: Graph, dtype: Any = jnp.float32) -> KerasModel:
     module = module.clone(input_shape=module.image_shape)
     try:
         found = trace(module)
-    except (TypeError, ValueError) as e:  # JAX's, of shapes
+    except (TypeError, ValueError, ArithmeticError) as e:  # JAX's, of shapes
         raise ValueError(f"its layers do not fit each other: {one_line(e)}") from e
     shapes = {node.name: node.shape for node in found.nodes}
     return module.clone(classes=shapes[found.outputs[0]][-1], cut=last_map(found))

@@ -23,7 +23,8 @@ FREE = frozenset(("workers", "max_broken", "checkpoint_every"))
 
 
 #: What config.json says as "recipe" and, with all that makes the network, as "options".
-IN_RECIPE, IN_OPTIONS = tuple(field.name for field in dataclasses.fields(Recipe)), ("dtype", "options")
+IN_RECIPE = tuple(field.name for field in dataclasses.fields(Recipe) if field.name != "channels")  # which are RGB's
+IN_OPTIONS = ("dtype", "options")
 
 
 @dataclasses.dataclass(frozen=True)

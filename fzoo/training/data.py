@@ -72,7 +72,7 @@ class Files:
     recipe: Recipe
     broken: Broken
 
-    def read(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "h w 3"] | None:
+    def read(self, index: int, rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "h w c"] | None:
         """Decode one."""
         try:
             return self.recipe.load(self.paths[index], rng)

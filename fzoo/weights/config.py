@@ -15,6 +15,7 @@ import h5py
 
 from fzoo.files import one_line
 from fzoo.weights.files import check_heaps, member
+from fzoo.weights.foreign import describe_foreign
 
 #: Bytes of a configuration; the largest of Keras's own has 1 MB.
 MAX_CONFIG = 64 << 20
@@ -45,9 +46,13 @@ def read_configuration(path: str | os.PathLike) -> Configuration | None:
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory, a Keras file (.h5, .keras) expected")
+        raise IsADirectoryError(
+            f"{path} is a directory, {describe_foreign(path) or 'a Keras file (.h5, .keras) expected'}"
+        )
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a Keras file: it is a device or a pipe")
     try:
         found = texts_of_h5(path) if h5py.is_hdf5(path) else texts_of_archive(path)
         if found is None:
@@ -97,10 +102,13 @@ def text_attribute(file: h5py.File, name: str) -> str:
 def texts_of_archive(path: Path) -> tuple[str, str] | None:
     """Read the configuration in a `.keras` archive, and Keras's version."""
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is neither an HDF5 file nor a .keras archive")
+        raise ValueError(f"it is {describe_foreign(path) or 'neither an HDF5 file nor a .keras archive'}")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if "config.json" not in names:
+            foreign = None if "model.weights.h5" in names else describe_foreign(path)
+            if foreign is not None:
+                raise ValueError(f"it is {foreign}")
             return None
         read = functools.partial(member, archive)
         metadata = read("metadata.json").getvalue().decode() if "metadata.json" in names else "{}"

@@ -33,6 +33,7 @@ import h5py
 import numpy as np
 
 from fzoo.files import missing, one_line
+from fzoo.weights.foreign import describe_foreign
 
 #: Under which name a file keeps what fzoo says of its network: an attribute of HDF5's root, metadata of the others.
 KEY = "fzoo"
@@ -135,7 +136,8 @@ def open_layers(path: str | os.PathLike) -> Iterator[Contents]:
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory, a Keras weights file (.h5, .weights.h5, .keras) expected")
+        wanted = describe_foreign(path) or "a Keras weights file (.h5, .weights.h5, .keras) expected"
+        raise IsADirectoryError(f"{path} is a directory, {wanted}")
     if not path.exists():
         raise missing("weights file", path)
     if not path.is_file():
@@ -176,9 +178,12 @@ def unpacked(path: Path) -> Path | io.BytesIO:
     if h5py.is_hdf5(path):
         return path
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is neither an HDF5 file nor a .keras archive")
+        raise ValueError(f"it is {describe_foreign(path) or 'neither an HDF5 file nor a .keras archive'}")
     try:
         with zipfile.ZipFile(path) as archive:
+            foreign = None if "model.weights.h5" in archive.namelist() else describe_foreign(path)
+            if foreign is not None:
+                raise ValueError(f"it is {foreign}")
             return member(archive, "model.weights.h5")
     except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error, zlib.error) as e:
         raise ValueError(f"the archive is damaged ({one_line(e)})") from e

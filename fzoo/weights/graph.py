@@ -15,6 +15,9 @@ from fzoo.weights.dialects import Call, Tensor, calls_of, layer_inputs, referenc
 from fzoo.weights.files import MAX_DEPTH, MAX_NAME, MAX_NAMES
 from fzoo.weights.operations import operation_of
 
+#: The longest side of an image, and the most channels.
+MAX_SIDE = 1 << 16
+
 #: Classes that are models themselves.
 MODELS = ("Functional", "Model", "Sequential")
 
@@ -77,7 +80,8 @@ def build_graph(
     Raises:
         ValueError: a layer, a connection or an option can't be honoured; the message names the layer.
     """
-    builder = Builder(configuration.version, custom_objects or {})
+    turned = channels_first(configuration.model)
+    builder = Builder(configuration.version, custom_objects or {}, turned)
     kind, config = configuration.model["class_name"], configuration.model["config"]
     if kind not in MODELS:
         raise ValueError(f"it holds a {kind}, a Functional or Sequential model expected: its code is not in the file")
@@ -101,16 +105,33 @@ def keras_names(plans: Iterable[Plan]) -> Iterator[str]:
         yield plan.path
 
 
+def channels_first(model: Any) -> bool:
+    """Tell whether a layer anywhere in a model has the channels of its images first."""
+    rest = [model]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, Mapping):
+            layout = value.get("data_format", value.get("dim_ordering"))
+            if layout in ("channels_first", "th"):
+                return True
+            rest += value.values()
+        elif isinstance(value, list):
+            rest += value
+    return False
+
+
 class Builder:
     """Collects the steps of a network.
 
     Attributes:
         steps: so far.
         inputs: the shape of each input of the network.
+        turned: whether the file's images have the channels first; the network's have them last.
     """
 
-    def __init__(self, version: tuple[int, int], custom_objects: Mapping[str, Callable[..., Any]]):
+    def __init__(self, version: tuple[int, int], custom_objects: Mapping[str, Callable[..., Any]], turned: bool):
         self.version = version
+        self.turned = turned
         self.custom_objects = custom_objects
         self.steps: list[Step] = []
         self.inputs: list[tuple[int | None, ...]] = []
@@ -128,8 +149,11 @@ class Builder:
         """Add an input of the network."""
         shape = config.get("batch_shape") or config.get("batch_input_shape")
         sides = shape[1:] if isinstance(shape, list) else ()
-        if not sides or not all(n is None or (type(n) is int and n > 0) for n in sides) or sides[-1] is None:
+        fits = all(n is None or (type(n) is int and 0 < n <= MAX_SIDE) for n in sides)
+        if not sides or not fits or sides[0 if self.turned else -1] is None:
             raise ValueError(f"{name}: an input of shape {shape!r:.80}, images (N, height, width, channels) expected")
+        if self.turned and len(sides) == 3:
+            sides = [*sides[1:], sides[0]]
         self.inputs.append(tuple(sides))
         return self.add(name, "InputLayer", (), ())
 
@@ -193,19 +217,28 @@ class Builder:
         if function is not None:
             options = (("kind", kind), ("function", function), ("config", json.dumps(entry["config"])))
             return CallOfStep("Custom", options, layer_inputs(call, self.version))
+        if kind not in MODELS and not isinstance(entry["config"], Mapping):
+            raise ValueError(
+                "its configuration is a list: a model of a class of its own, whose code is not in the file"
+            )
         if kind in (*MODELS, "InputLayer"):
             return CallOfStep(kind, (), layer_inputs(call, self.version))
-        if not isinstance(entry["config"], Mapping):
-            raise ValueError("it is a model of a class of its own, whose code is not in the file")
         operation = operation_of(entry, call)
         if operation is not None:
             options = (*read_options(operation.kind, operation.config), *operation.operands)
+            options += (("turned", None),) if self.turned else ()
             return CallOfStep(operation.kind, options, operation.inputs)
         kind, config = translate(kind, entry["config"], self.version)
+        if self.turned:
+            layout = config.get("data_format")
+            if layout == "channels_first" and not kind.endswith("1D"):
+                config["data_format"] = "channels_last"
         options, inputs = read_options(kind, config), layer_inputs(call, self.version)
         wanted = RULES[kind].inputs
         if not inputs or len(inputs) != (wanted or len(inputs)):
             raise ValueError(f"{len(inputs)} inputs given, {wanted or 'one or more'} expected")
+        if self.turned:
+            options += (("turned", layout if isinstance(layout, str) else None),)
         return CallOfStep(kind, options, inputs)
 
     def tensor(
@@ -238,7 +271,8 @@ def layer_entries(kind: str, config: Any) -> dict[str, Mapping[str, Any]]:
     entries: dict[str, Mapping[str, Any]] = {}
     for entry in listed:
         fits = isinstance(entry, Mapping) and isinstance(entry.get("class_name"), str)
-        if not fits or not isinstance(entry.get("config"), (Mapping, list)):
+        takes = (Mapping, list) if fits and entry["class_name"] in MODELS else Mapping
+        if not fits or not isinstance(entry.get("config"), takes):
             raise ValueError(f"the configuration of a {kind} has a layer without a class or a configuration")
         own = entry["config"].get("name") if isinstance(entry["config"], Mapping) else None
         name = entry.get("name") or own or f"{entry['class_name'].lower()}_{len(entries)}"
@@ -272,6 +306,8 @@ def connections(
 ) -> tuple[dict[str, list[Call]], list[Tensor]]:
     """Return the calls of each layer of a model, and what its outputs are."""
     if kind != "Sequential":
+        if not isinstance(config, Mapping):
+            raise ValueError(f"the configuration of a {kind} is a list")
         calls = {name: calls_of(name, entry) for name, entry in entries.items()}
         outputs = references(config.get("output_layers"))
         if not outputs:

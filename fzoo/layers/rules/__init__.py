@@ -2,6 +2,7 @@
 
 from fzoo.layers.rules import merging, operations, weighted, weightless
 from fzoo.layers.rules.options import REFUSED, RULES, Rule, check_rank, read_options, table
+from fzoo.layers.rules.turned import turn_step
 
 __all__ = [
     "REFUSED",
@@ -12,6 +13,7 @@ __all__ = [
     "operations",
     "read_options",
     "table",
+    "turn_step",
     "weighted",
     "weightless",
 ]

@@ -109,7 +109,7 @@ def _matmul(x1: Any, x2: Any) -> Array:
 
 def one(kind: str, function: Callable[..., Array], **options: Option) -> None:
     """Register an operation on each value of a tensor."""
-    operation(kind, "x", **options)(lambda x, **values: function(x, **values))
+    operation(kind, "x", listed=False, **options)(lambda x, **values: function(x, **values))
 
 
 one("Negative", jnp.negative)
@@ -124,7 +124,7 @@ one("Sign", jnp.sign)
 one("Reciprocal", jnp.reciprocal)
 one("Sin", jnp.sin)
 one("Cos", jnp.cos)
-one("StopGradient", lax.stop_gradient)
+one("StopGradient", lambda x: lax.stop_gradient(x))
 one("Identity", lambda x: x)
 one("Clip", lambda x, x_min, x_max: jnp.clip(x, x_min, x_max), x_min=number(), x_max=number())
 one("Cast", lambda x: x, dtype=exactly("float32", "'float32'", "float16", "bfloat16", "float64", "half", "float"))

@@ -381,8 +381,8 @@ def check_rank(x: Array, *ranks: int) -> None:
 def table() -> list[tuple[str, str]]:
     """Return (class, its options in words) of all that is taken, operations by the names of `keras.ops` after these."""
     rows = []
-    for kind in sorted(public_kinds()) + sorted(kind for kind in RULES if kind.startswith("ops.")):
-        words = [f"`{name}`: {option.expected}" for name, option in RULES[kind].options.items()]
-        words += [f"`{name}`: a tensor or numbers" for name in RULES[kind].operands]
+    for kind in [*sorted(public_kinds()), *sorted(kind for kind in RULES if kind.startswith("ops."))]:
+        words = [f"`{name}`: a tensor or numbers" for name in RULES[kind].operands]
+        words += [f"`{name}`: {option.expected}" for name, option in RULES[kind].options.items()]
         rows.append((kind, "; ".join(words)))
     return rows
