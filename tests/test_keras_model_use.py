@@ -325,6 +325,20 @@ def test_transfer_cuts_at_a_layer(tmp_path, cut):
     same_in_keras(new, its, tmp_path / "out.keras", images_of())
 
 
+def test_channels_first(tmp_path):
+    """A network whose file has the channels first is saved as it was, and has a head that is told of them."""
+    x = image = layers.Input((3, 16, 12))
+    x = layers.Conv2D(4, 3, strides=2, data_format="channels_first", activation="relu", name="stem")(x)
+    x = layers.Flatten(data_format="channels_first")(layers.BatchNormalization(axis=1, name="last")(x))
+    module, variables = loaded(randomise(keras.Model(image, layers.Dense(4)(x))), tmp_path)
+    new, its = fzoo.transfer(module, variables=variables, classes=3)
+    images = random_images((2, 16, 12, 3))
+    for network, arrays in ((module, variables), (new, its)):
+        fzoo.save_keras_weights(network, arrays, tmp_path / "out.keras")
+        found = keras.models.load_model(tmp_path / "out.keras", compile=False)(images.transpose(0, 3, 1, 2))
+        assert_close(np.asarray(fzoo.predict(network, arrays, images)), np.asarray(found), "channels first")
+
+
 def test_what_transfer_refuses(tmp_path):
     module, variables = loaded(randomise(small_network()), tmp_path)
     for options, message in (

@@ -22,6 +22,7 @@ from fzoo.weights.graph import (
     Plan,
     at_hand,
     build_graph,
+    channels_first,
     connections,
     in_keras_order,
     input_names,
@@ -222,7 +223,8 @@ def with_head(graph: Graph, cut: str, head: Head, classes: int, activation: str 
     version, model = json.loads(graph.source)
     step = graph.steps[graph.number(cut)]
     model = cut_model(model, step.name, step.call, tuple(version))
-    layers = [] if flat else [("GlobalAveragePooling2D" if head.pooling == "avg" else "GlobalMaxPooling2D", {})]
+    pooling = "GlobalAveragePooling2D" if head.pooling == "avg" else "GlobalMaxPooling2D"
+    layers = [] if flat else [(pooling, {"data_format": "channels_first"} if channels_first(model) else {})]
     if head.hidden is not None:
         layers.append(("Dense", {"units": head.hidden, "activation": "relu"}))
     if head.dropout:
