@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 from networks import assert_alive
 from reference import assert_close, random_images
+from test_keras_graphs import Maker
 from test_keras_model import BRIGHTNESS, randomise, small_network
 
 import fzoo
@@ -253,6 +254,23 @@ def test_it_is_saved_as_a_model_of_keras(tmp_path, ending):
             jax.tree.map(np.testing.assert_array_equal, fzoo.load_keras_weights(module, weights), variables)
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_random_networks_are_saved_as_keras_opens_them(tmp_path):
+    """With models inside, layers that are called twice, operations, which an h5 file of Keras's does not tell."""
+    for seed in range(6):
+        model = randomise(Maker(10 * seed).model())
+        module, variables = loaded(model, tmp_path)
+        fzoo.save_keras_weights(module, variables, tmp_path / "out.keras")
+        images = random_images((2, *model.input_shape[1:]))
+        again = keras.models.load_model(tmp_path / "out.keras", compile=False)
+        y, expected = (np.asarray(network(images, training=False)) for network in (again, model))  # flips by default
+        assert_close(y, expected, f"seed {seed}")
+    x = layers.Input((16, 16, 3))
+    module, variables = loaded(keras.Model(x, head_of(keras.ops.silu(x))), tmp_path, ".h5")
+    with pytest.raises(ValueError, match=r"silu \(Silu\) is an operation, of which an .h5 file does not say enough"):
+        fzoo.save_keras_weights(module, variables, tmp_path / "out.keras")
+
+
 @pytest.mark.parametrize("name", STRANGERS)
 def test_strangers_files_are_saved_as_keras_opens_them(real, tmp_path, name):
     """Whatever Keras wrote them."""
@@ -305,6 +323,20 @@ def test_transfer_cuts_at_a_layer(tmp_path, cut):
     head_alone = phase_mask(new, its, fzoo.Phase(trains="head"))
     assert [layer for layer, marks in head_alone.items() if any(jax.tree.leaves(marks))] == ["predictions"]
     same_in_keras(new, its, tmp_path / "out.keras", images_of())
+
+
+def test_channels_first(tmp_path):
+    """A network whose file has the channels first is saved as it was, and has a head that is told of them."""
+    x = image = layers.Input((3, 16, 12))
+    x = layers.Conv2D(4, 3, strides=2, data_format="channels_first", activation="relu", name="stem")(x)
+    x = layers.Flatten(data_format="channels_first")(layers.BatchNormalization(axis=1, name="last")(x))
+    module, variables = loaded(randomise(keras.Model(image, layers.Dense(4)(x))), tmp_path)
+    new, its = fzoo.transfer(module, variables=variables, classes=3)
+    images = random_images((2, 16, 12, 3))
+    for network, arrays in ((module, variables), (new, its)):
+        fzoo.save_keras_weights(network, arrays, tmp_path / "out.keras")
+        found = keras.models.load_model(tmp_path / "out.keras", compile=False)(images.transpose(0, 3, 1, 2))
+        assert_close(np.asarray(fzoo.predict(network, arrays, images)), np.asarray(found), "channels first")
 
 
 def test_what_transfer_refuses(tmp_path):

@@ -22,6 +22,7 @@ from fzoo.weights.graph import (
     Plan,
     at_hand,
     build_graph,
+    channels_first,
     connections,
     in_keras_order,
     input_names,
@@ -131,6 +132,8 @@ def layer_document(name: str, entry: Mapping[str, Any], version: tuple[int, int]
         shape = config.get("batch_shape") or config.get("batch_input_shape")
         options = {"batch_shape": shape, "dtype": "float32"}
     elif version >= (3, 0):
+        if "module" not in entry and "trainable" not in config:
+            raise ValueError(f"{name} ({kind}) is an operation, of which an .h5 file does not say enough; .keras does")
         options = {key: value for key, value in config.items() if key != "dtype"}
     else:
         kind, translated = translate(kind, config, version)
@@ -220,7 +223,8 @@ def with_head(graph: Graph, cut: str, head: Head, classes: int, activation: str 
     version, model = json.loads(graph.source)
     step = graph.steps[graph.number(cut)]
     model = cut_model(model, step.name, step.call, tuple(version))
-    layers = [] if flat else [("GlobalAveragePooling2D" if head.pooling == "avg" else "GlobalMaxPooling2D", {})]
+    pooling = "GlobalAveragePooling2D" if head.pooling == "avg" else "GlobalMaxPooling2D"
+    layers = [] if flat else [(pooling, {"data_format": "channels_first"} if channels_first(model) else {})]
     if head.hidden is not None:
         layers.append(("Dense", {"units": head.hidden, "activation": "relu"}))
     if head.dropout:
