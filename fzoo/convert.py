@@ -10,21 +10,31 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
-from fzoo.models.keras_model import KerasModel, keras_model
+from fzoo.models.keras_model import KerasModel
 from fzoo.recognition import recognize_backbone
 from fzoo.weights import kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
 from fzoo.weights.files import Contents, FileLayer, open_layers
-from fzoo.weights.graph import build_graph
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.whole import match_plan
-from fzoo.zoo import create, described_network, family_defaults, list_models, load, load_model, shown_options, spec
+from fzoo.zoo import (
+    create,
+    described_network,
+    family_defaults,
+    list_models,
+    load,
+    load_model,
+    network_in,
+    shown_options,
+    spec,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +72,25 @@ class WholeModel:
 
     Attributes:
         layers: how many, those of models inside of it among them.
-        input_shape: (height, width, channels) of its images; None for what is left open.
-        output_shape: of what it gives for an image.
+        inputs: the shape of each input for one image; None for what is left open.
+        outputs: the shape of each output for one image.
         activation: that it ends with, where it ends with one.
         backbone: the model whose family it begins as, by its layers' names; None for none of fzoo's.
     """
 
     layers: int
-    input_shape: tuple[int | None, ...]
-    output_shape: tuple[int, ...]
+    inputs: tuple[tuple[int | None, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
     activation: str | None
     backbone: str | None
 
     def __str__(self) -> str:
         """In words."""
-        takes = " x ".join("any" if side is None else str(side) for side in self.input_shape)
-        gives = " x ".join(map(str, self.output_shape))
-        gives = f"{gives} classes" if len(self.output_shape) == 1 else gives
+        takes, gives = (
+            " and ".join(" x ".join("any" if side is None else str(side) for side in shape) for shape in shapes)
+            for shapes in (self.inputs, self.outputs)
+        )
+        gives = f"{gives} classes" if len(self.outputs) == len(self.outputs[0]) == 1 else gives
         ends = "" if self.activation in (None, "linear") else f" by {self.activation}"
         built_on = "" if self.backbone is None else f", built on {self.backbone} or its like"
         return f"a whole model of {self.layers} layers, from {takes} to {gives}{ends}{built_on}"
@@ -159,18 +171,17 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
 def whole_model(contents: Contents, path: Path) -> tuple[WholeModel | None, str]:
     """Describe the model that a file holds beside its weights; or (None, what keeps it from being loaded)."""
     try:
-        configuration = read_configuration(path)
-        if configuration is None:
+        if read_configuration(path) is None:
             return None, ""
-        graph, plans = build_graph(configuration)
-        module = keras_model(graph)
+        module, plans = network_in(path)
         match_plan(module, plans, contents.layers, str(path))
     except ValueError as e:
         return None, one_line(e).removeprefix(f"{path}: ")
-    nodes, (shape,) = trace(module).layers, graph.inputs
-    activation = module.classifier_activation
+    found, activation = trace(module), module.classifier_activation
+    given = jax.eval_shape(module.apply, found.variables, module.example_inputs)
+    outputs = tuple(tuple(y.shape[1:]) for y in jax.tree.leaves(given))
     name = activation if isinstance(activation, str) else None
-    return WholeModel(len(nodes), shape, nodes[-1].shape, name, recognize_backbone(module)), ""
+    return WholeModel(len(found.layers), module.graph.inputs, outputs, name, recognize_backbone(module)), ""
 
 
 def as_described(described: Description, contents: Contents, path: Path) -> Fit:

@@ -80,7 +80,7 @@ def test_classify_with_a_users_file(photos, tmp_path, command_line, mode):
     code, output, errors = command_line(*arguments)
     assert (code, output) == (2, []) and "does not show what it wants of its pixels: --preprocess tf" in errors[-1]
     code, output, errors = command_line(*arguments, "--preprocess", "half")
-    assert (code, output, len(errors)) == (2, [], 1) and "--preprocess half given, caffe, tf, torch, none" in errors[0]
+    assert (code, output, len(errors)) == (2, [], 1) and "--preprocess half given: unknown model" in errors[0]
 
 
 def test_a_graph_tells_how_its_pixels_are_scaled(photos, tmp_path, command_line):

@@ -114,7 +114,9 @@ def load_whole(network: Network, reading: Reading) -> LoadedNetwork:
     module, variables, names = read_whole(weights)
     if network.classes not in (None, module.classes):
         raise ValueError(f"--classes {network.classes} given, {weights} has {module.classes}")
-    height, width, channels = module.input_shape or module.example_shape
+    if len(module.graph.inputs) > 1:
+        raise ValueError(f"{weights} takes {len(module.graph.inputs)} inputs, a network of one image expected")
+    height, width, channels = module.image_shape
     if channels not in (1, 3):
         raise ValueError(f"{weights} takes images of {channels} channels, 3 (RGB) or 1 (grey) expected")
     size = reading.size
@@ -175,15 +177,12 @@ def teachable_members(weights: str) -> dict[str, str]:
 
 def mode_of(preprocess: str) -> str:
     """Return the mode of preprocessing that a mode's or a model's name means."""
-    import fzoo
-    from fzoo.images.preprocessing import RANGES
+    from fzoo.zoo import preprocessing_mode
 
-    if preprocess in RANGES:
-        return preprocess
     try:
-        return fzoo.spec(preprocess).preprocessing
+        return preprocessing_mode(preprocess)
     except ValueError as e:
-        raise ValueError(f"--preprocess {preprocess} given, {', '.join(RANGES)} or a model expected: {e}") from None
+        raise ValueError(f"--preprocess {preprocess} given: {e}") from None
 
 
 def chosen_preprocessing(network: Network, module: Any, model: str) -> str:
