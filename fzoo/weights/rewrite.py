@@ -224,7 +224,9 @@ def with_head(graph: Graph, cut: str, head: Head, classes: int, activation: str 
     step = graph.steps[graph.number(cut)]
     model = cut_model(model, step.name, step.call, tuple(version))
     pooling = "GlobalAveragePooling2D" if head.pooling == "avg" else "GlobalMaxPooling2D"
-    layers = [] if flat else [(pooling, {"data_format": "channels_first"} if channels_first(model) else {})]
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if not flat:
+        layers.append((pooling, {"data_format": "channels_first"} if channels_first(model) else {}))
     if head.hidden is not None:
         layers.append(("Dense", {"units": head.hidden, "activation": "relu"}))
     if head.dropout:
