@@ -97,9 +97,9 @@ class Reading:
 
     def changes(self) -> dict[str, Any]:
         """Return what differs from the recipe of the weights, but for the size: fields of `fzoo.Recipe`."""
-        given: dict[str, Any] = {}
-        if self.keras_pixels:
-            given = {"interpolation": "nearest", "crop": None, "exif": False, "background": None, "clip": True}
+        from fzoo.images.recipe import KERAS_PIXELS
+
+        given: dict[str, Any] = dict(KERAS_PIXELS) if self.keras_pixels else {}
         if self.interpolation is not None:
             given["interpolation"] = self.interpolation
         if self.crop is not None:

@@ -23,6 +23,12 @@ from fzoo.images.reading import (
     rgb_color,
 )
 
+#: How `keras.utils.load_img` reads an image, but for its size and resize: not turned, alpha dropped, cut off at 8 bits.
+KERAS_READING: Mapping[str, Any] = {"exif": False, "background": None, "clip": True}
+
+#: All of it: squeezed by nearest neighbour, too.
+KERAS_PIXELS: Mapping[str, Any] = {"interpolation": "nearest", "crop": None, **KERAS_READING}
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -65,14 +71,13 @@ class Recipe:
     @classmethod
     def keras(cls, size: int | tuple[int, int]) -> Recipe:
         """Make the recipe of `keras.utils.load_img`: squeezed by nearest neighbour, not turned, alpha dropped."""
-        return cls(check_size(size), "nearest", crop=None, exif=False, background=None, clip=True)
+        return cls(check_size(size), **KERAS_PIXELS)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Recipe:
         """Make the recipe that `to_json` wrote; what it lacks is as it was before there was a choice."""
-        before = {"exif": False, "background": None, "clip": True}
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**{**before, **values, **lists})
+        return cls(**{**KERAS_READING, **values, **lists})
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as what JSON holds."""

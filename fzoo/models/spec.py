@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fzoo.images.preprocessing import Mode
+from fzoo.images.recipe import Recipe
 from fzoo.layers.classifier import Classifier
 from fzoo.weights.published import WeightFile
 
@@ -40,8 +41,8 @@ class ModelSpec:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     input_size: int
     preprocessing: Mode
-    interpolation: str = "bicubic"
-    crop: float | None = 0.875
+    interpolation: str = Recipe.interpolation
+    crop: float | None = Recipe.crop
     parameters: int
     depth: int
     size_mb: int
