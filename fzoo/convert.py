@@ -16,7 +16,7 @@ import numpy as np
 from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
-from fzoo.models.keras_model import KerasModel
+from fzoo.models.keras_model import of_a_family
 from fzoo.recognition import recognize_backbone
 from fzoo.weights import kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
@@ -161,8 +161,7 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
             for layer in layers
             for array in layer.all_arrays()
         )
-        described = parse(contents.description, str(path))
-        described = None if described is None or described.family == KerasModel.__name__ else described
+        described = of_a_family(parse(contents.description, str(path)))
         whole, problem = (None, "") if described is not None else whole_model(contents, path)
         fits = tuple(found(contents, path)) if described is None else (as_described(described, contents, path),)
     return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits, whole, problem)
@@ -263,7 +262,7 @@ def convert(
         ValueError: the file does not fit the model, or, without one, fits none or several.
         OSError: a file can't be read or written.
     """
-    if model is None and is_undescribed(source):
+    if model is None and of_a_family(read_description(source)) is None:
         if create_options:
             raise ValueError(f"options without a model given: {', '.join(create_options)}")
         if kind(source) != "keras":
@@ -282,9 +281,3 @@ def convert(
     module, variables = load(model, weights=source, **create_options)
     save_variables(module, variables, destination)
     return module
-
-
-def is_undescribed(source: str | os.PathLike) -> bool:
-    """Tell whether a file does not say which of fzoo's models it is of."""
-    described = read_description(source)
-    return described is None or described.family == KerasModel.__name__

@@ -29,7 +29,7 @@ from fzoo.images.recipe import Recipe, change_recipe
 from fzoo.layers.activations import Activation
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import random_variables, trace
-from fzoo.models.keras_model import KerasModel, keras_model
+from fzoo.models.keras_model import KerasModel, keras_model, of_a_family
 from fzoo.models.spec import ModelSpec
 from fzoo.weights import (
     WeightsMismatch,
@@ -67,6 +67,9 @@ def collect_variants(package: ModuleType) -> Mapping[str, ModelSpec]:
 
 
 VARIANTS = collect_variants(models)
+
+#: The preprocessing that the weights of each family want; `predict` asks at each call.
+FAMILY_MODES: Mapping[type, Mode] = {record.family: record.preprocessing for record in VARIANTS.values()}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -220,8 +223,8 @@ def network_of(
     """
     if name is not None:
         spec(name)
-    described = read_description(weights)
-    if described is not None and described.family != KerasModel.__name__:
+    described, path = of_a_family(read_description(weights)), weights_file(weights)
+    if described is not None:
         name, options = described_network(described, name)
         if "include_top" in given and given["include_top"] != options["include_top"]:
             options = {key: value for key, value in options.items() if key not in ENDS}
@@ -229,7 +232,7 @@ def network_of(
         if unsaid:
             raise WeightsMismatch(f"{weights} ends in a function that no file can hold: {unsaid[0]}=... expected", [])
         return name, {**options, **given}
-    if name is None and kind(weights_file(weights)) == "keras" and read_configuration(weights_file(weights)):
+    if name is None and kind(path) == "keras" and read_configuration(path):
         raise ValueError(
             f"{weights} holds a model of its own: fzoo.load_model(path) makes it; or the name of one of fzoo"
         )
@@ -237,7 +240,6 @@ def network_of(
         raise ValueError(f"{weights} does not tell which model it is of: the name of one expected")
     if is_published(name, weights):
         return name, {**needed(name), **given}
-    path = weights_file(weights)
     if kind(path) != "keras" or not SHOWN.intersection(family_defaults(spec(name))):
         return name, dict(given)
     preprocessing = preprocessing_in(create(name, **given), path)
@@ -416,10 +418,7 @@ def preprocessing_of(module: Any) -> Mode | None:
 
     None for a network whose own was left out (`include_preprocessing=False`), and for one of no family.
     """
-    record = next((record for record in VARIANTS.values() if record.family is type(module)), None)
-    if record is None or not getattr(module, "include_preprocessing", True):
-        return None
-    return record.preprocessing
+    return FAMILY_MODES.get(type(module)) if getattr(module, "include_preprocessing", True) else None
 
 
 def recipe(name: str, size: int | tuple[int, int] | None = None) -> Recipe:

@@ -84,7 +84,7 @@ def model_of(weights: str) -> str | None:
         ValueError: they do not tell.
         OSError: the file is not there.
     """
-    from fzoo.models.keras_model import KerasModel
+    from fzoo.models.keras_model import of_a_family
     from fzoo.weights import kind, read_description
     from fzoo.weights.config import read_configuration
     from fzoo.zoo import described_network
@@ -93,8 +93,8 @@ def model_of(weights: str) -> str | None:
         return "MobileNetV2"
     if teachable_members(weights):
         return None
-    described = read_description(weights)
-    if described is not None and described.family != KerasModel.__name__:
+    described = of_a_family(read_description(weights))
+    if described is not None:
         return described_network(described)[0]
     if kind(weights) != "keras" or read_configuration(weights) is None:
         raise ValueError(f"{weights} has weights alone, and does not tell whose: --model NAME expected")

@@ -17,6 +17,7 @@ from fzoo.layers.graph import last_map, trace
 from fzoo.layers.keras import Layers
 from fzoo.layers.rules import RULES, turn_step
 from fzoo.layers.steps import Graph
+from fzoo.weights.description import Description
 
 #: How many values a layer may give for an image; what is beyond it is damage.
 MAX_VALUES = 1 << 31
@@ -139,6 +140,11 @@ class KerasModel(Classifier):
         if not self.include_top and self.pooling:
             return self.pooled(k, values[ends[0]], self.pooling)
         return values[ends[0]] if len(ends) == 1 else tuple(values[end] for end in ends)
+
+
+def of_a_family(described: Description | None) -> Description | None:
+    """Return what a file says of its network, where that is of one of fzoo's families; None for a user's own model."""
+    return None if described is None or described.family == KerasModel.__name__ else described
 
 
 def keras_model(graph: Graph, dtype: Any = jnp.float32) -> KerasModel:
