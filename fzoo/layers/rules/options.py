@@ -205,15 +205,12 @@ def sizes(default: Any = REQUIRED, axes: int = 2, least: int = 1) -> Option:
     """Make an option that is an integer for each of the axes of an image, or one for all; `least` or more."""
 
     def read(value: Any) -> Any:
-        if value is None and default is None:
-            return None
         values = [value] * axes if type(value) is int else list(value) if isinstance(value, (list, tuple)) else []
         fits = len(values) == axes and all(type(n) is int and least <= n <= MAX_SIZE for n in values)
         return tuple(values) if fits else UNFIT
 
     numbers, kind = {1: "one", 2: "two"}[axes], "a positive integer" if least else "an integer"
-    words = f"{kind} or {numbers} in a list" + (", or null" if default is None else "")
-    return Option(read, words, default)
+    return Option(read, f"{kind} or {numbers} in a list", default)
 
 
 def integers_read(value: Any, least: int = -8, most: int = MAX_COUNT) -> Any:

@@ -86,13 +86,13 @@ def _thresholded_relu(x: Array, theta: float) -> Array:
 # -- pooling ----------------------------------------------------------------------------------------------------------
 
 
-@rule("MaxPooling2D", pool_size=sizes(2), strides=sizes(None), padding=PADDING, data_format=LAST)
+@rule("MaxPooling2D", pool_size=sizes(2), strides=or_none(sizes()), padding=PADDING, data_format=LAST)
 def _max_pooling2d(k: Layers, x: Array, *, name: str, pool_size: Any, strides: Any, padding: str) -> Array:
     check_window(x, pool_size, padding)
     return k.max_pool(x, pool_size, strides, padding, name=name)
 
 
-@rule("AveragePooling2D", pool_size=sizes(2), strides=sizes(None), padding=PADDING, data_format=LAST)
+@rule("AveragePooling2D", pool_size=sizes(2), strides=or_none(sizes()), padding=PADDING, data_format=LAST)
 def _average_pooling2d(k: Layers, x: Array, *, name: str, pool_size: Any, strides: Any, padding: str) -> Array:
     check_window(x, pool_size, padding)
     return k.avg_pool(x, pool_size, strides, padding, name=name)
@@ -108,7 +108,7 @@ def check_window(x: Array, window: tuple[int, ...], padding: str) -> None:
 def pooling1d(kind: str, how: str) -> None:
     """Register a pooling along a sequence."""
 
-    @rule(kind, pool_size=sizes(2, axes=1), strides=sizes(None, axes=1), padding=PADDING, data_format=LAST)
+    @rule(kind, pool_size=sizes(2, axes=1), strides=or_none(sizes(axes=1)), padding=PADDING, data_format=LAST)
     def apply(k: Layers, x: Array, *, name: str, pool_size: Any, strides: Any, padding: str) -> Array:
         check_rank(x, 3)
         check_window(x, pool_size, padding)
