@@ -163,14 +163,12 @@ def read_whole(weights: str) -> tuple[Any, Any, Sequence[tuple[str, str]] | None
 
 def teachable_members(weights: str) -> dict[str, str]:
     """Find keras_model.h5 and labels.txt, by these names, in Teachable Machine's zip; nothing in what is none."""
+    from fzoo.weights.foreign import names_in_zip
+
     path = Path(weights)
     if not path.is_file() or not zipfile.is_zipfile(path):
         return {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            paths = {name.rpartition("/")[2]: name for name in archive.namelist()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return {}
+    paths = {name.rpartition("/")[2]: name for name in names_in_zip(path)}
     found = {name: paths[name] for name in ("keras_model.h5", "labels.txt") if name in paths}
     return found if "keras_model.h5" in found else {}
 

@@ -98,11 +98,16 @@ def describe_file(path: str, kind: str = "image") -> ImageFile:
         status = os.stat(path)
         return ImageFile(path, path, status.st_size, status.st_mtime_ns)
     except FileNotFoundError:
-        there = os.path.islink(path)
-        error = f"{path} is a link to a file that is not there" if there else f"no such {kind}: {path}"
+        error = describe_missing(path, kind)
     except (OSError, ValueError) as e:  # the latter for a name that holds a zero byte
         error = f"cannot read the {kind} {path}: {one_reason(e)}"
     return ImageFile(path, path, error=error)
+
+
+def describe_missing(path: str | os.PathLike, kind: str = "image") -> str:
+    """Say that there is nothing at a path, in one line."""
+    there = os.path.islink(path)
+    return f"{path} is a link to a file that is not there" if there else f"no such {kind}: {path}"
 
 
 def one_reason(error: Exception) -> str:

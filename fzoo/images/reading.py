@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageColor
 
 from fzoo.errors import unknown
+from fzoo.images.files import describe_missing
 
 #: What is behind a transparent picture: a name or "#rrggbb" as CSS has it, or (red, green, blue) from 0 to 255.
 Color = str | tuple[int, int, int]
@@ -163,8 +164,7 @@ def check_file(path: Path) -> None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as e:
-        reason = f"{path} is a link to a file that is not there" if path.is_symlink() else f"no such image: {path}"
-        raise FileNotFoundError(reason) from e
+        raise FileNotFoundError(describe_missing(path)) from e
     except ValueError as e:
         raise ValueError(f"{str(path)!r} given, the path of an image expected: {e}") from e
     if stat.S_ISDIR(mode):

@@ -92,13 +92,18 @@ def is_onnx(path: Path, head: bytes) -> bool:
     return head[:1] == b"\x08" and (path.suffix == ".onnx" or b"onnx" in head or b"pytorch" in head)
 
 
-def describe_archive(path: Path) -> str | None:
-    """Say what a zip is that is no `.keras` archive."""
+def names_in_zip(path: Path) -> list[str]:
+    """List what a zip holds, by name; nothing of a damaged one."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            return archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return None
+        return []
+
+
+def describe_archive(path: Path) -> str | None:
+    """Say what a zip is that is no `.keras` archive."""
+    names = names_in_zip(path)
     last = {name.rpartition("/")[2] for name in names}
     if "data.pkl" in last:
         return f"a PyTorch file: {FROM_PYTORCH}"
