@@ -21,6 +21,7 @@ from fzoo.recognition import recognize_backbone
 from fzoo.weights import kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
+from fzoo.weights.ending import ending_options
 from fzoo.weights.files import Contents, FileLayer, open_layers
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.whole import match_plan
@@ -234,6 +235,10 @@ def fitting(name: str, options: dict[str, Any], parts: list[FileLayer], contents
             kernels, (*_, last) = [array for arrays in ours for array in arrays if array.ndim == 4], ours[-1]
             if include_top and last.shape[-1] != 1000:
                 given["classes"] = int(last.shape[-1])
+            if include_top and parts is contents.layers:
+                given |= ending_options(path, given)
+            if given.get("classes") == 1 and "classifier_activation" not in given:
+                given["classifier_activation"] = "sigmoid"  # of one class, a softmax says nothing
             if kernels[0].shape[2] != 3:
                 given["input_shape"] = (*module.example_shape[:2], int(kernels[0].shape[2]))
             result = match(create(name, **given), contents, str(path))

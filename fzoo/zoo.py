@@ -44,6 +44,7 @@ from fzoo.weights import (
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import ENDS, Description
 from fzoo.weights.download import Proof, fetch, file_hash
+from fzoo.weights.ending import ending_options
 from fzoo.weights.graph import Plan, build_graph
 from fzoo.weights.mapping import own_preprocessing
 from fzoo.weights.published import WeightFile
@@ -160,7 +161,8 @@ def load(
     activation (`classifier_activation=None`) or for another size is not, nor are dropout and dtype. What a loaded
     network computes can be changed on purpose: `module.clone(classifier_activation="sigmoid")`.
 
-    A file of Keras's has no such description, but its layers show EfficientNet's division by the standard deviation
+    A whole model of Keras's says its classes and its classifier's activation, which are taken as well. A file of
+    Keras's has no other description, but its layers show EfficientNet's division by the standard deviation
     (Keras adds it for "imagenet" alone) and a preprocessing that was left out. All of EfficientNet's published files,
     wherever they lie, come with `divide_by_std=True`, which their training wants.
 
@@ -240,6 +242,7 @@ def network_of(
         raise ValueError(f"{weights} does not tell which model it is of: the name of one expected")
     if is_published(name, weights):
         return name, {**needed(name), **given}
+    given = {**(ending_options(path, given) if kind(path) == "keras" else {}), **given}
     if kind(path) != "keras" or not SHOWN.intersection(family_defaults(spec(name))):
         return name, dict(given)
     preprocessing = preprocessing_in(create(name, **given), path)

@@ -1,17 +1,19 @@
 """Whole models of users': at the command line, what is said of them, and what files are that are none."""
 
 import io
+import json
 import re
 import shutil
 import warnings
 import zipfile
 
+import jax
 import keras
 import numpy as np
 import pytest
 from networks import assert_alive
 from PIL import Image
-from reference import random_images
+from reference import keras_model, random_images
 from stored import stored_layers
 from test_keras_model import randomise
 
@@ -19,6 +21,8 @@ import fzoo
 from fzoo.images.preprocessing import preprocess
 from fzoo.images.recipe import Recipe
 from fzoo.recognition import LANDMARKS, recognize_backbone, recognize_preprocessing
+from fzoo.weights.config import Configuration
+from fzoo.weights.ending import classifier_ending
 
 layers = keras.layers
 
@@ -52,12 +56,12 @@ def rows_of(output: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def assert_rows(output: list[str], expected: np.ndarray, labels: list[str]) -> None:
+def assert_rows(output: list[str], expected: np.ndarray, labels: list[str], tolerance: float = 2e-6) -> None:
     assert_alive(expected)
     found = rows_of(output)
     assert list(found) == ["a.png", "b.png", "c.png"]
     for row, p in zip(found.values(), expected, strict=True):
-        assert row == pytest.approx(dict(zip(labels, p.tolist(), strict=True)), abs=2e-6)
+        assert row == pytest.approx(dict(zip(labels, p.tolist(), strict=True)), abs=tolerance)
 
 
 def read(photos, recipe: Recipe) -> np.ndarray:
@@ -124,29 +128,29 @@ def test_landmarks_tell_families_apart():
 @pytest.mark.parametrize("nested", [True, False])
 def test_a_backbone_is_recognised(photos, tmp_path, command_line, nested):
     """Nested, and laid flat as in Keras's own guide."""
-    base = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(32, 32, 3), alpha=0.35)
+    base = keras_model("MobileNetV2", include_top=False, input_shape=(32, 32, 3), alpha=0.35)
     image = layers.Input((32, 32, 3)) if nested else base.input
     x = layers.Flatten()(base(image) if nested else base.get_layer("block_3_expand_relu").output)
-    model = randomise(keras.Model(image, layers.Dense(3, activation="softmax")(x)))
+    model = keras.Model(image, layers.Dense(3, activation="softmax")(x))
+    kernel = model.layers[-1].kernel
+    kernel.assign(np.random.default_rng(1).normal(0, (5 if nested else 1) / kernel.shape[0] ** 0.5, kernel.shape))
     model.save(tmp_path / "m.keras")
     code, output, errors = command_line("classify", photos, "-w", tmp_path / "m.keras")
     assert code == 0 and "preprocess tf, its layers are named as those of MobileNetV2" in errors[0]
     pixels = read(photos, Recipe((32, 32), "bilinear", crop=None))
-    found = rows_of(output)
-    for row, p in zip(found.values(), np.asarray(model(preprocess(pixels, "tf"))), strict=True):
-        assert row == pytest.approx(dict(zip("012", p.tolist(), strict=True)), abs=1e-4)
+    assert_rows(output, np.asarray(model(preprocess(pixels, "tf"), training=False)), ["0", "1", "2"], 1e-4)
 
 
 def test_keras_of_all_classes_reads_images_as_by_name(photos, tmp_path, command_line):
     """A published network that Keras saved whole gives what the same by its name gives."""
-    model = keras.applications.MobileNet(weights=None, alpha=0.25, input_shape=(32, 32, 3))
-    randomise(model).save(tmp_path / "m.keras")
+    keras_model("MobileNet", alpha=0.25, input_shape=(32, 32, 3)).save(tmp_path / "m.keras")
     (tmp_path / "labels.txt").write_text("".join(f"c{i}\n" for i in range(1000)))
     common = ["classify", photos, "-w", tmp_path / "m.keras", "--labels", tmp_path / "labels.txt"]
     _, output, errors = command_line(*common)
     _, by_name, _ = command_line(*common, "-m", "MobileNet", "-o", "alpha=0.25", "--size", "32")
     assert "shorter side to 37 by bicubic, centre crop" in errors[0]
     found, expected = rows_of(output), rows_of(by_name)
+    assert found.keys() == expected.keys() and len({next(iter(row.values())) for row in found.values()}) == 3
     for name, row in expected.items():
         assert found[name] == pytest.approx(row, abs=1e-5)
 
@@ -378,3 +382,96 @@ def test_folders_that_are_not_keras(tmp_path):
         for call in (fzoo.inspect_weights, fzoo.load_model):
             with pytest.raises(IsADirectoryError, match=f"{name} is a directory, .*{message}"):
                 call(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", None, "hard_sigmoid"])
+def test_a_files_classifier_is_taken_from_it(tmp_path, ending, activation):
+    """By its family's name: its classes, and the activation, which no array shows."""
+    options = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 1 if activation == "sigmoid" else 3}
+    model = keras_model("MobileNet", classifier_activation=activation, **options)
+    path = tmp_path / f"m{ending}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras's, of its legacy format
+        model.save(path)
+    images = random_images((3, 32, 32, 3))
+    expected = np.asarray(model(images, training=False))
+    given = {"alpha": 0.25, "input_shape": (32, 32, 3)}
+    module, variables = fzoo.load("MobileNet", weights=path, **given)
+    assert (module.classes, module.classifier_activation) == (options["classes"], activation)
+    assert np.ptp(expected, axis=0).max() > 0.01  # over the images
+    np.testing.assert_allclose(fzoo.predict(module, variables, images), expected, atol=1e-5)
+    same, _ = fzoo.load("MobileNet", weights=path, classifier_activation=activation, **given)
+    logits, _ = fzoo.load("MobileNet", weights=path, classifier_activation=None, **given)
+    assert same == module and logits.classifier_activation is None
+    message = f"ends in {activation or 'no activation'}, classifier_activation='tanh' given"
+    with pytest.raises(ValueError, match=message):
+        fzoo.load("MobileNet", weights=path, classifier_activation="tanh", **given)
+    with pytest.raises(ValueError, match=message):
+        fzoo.load_keras_weights(module.clone(classifier_activation="tanh"), path)
+    with pytest.raises(ValueError, match=f"the file has {module.classes} classes, the model 5"):
+        fzoo.load("MobileNet", weights=path, classes=5, **given)
+    without, _ = fzoo.load("MobileNet", weights=path, include_top=False, **given)
+    assert without.classifier_activation == "softmax"  # which it does not use
+    fits = fzoo.inspect_weights(path).fits
+    assert fzoo.load(fits[0].model, weights=path, **fits[0].options)[0].classifier_activation == activation
+
+
+def test_a_users_dense_head(tmp_path):
+    """Keras's own recipe, laid flat: a binary classifier with one sigmoid on a family whose top is a Dense."""
+    base = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3), pooling="avg")
+    x = layers.Dropout(0.2)(base.output)
+    model = randomise(keras.Model(base.input, layers.Dense(1, activation="sigmoid")(x)))
+    model.save(tmp_path / "m.keras")
+    module, _ = fzoo.load("ResNet50", weights=tmp_path / "m.keras", input_shape=(32, 32, 3))
+    assert (module.classes, module.classifier_activation) == (1, "sigmoid")
+
+
+def configuration_of(model: keras.Model) -> Configuration:
+    entry = json.loads(model.to_json())
+    return Configuration({"class_name": entry["class_name"], "config": entry["config"]}, (3, 0))
+
+
+def test_endings_that_are_not_the_networks():
+    """A head over a network inside is not that network's, nor is what has no name."""
+    image = layers.Input((8, 8, 3))
+    inside = keras.Model(image, layers.Dense(4, activation="softmax")(layers.Flatten()(image)))
+    whole = configuration_of(inside)
+    assert classifier_ending(whole) == (4, "softmax")
+    for outer, expected in (
+        (keras.Sequential([inside, layers.Dense(2, activation="sigmoid")]), None),
+        (keras.Sequential([layers.Input((8, 8, 3)), inside]), (4, "softmax")),
+        (keras.Model(image, layers.Activation("tanh")(layers.Dense(3)(layers.Flatten()(image)))), (3, "tanh")),
+        (keras.Model(image, layers.Softmax()(layers.Dense(3)(layers.Flatten()(image)))), (3, "softmax")),
+        (keras.Model(image, layers.Reshape((3,))(layers.Conv2D(3, 8, activation="sigmoid")(image))), (3, "sigmoid")),
+        (keras.Model(image, layers.Activation("tanh")(layers.Dense(3, activation="relu")(image))), None),
+        (keras.Model(image, layers.GlobalAveragePooling2D()(layers.Conv2D(3, 8)(image))), None),
+        (keras.Model(image, [image, image]), None),
+    ):
+        assert classifier_ending(configuration_of(outer)) == expected, outer.name
+    for damaged in ({}, {"layers": [], "output_layers": []}, None, [1]):
+        assert classifier_ending(Configuration({"class_name": "Functional", "config": damaged}, (3, 0))) is None
+
+
+@pytest.mark.parametrize("activation", ["softmax", jax.nn.log_softmax])
+def test_one_class_with_softmax_is_refused(tmp_path, activation):
+    for make in (
+        lambda: fzoo.create("MobileNet", classes=1, classifier_activation=activation),
+        lambda: fzoo.create("MobileNet", classes=1, head=fzoo.Head(), classifier_activation=activation),
+        lambda: fzoo.create("MobileNet").clone(classes=1, classifier_activation=activation),
+        lambda: fzoo.load("MobileNet", weights=None, classes=1, classifier_activation=activation),
+    ):
+        with pytest.raises(ValueError, match="the same for every image: 'sigmoid' or classes=2 would do"):
+            make()
+    assert fzoo.create("MobileNet", classes=1, classifier_activation="sigmoid").classes == 1
+
+
+def test_binary_weights_alone(tmp_path):
+    """Which can't tell their activation: it is asked for, and never a softmax."""
+    module, _ = fzoo.load("MobileNet", weights=None, alpha=0.25, classes=1, classifier_activation="sigmoid")
+    model = keras.applications.MobileNet(weights=None, alpha=0.25, classes=1, classifier_activation="sigmoid")
+    model.save_weights(tmp_path / "w.weights.h5")
+    with pytest.raises(ValueError, match="'sigmoid' or classes=2"):
+        fzoo.load("MobileNet", weights=tmp_path / "w.weights.h5", alpha=0.25, classes=1)
+    (fit,) = fzoo.inspect_weights(tmp_path / "w.weights.h5").fits
+    assert fzoo.load(fit.model, weights=tmp_path / "w.weights.h5", **fit.options)[0] == module

@@ -137,6 +137,8 @@ def load_whole(network: Network, reading: Reading) -> LoadedNetwork:
         mode, reason = wanted
     linear = module.graph.classifier is not None and module.classifier_activation in (None, "linear")
     ends = "; it ends without softmax or sigmoid: what is shown as probabilities is what it gives" if linear else ""
+    if module.classes == 1 and module.classifier_activation == "softmax":
+        ends = "; its softmax over one class is 1 for every image"
     complain(f"{weights}: preprocess {mode}, {reason}; {recipe}{ends}")
     return LoadedNetwork(module, variables, mode, names, recipe)
 

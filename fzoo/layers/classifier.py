@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fzoo.errors import unknown
-from fzoo.layers.activations import Activation, activation_function
+from fzoo.layers.activations import ACTIVATIONS, Activation, activation_function
 from fzoo.layers.keras import Layers, Training
 from fzoo.layers.options import COUNT, FLAG, RATE, Check, check_declared, is_count, one_of, option, or_none
 from fzoo.layers.record import Prepared
@@ -282,6 +282,13 @@ def check_common_options(module: Classifier) -> None:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
     if module.default_size < module.min_size:
         raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")
+    constant = (ACTIVATIONS["softmax"], ACTIVATIONS["log_softmax"])
+    own_end = module.include_top and module.keras_graph is None  # a file's runs as it is
+    if own_end and module.classes == 1 and activation_function(module.classifier_activation) in constant:
+        raise ValueError(
+            f"classes=1 with classifier_activation={module.classifier_activation!r} given, which is the same for every "
+            "image: 'sigmoid' or classes=2 would do"
+        )
     activation_function(module.classifier_activation)
     try:
         floating = jnp.issubdtype(jnp.dtype(module.dtype), jnp.floating)

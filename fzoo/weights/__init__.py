@@ -21,6 +21,7 @@ from fzoo.layers.conventions import snake_case
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
 from fzoo.weights.description import Description, check_same, describe, parse
+from fzoo.weights.ending import check_activation, read_ending
 from fzoo.weights.files import WeightsMismatch, open_layers
 from fzoo.weights.formats import (
     described_orbax,
@@ -167,6 +168,9 @@ def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str,
     with open_layers(path) as contents:
         description = parse(contents.description, str(path))
         check_same(description, module)
+        ending = read_ending(path) if description is None and module.include_top else None
+        if ending is not None and ending.classes == module.classes:
+            check_activation(ending, module.classifier_activation, path)
         whole = module
         if description is not None and not module.include_top and description.options.get("head"):
             whole = type(module)(**description.options_of(type(module)))  # with a head that is not the family's
