@@ -20,6 +20,7 @@ from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
 from fzoo.jobs.job import run_job
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import layer_names
+from fzoo.pretrained import load, load_model
 from fzoo.training.config import FinetuneConfig
 from fzoo.training.evaluate import evaluate
 from fzoo.training.finetune import finetune
@@ -28,7 +29,7 @@ from fzoo.training.runs import LoadedRun, load_run
 from fzoo.training.steps import Phase, TrainState, cross_entropy, train_step, trainable_mask
 from fzoo.training.transfer import transfer
 from fzoo.weights import WeightsMismatch, load_keras_weights, load_variables, save_keras_weights, save_variables
-from fzoo.zoo import ModelSpec, create, list_models, load, load_image_for, load_model, preprocess_input, recipe, spec
+from fzoo.zoo import ModelSpec, create, list_models, load_image_for, preprocess_input, recipe, spec
 
 __all__ = [
     "Classifier",

@@ -17,6 +17,7 @@ from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.models.keras_model import of_a_family
+from fzoo.pretrained import described_network, load, load_model, network_in, shown_options
 from fzoo.recognition import recognize_backbone
 from fzoo.weights import kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
@@ -25,17 +26,7 @@ from fzoo.weights.ending import ending_options
 from fzoo.weights.files import Contents, FileLayer, open_layers
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.whole import match_plan
-from fzoo.zoo import (
-    create,
-    described_network,
-    family_defaults,
-    list_models,
-    load,
-    load_model,
-    network_in,
-    shown_options,
-    spec,
-)
+from fzoo.zoo import create, family_defaults, list_models, spec
 
 
 @dataclasses.dataclass(frozen=True)

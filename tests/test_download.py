@@ -20,9 +20,9 @@ from networks import random_variables
 from reference import assert_equal, build, randomise, save_weights_only, variables_of
 
 import fzoo
+from fzoo.pretrained import published
 from fzoo.weights import download
 from fzoo.weights.download import cache_dir, cached, fetch
-from fzoo.zoo import published
 
 CONTENT = bytes(range(256)) * 4096
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"

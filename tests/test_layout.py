@@ -24,6 +24,7 @@ ROOMS = (
     "images",
     "models",
     "zoo",
+    "pretrained",
     "recognition",
     "convert",
     "inference",

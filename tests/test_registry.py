@@ -15,7 +15,8 @@ from reference import FAMILIES, build
 
 import fzoo
 from fzoo import models
-from fzoo.zoo import collect_variants, needed, published
+from fzoo.pretrained import needed, published
+from fzoo.zoo import collect_variants
 
 
 def test_list_models():

@@ -77,8 +77,8 @@ def download(
     """
     import fzoo
     from fzoo.images.labels import CLASS_INDEX_HASH, CLASS_INDEX_URL
+    from fzoo.pretrained import needed, proof_of, published
     from fzoo.weights.download import UNPROVEN, Proof, cache_dir, cached, fetch
-    from fzoo.zoo import needed, proof_of, published
 
     if bool(names) == every:
         raise ValueError("names of models or --all expected; `fzoo list` shows the names")

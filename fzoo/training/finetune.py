@@ -27,6 +27,7 @@ from fzoo.inference.compiler import compiler_options
 from fzoo.inference.predict import features
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
+from fzoo.pretrained import is_whole_model, load
 from fzoo.training.config import FinetuneConfig
 from fzoo.training.data import (
     Arrays,
@@ -56,7 +57,7 @@ from fzoo.training.steps import (
 )
 from fzoo.training.transfer import transfer
 from fzoo.weights.mapping import slots, without_top
-from fzoo.zoo import is_whole_model, load, preprocess_input
+from fzoo.zoo import preprocess_input
 
 #: Bytes of features that `cache_features=None` keeps in memory at the most.
 CACHE_LIMIT = 2 << 30

@@ -12,9 +12,10 @@ from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import layer_names, random_variables, trace
 from fzoo.layers.options import is_count
 from fzoo.models.keras_model import KerasModel, keras_model
+from fzoo.pretrained import is_whole_model, load, load_model
 from fzoo.weights.mapping import check_variables, slots, without_top
 from fzoo.weights.rewrite import with_head
-from fzoo.zoo import create, is_whole_model, load, load_model
+from fzoo.zoo import create
 
 
 def transfer(
