@@ -17,7 +17,9 @@ from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.models.keras_model import of_a_family
-from fzoo.pretrained import described_network, load, load_model, network_in, shown_options
+from fzoo.pretrained import load, load_model
+from fzoo.pretrained.options import described_network, shown_options
+from fzoo.pretrained.whole import network_in
 from fzoo.recognition import recognize_backbone
 from fzoo.weights import kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration

@@ -124,7 +124,7 @@ MUTANTS = (
     ),
     Mutant(
         "files: the options that they say are not taken",
-        "zoo.py",
+        "pretrained/options.py",
         "return name, {**options, **given}",
         "return name, dict(given)",
         "test_description.py",

@@ -20,7 +20,7 @@ from networks import random_variables
 from reference import assert_equal, build, randomise, save_weights_only, variables_of
 
 import fzoo
-from fzoo.pretrained import published
+from fzoo.pretrained.imagenet import published
 from fzoo.weights import download
 from fzoo.weights.download import cache_dir, cached, fetch
 

@@ -15,7 +15,7 @@ from reference import FAMILIES, build
 
 import fzoo
 from fzoo import models
-from fzoo.pretrained import needed, published
+from fzoo.pretrained.imagenet import needed, published
 from fzoo.zoo import collect_variants
 
 

@@ -85,7 +85,7 @@ def model_of(weights: str) -> str | None:
         OSError: the file is not there.
     """
     from fzoo.models.keras_model import of_a_family
-    from fzoo.pretrained import described_network
+    from fzoo.pretrained.options import described_network
     from fzoo.weights import kind, read_description
     from fzoo.weights.config import read_configuration
 

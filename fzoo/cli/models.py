@@ -81,7 +81,7 @@ def summary(
     import fzoo
     from fzoo.apps.picture import check_picture, save_picture
     from fzoo.layers.graph import trace
-    from fzoo.pretrained import is_whole_model, network_in
+    from fzoo.pretrained.whole import is_whole_model, network_in
 
     if picture is not None:
         check_picture(picture, (".png", ".svg"))

@@ -77,7 +77,7 @@ def download(
     """
     import fzoo
     from fzoo.images.labels import CLASS_INDEX_HASH, CLASS_INDEX_URL
-    from fzoo.pretrained import needed, proof_of, published
+    from fzoo.pretrained.imagenet import needed, proof_of, published
     from fzoo.weights.download import UNPROVEN, Proof, cache_dir, cached, fetch
 
     if bool(names) == every:

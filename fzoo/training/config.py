@@ -15,7 +15,7 @@ from fzoo.images.reading import Color
 from fzoo.images.recipe import Recipe
 from fzoo.layers.classifier import Head
 from fzoo.layers.options import is_count
-from fzoo.pretrained import is_whole_model, network_in
+from fzoo.pretrained.whole import is_whole_model, network_in
 from fzoo.training.steps import TWO_PHASES, Phase
 from fzoo.zoo import family_defaults, preprocessing_mode, spec
 

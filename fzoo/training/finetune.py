@@ -27,7 +27,8 @@ from fzoo.inference.compiler import compiler_options
 from fzoo.inference.predict import features
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
-from fzoo.pretrained import is_whole_model, load
+from fzoo.pretrained import load
+from fzoo.pretrained.whole import is_whole_model
 from fzoo.training.config import FinetuneConfig
 from fzoo.training.data import (
     Arrays,

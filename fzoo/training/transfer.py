@@ -12,7 +12,8 @@ from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import layer_names, random_variables, trace
 from fzoo.layers.options import is_count
 from fzoo.models.keras_model import KerasModel, keras_model
-from fzoo.pretrained import is_whole_model, load, load_model
+from fzoo.pretrained import load, load_model
+from fzoo.pretrained.whole import is_whole_model
 from fzoo.weights.mapping import check_variables, slots, without_top
 from fzoo.weights.rewrite import with_head
 from fzoo.zoo import create

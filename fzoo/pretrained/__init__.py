@@ -1,0 +1,112 @@
+"""Networks with their variables: those that Keras published, and those of users' files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fzoo.files import one_line
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import random_variables, trace
+from fzoo.models.keras_model import KerasModel
+from fzoo.pretrained.imagenet import needed, proof_of, published
+from fzoo.pretrained.options import network_of
+from fzoo.pretrained.whole import network_in
+from fzoo.weights import load_planned, load_variables
+from fzoo.weights.download import fetch
+from fzoo.zoo import create
+
+
+def load(
+    name: str | None = None,
+    *,
+    weights: str | os.PathLike | None = "imagenet",
+    rng: jax.Array | None = None,
+    **create_options: Any,
+) -> tuple[Classifier, dict[str, Any]]:
+    """Make a model's network with its variables.
+
+    A file that fzoo wrote carries its network's options: they are taken from it, but for those that are given here. One
+    that is given and makes it another network is an error; a network without its top (`include_top=False`), without the
+    activation (`classifier_activation=None`) or for another size is not, nor are dropout and dtype. What a loaded
+    network computes can be changed on purpose: `module.clone(classifier_activation="sigmoid")`.
+
+    A whole model of Keras's says its classes and its classifier's activation, which are taken as well. A file of
+    Keras's has no other description, but its layers show EfficientNet's division by the standard deviation
+    (Keras adds it for "imagenet" alone) and a preprocessing that was left out. All of EfficientNet's published files,
+    wherever they lie, come with `divide_by_std=True`, which their training wants.
+
+    Args:
+        name: Keras's name of the model. May be left out where the weights tell it.
+        weights: "imagenet" for what Keras published (downloaded once into Keras's own cache), the path of a file that
+            Keras or `save_variables` wrote, the folder of a fine-tuning, or None for random ones, with Keras's
+            initialisers.
+        rng: a `jax.random.key` for `weights=None`; key 0 by default.
+        **create_options: see `create`.
+
+    Returns:
+        (module, variables), for `module.apply`, `predict` and `features`.
+
+    Raises:
+        ValueError: a bad option, no published file for these options, or a file that does not fit or is of another
+            network.
+        OSError: the file is not there, or can't be downloaded.
+    """
+    if weights is not None and rng is not None:
+        raise ValueError(f"rng goes with weights=None, weights={str(weights)!r} given")
+    if weights is not None and (not isinstance(weights, (str, os.PathLike)) or not os.fspath(weights)):
+        raise ValueError(f"weights={weights!r} given, 'imagenet', None or a path expected")
+    if weights is not None and weights != "imagenet":
+        name, options = network_of(weights, name, create_options)
+        module = create(name, **options)
+        try:
+            trace(module)
+        except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for
+            raise ValueError(f"{weights}: no such network can be made: {one_line(e)}") from e
+        return module, load_variables(module, weights)
+    if name is None:
+        raise ValueError(f"the name of a model expected with weights={weights!r}; fzoo.list_models() has them")
+    if weights is None:
+        module = create(name, **create_options)
+        return module, random_variables(module, jax.random.key(0) if rng is None else rng)
+    module = create(name, **{**needed(name), **create_options})
+    file = published(name, module)
+    proof = proof_of(file, module)
+    path = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
+    return module, load_variables(module, path)
+
+
+def load_model(
+    path: str | os.PathLike,
+    *,
+    dtype: Any = jnp.float32,
+    custom_objects: Mapping[str, Callable[..., Any]] | None = None,
+) -> tuple[KerasModel, dict[str, Any]]:
+    """Make the network that a Keras file holds, whatever a user built of Keras's layers, with its variables.
+
+    Args:
+        path: a whole model as Keras saved it: `.keras`, a legacy `.h5` of any version, or a `.weights.h5` with its
+            `config.json` beside it. No code of the file is run.
+        dtype: of the computation; parameters are float32.
+        custom_objects: what classes compute that are not Keras's, by their names: a function (k, x, config) for each,
+            of a `fzoo.layers.Layers`, of the array that the layer takes (or a list of them) and of its configuration,
+            in which "name" is its name in the network. A layer of `k` with weights has those of the file if it is
+            given that name; the module is equal to another if the functions are the same objects.
+
+    Returns:
+        (module, variables), for all that takes a network of `load`. Layers of models inside of the model are named by
+        their paths ("mobilenetv2/Conv1"), in `variables`, too; the later calls of a layer that is called more than
+        once are named "dense:1". What takes several inputs is called with a tuple of arrays in the file's order, or a
+        mapping by their names; what has several outputs gives a tuple.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no file at `path`.
+        ValueError: it has no model in it, a damaged one, or one with a layer that is not known; the message names the
+            layer and its class.
+    """
+    module, plans = network_in(path, dtype, custom_objects)
+    return module, load_planned(module, plans, path)

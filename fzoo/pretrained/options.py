@@ -1,0 +1,133 @@
+"""Which network of the families a file's weights are of, and with which options."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fzoo.files import one_line
+from fzoo.models.keras_model import of_a_family
+from fzoo.models.spec import ModelSpec
+from fzoo.pretrained.imagenet import is_published, needed
+from fzoo.weights import (
+    WeightsMismatch,
+    kind,
+    preprocessing_in,
+    read_description,
+    weights_file,
+)
+from fzoo.weights.config import read_configuration
+from fzoo.weights.description import ENDS, Description
+from fzoo.weights.ending import ending_options
+from fzoo.weights.mapping import own_preprocessing
+from fzoo.zoo import create, family_defaults, list_models, spec
+
+
+def network_of(
+    weights: str | os.PathLike, name: str | None = None, given: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, dict[str, Any]]:
+    """Find out which network a file's weights are of.
+
+    Args:
+        weights: a file, or the folder of a fine-tuning.
+        name: of the model; may be left out where the file tells it.
+        given: options of the caller's, which come before the file's.
+
+    Returns:
+        (name, options for `create`).
+
+    Raises:
+        ValueError: it is of another model, or does not tell; a damaged file.
+        OSError: it is not there.
+    """
+    if name is not None:
+        spec(name)
+    described, path = of_a_family(read_description(weights)), weights_file(weights)
+    if described is not None:
+        name, options = described_network(described, name)
+        if "include_top" in given and given["include_top"] != options["include_top"]:
+            options = {key: value for key, value in options.items() if key not in ENDS}
+        unsaid = [option for option in described.unsaid if option not in given and given.get("include_top", True)]
+        if unsaid:
+            raise WeightsMismatch(f"{weights} ends in a function that no file can hold: {unsaid[0]}=... expected", [])
+        return name, {**options, **given}
+    if name is None and kind(path) == "keras" and read_configuration(path):
+        raise ValueError(
+            f"{weights} holds a model of its own: fzoo.load_model(path) makes it; or the name of one of fzoo"
+        )
+    if name is None:
+        raise ValueError(f"{weights} does not tell which model it is of: the name of one expected")
+    if is_published(name, weights):
+        return name, {**needed(name), **given}
+    given = {**(ending_options(path, given) if kind(path) == "keras" else {}), **given}
+    if kind(path) != "keras" or not SHOWN.intersection(family_defaults(spec(name))):
+        return name, dict(given)
+    preprocessing = preprocessing_in(create(name, **given), path)
+    for option in needed(name):
+        if preprocessing is None and option not in given:
+            raise ValueError(
+                f"{path} does not list the layers without arrays, by which {option} is known: give {option}=True if "
+                "Keras's own weights were the network's start, otherwise False"
+            )
+    try:
+        return name, {**shown_options(name, preprocessing, given), **given}
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
+def described_network(described: Description, name: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Find the model, and all options, of a file that fzoo wrote; raises as `network_of`."""
+    family = [record for record in map(spec, list_models()) if record.family.__name__ == described.family]
+    if not family:
+        raise WeightsMismatch(f"{described.source} is of {described.family!r}, which is none of fzoo's families", [])
+    options = described.options_of(family[0].family)
+    try:
+        create(family[0].name, **options)
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise ValueError(f"{described.source}: what it says of its network can't be: {one_line(e)}") from e
+
+    def nearness(record: ModelSpec) -> tuple[int, int]:
+        """How many of its options the file has, and of models alike in that the smallest."""
+        return sum(options.get(key) == value for key, value in record.options.items()), -record.parameters
+
+    def is_exact(record: ModelSpec) -> bool:
+        free = record.family.weightless
+        return all(options.get(key) == value for key, value in record.options.items() if key not in free)
+
+    models = [record.name for record in family if is_exact(record)]
+    models = models or [record.name for record in sorted(family, key=nearness, reverse=True)]  # a size of one's own
+    if name is not None and (spec(name) not in family or (name not in models)):
+        raise WeightsMismatch(f"{described.source} is of {models[0]}, not of {name}", [])
+    return name or models[0], options
+
+
+#: Options of families that show by layers which need no array.
+SHOWN = frozenset({"divide_by_std", "include_preprocessing"})
+
+
+def shown_options(name: str, preprocessing: Counter[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Keras file's layers show of its network, beyond its arrays, where that is not the default.
+
+    Args:
+        name: of the model.
+        preprocessing: how many layers of each kind the file has; None if it doesn't tell.
+        given: options of the caller's.
+
+    Raises:
+        ValueError: they show other than what is given.
+    """
+    defaults = {option: value for option, value in family_defaults(spec(name)).items() if option in SHOWN}
+    if preprocessing is None or not defaults:
+        return {}
+    values = itertools.product((True, False), repeat=len(defaults))
+    choices = [dict(zip(defaults, each, strict=True)) for each in values]
+    fitting = [c for c in choices if own_preprocessing(create(name, **{**given, **c})) == preprocessing]
+    differing = [c for c in fitting if any(given.get(option, value) != value for option, value in c.items())]
+    if fitting and differing == fitting:
+        shown = ", ".join(f"{option}={value}" for option, value in fitting[0].items())
+        raise ValueError(f"the file's layers show that it is of {name} with {shown}: leave the option out")
+    return {k: v for choice in fitting[:1] for k, v in choice.items() if v != defaults[k]}
