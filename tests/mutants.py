@@ -164,7 +164,7 @@ MUTANTS = (
     ),
     Mutant(
         "a tap is what comes into its layer",
-        "layers/keras.py",
+        "layers/forward.py",
         "self.tapped[name] = y",
         "self.tapped[name] = inputs[0] if inputs and inputs[0].shape == y.shape else y",
         "test_models.py",
