@@ -18,7 +18,7 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.models.keras_model import of_a_family
 from fzoo.pretrained import load, load_model
-from fzoo.pretrained.options import described_network, shown_options
+from fzoo.pretrained.options import described_network, shown_options, variants
 from fzoo.pretrained.whole import network_in
 from fzoo.recognition import recognize_backbone
 from fzoo.weights import kind, read_description, save_variables, weights_file
@@ -28,7 +28,7 @@ from fzoo.weights.ending import ending_options
 from fzoo.weights.files import Contents, FileLayer, open_layers
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.whole import match_plan
-from fzoo.zoo import create, family_defaults, list_models, spec
+from fzoo.zoo import create, list_models, spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,17 +201,6 @@ def found(contents: Contents, path: Path) -> Iterator[Fit]:
         # A top has up to 3 layers; a nested ConvNeXt has 4 more (see `regrouped`), a minimalistic network 20 fewer.
         likely = [(n, o) for n, o in candidates if abs(spec(n).depth - len(parts)) <= (20 if o else 4)]
         yield from itertools.islice(filter(None, (fitting(n, o, parts, contents, path) for n, o in likely)), 1)
-
-
-def variants(name: str) -> list[dict[str, Any]]:
-    """The options of a model's published files, as far as they change its arrays; the default ones, {}, come first."""
-    defaults = family_defaults(spec(name))
-    changes = [{}]
-    for file in spec(name).weight_files:
-        changed = {k: v for k, v in file.options.items() if k != "divide_by_std" and defaults[k] != v}
-        if changed not in changes:
-            changes.append(changed)
-    return changes
 
 
 def fitting(name: str, options: dict[str, Any], parts: list[FileLayer], contents: Contents, path: Path) -> Fit | None:

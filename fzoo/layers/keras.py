@@ -53,7 +53,7 @@ class Layers(WeightedLayers):
         """Apply ReLU, clipped at `max_value`."""
         name = self._name("ReLU", name)
         y = ACTIVATIONS["relu"](x) if max_value is None else jnp.clip(x, 0, max_value)
-        return self._note("ReLU", name, [x], y)
+        return self._note("ReLU", name, [x], y, max_value=max_value)
 
     def zero_pad(
         self, x: Float[Array, "n h w c"], padding: int | tuple[tuple[int, int], ...], *, name: str | None = None
@@ -62,7 +62,7 @@ class Layers(WeightedLayers):
         name = self._name("ZeroPadding2D", name)
         if isinstance(padding, int):
             padding = ((padding, padding), (padding, padding))
-        return self._note("ZeroPadding2D", name, [x], jnp.pad(x, ((0, 0), *padding, (0, 0))))
+        return self._note("ZeroPadding2D", name, [x], jnp.pad(x, ((0, 0), *padding, (0, 0))), padding=padding)
 
     def crop(
         self, x: Float[Array, "n h w c"], cropping: tuple[tuple[int, int], tuple[int, int]], *, name: str | None = None
@@ -71,7 +71,7 @@ class Layers(WeightedLayers):
         name = self._name("Cropping2D", name)
         (top, bottom), (left, right) = cropping
         y = x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
-        return self._note("Cropping2D", name, [x], y)
+        return self._note("Cropping2D", name, [x], y, cropping=cropping)
 
     def max_pool(
         self,
@@ -85,7 +85,7 @@ class Layers(WeightedLayers):
         """Apply MaxPooling2D; padding never wins. `strides` defaults to the window."""
         name = self._name("MaxPooling2D", name)
         how = ops.Pool("max", pair(window), pair(strides or window), padding.upper())
-        return self._note("MaxPooling2D", name, [x], ops.pool(how, x))
+        return self._note("MaxPooling2D", name, [x], ops.pool(how, x), pool=how)
 
     def avg_pool(
         self,
@@ -99,7 +99,7 @@ class Layers(WeightedLayers):
         """Apply AveragePooling2D; padding is not counted. `strides` defaults to the window."""
         name = self._name("AveragePooling2D", name)
         how = ops.Pool("avg", pair(window), pair(strides or window), padding.upper())
-        return self._note("AveragePooling2D", name, [x], ops.pool(how, x))
+        return self._note("AveragePooling2D", name, [x], ops.pool(how, x), pool=how)
 
     def global_avg_pool(
         self, x: Float[Array, "n h w c"], *, keepdims: bool = False, name: str | None = None
@@ -123,7 +123,7 @@ class Layers(WeightedLayers):
     def scaled_add(self, x: Array, residual: Array, scale: float, *, name: str | None = None) -> Array:
         """Compute x + scale * residual; Keras calls the layer CustomScaleLayer."""
         name = self._name("CustomScaleLayer", name)
-        return self._note("CustomScaleLayer", name, [x, residual], x + residual * scale)
+        return self._note("CustomScaleLayer", name, [x, residual], x + residual * scale, scale=scale)
 
     def multiply(self, xs: Sequence[Array], *, name: str | None = None) -> Array:
         """Apply Multiply."""
@@ -145,19 +145,18 @@ class Layers(WeightedLayers):
         """Apply Rescaling: x * scale + offset, in float32 at least."""
         name = self._name("Rescaling", name)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-        return self._note(
-            "Rescaling", name, [x], (wide * of_channels(scale, x) + of_channels(offset, x)).astype(x.dtype)
-        )
+        y = (wide * of_channels(scale, x) + of_channels(offset, x)).astype(x.dtype)
+        return self._note("Rescaling", name, [x], y, scale=scale, offset=offset)
 
     def concat(self, xs: Sequence[Array], *, axis: int = -1, room: int | None = None, name: str | None = None) -> Array:
         """Apply Concatenate, over the channels or another axis.
 
         Where the first of `xs` grows to `room` channels by one concatenation after the other, it isn't copied by each:
         it lies in a buffer of that size, which each adds to. In training there is none, since each of its gradients
-        would be as large.
+        would be as large; nor for one that is tapped, which is copied anyway.
         """
         name = self._name("Concatenate", name)
-        if room is None or self._train:
+        if room is None or self._train or name in self._taps:
             return self._note("Concatenate", name, xs, jnp.concatenate(xs, axis=axis), axis=axis)
         x, *others = xs
         if self._growing is not None and self._growing[0] is x:

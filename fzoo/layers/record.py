@@ -23,9 +23,10 @@ class Node:
         shape: of its output, without the batch.
         flops: analytic, for one image: 2 for each multiply-add of convolutions and dense layers, otherwise 0.
         kernel_init: how its kernels start.
-        config: Keras's options of the layer, where something asks for them: "activation" of a layer with
-            weights, "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a BatchNormalization; and
-            "rate" of what drops in training (Dropout, StochasticDepth), "init" of a LayerScale.
+        config: options of the layer where something asks for them: "activation" of a layer with weights,
+            "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a normalization, "pool" (an
+            `ops.Pool`), "padding", "strides", "max_value" of a ReLU; and "rate" of what drops in training (Dropout,
+            StochasticDepth), "init" of a LayerScale.
         parts: the layers inside of a Sequential, in their order.
         variables: the name under which its variables lie: its own, but for a later call of a shared layer, "name:1".
     """

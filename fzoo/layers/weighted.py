@@ -111,7 +111,8 @@ class WeightedLayers(ForwardPass):
         )
         y = activation_function(activation)(self._module(name, make)(x))
         flops = 2 * int(np.prod([*y.shape[1:], *kernel]))
-        return self._note("DepthwiseConv2D", name, [x], y, flops, kernel_init, activation=name_of(activation))
+        options = {"activation": name_of(activation), "strides": pair(strides), "padding": padding}
+        return self._note("DepthwiseConv2D", name, [x], y, flops, kernel_init, **options)
 
     def separable_conv2d(
         self,
@@ -144,7 +145,8 @@ class WeightedLayers(ForwardPass):
         )
         y = activation_function(activation)(self._module(name, make)(x))
         flops = 2 * int(np.prod(y.shape[1:3])) * channels * (kernel[0] * kernel[1] + features)
-        return self._note("SeparableConv2D", name, [x], y, flops, activation=name_of(activation))
+        options = {"activation": name_of(activation), "strides": pair(strides), "padding": padding}
+        return self._note("SeparableConv2D", name, [x], y, flops, **options)
 
     def conv2d_transpose(
         self,
@@ -316,7 +318,7 @@ class WeightedLayers(ForwardPass):
         options = {"dtype": self.dtype, "use_scale": scale, "use_bias": center, "use_fast_variance": False}
         options |= {"reduction_axes": axes, "feature_axes": axes}
         y = self._module(name, functools.partial(LayerNorm, epsilon, name=name, **options))(x)
-        return self._note("LayerNormalization", name, [x], y)
+        return self._note("LayerNormalization", name, [x], y, epsilon=epsilon)
 
     def group_norm(
         self,

@@ -13,10 +13,11 @@ from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import random_variables, trace
 from fzoo.models.keras_model import KerasModel
+from fzoo.pretrained.comparison import check_same_network
 from fzoo.pretrained.imagenet import needed, proof_of, published
 from fzoo.pretrained.options import network_of
-from fzoo.pretrained.whole import network_in
-from fzoo.weights import load_planned, load_variables
+from fzoo.pretrained.whole import described_whole, network_in
+from fzoo.weights import load_planned, load_variables, weights_file
 from fzoo.weights.download import fetch
 from fzoo.zoo import create
 
@@ -35,10 +36,11 @@ def load(
     activation (`classifier_activation=None`) or for another size is not, nor are dropout and dtype. What a loaded
     network computes can be changed on purpose: `module.clone(classifier_activation="sigmoid")`.
 
-    A whole model of Keras's says its classes and its classifier's activation, which are taken as well. A file of
-    Keras's has no other description, but its layers show EfficientNet's division by the standard deviation
-    (Keras adds it for "imagenet" alone) and a preprocessing that was left out. All of EfficientNet's published files,
-    wherever they lie, come with `divide_by_std=True`, which their training wants.
+    A whole model of Keras's is compared with the network: the size of its images, its classes, its classifier's
+    activation and a published variant (`alpha`) are taken from it, and any other difference is an error, which names
+    the layer. A file of weights alone has no description, but its layers show EfficientNet's division by the standard
+    deviation (Keras adds it for "imagenet" alone) and a preprocessing that was left out. All of EfficientNet's
+    published files, wherever they lie, come with `divide_by_std=True`, which their training wants.
 
     Args:
         name: Keras's name of the model. May be left out where the weights tell it.
@@ -61,13 +63,17 @@ def load(
     if weights is not None and (not isinstance(weights, (str, os.PathLike)) or not os.fspath(weights)):
         raise ValueError(f"weights={weights!r} given, 'imagenet', None or a path expected")
     if weights is not None and weights != "imagenet":
-        name, options = network_of(weights, name, create_options)
+        whole = described_whole(weights)
+        name, options = network_of(weights, name, create_options, whole)
         module = create(name, **options)
         try:
             trace(module)
         except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for
             raise ValueError(f"{weights}: no such network can be made: {one_line(e)}") from e
-        return module, load_variables(module, weights)
+        variables = load_variables(module, weights)
+        if whole is not None:
+            check_same_network(module, name, weights_file(weights), whole)
+        return module, variables
     if name is None:
         raise ValueError(f"the name of a model expected with weights={weights!r}; fzoo.list_models() has them")
     if weights is None:

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,14 +14,15 @@ from fzoo.files import one_line
 from fzoo.models.keras_model import of_a_family
 from fzoo.models.spec import ModelSpec
 from fzoo.pretrained.imagenet import is_published, needed
+from fzoo.pretrained.whole import WholeFile
 from fzoo.weights import (
     WeightsMismatch,
+    check_fit,
     kind,
     preprocessing_in,
     read_description,
     weights_file,
 )
-from fzoo.weights.config import read_configuration
 from fzoo.weights.description import ENDS, Description
 from fzoo.weights.ending import ending_options
 from fzoo.weights.mapping import own_preprocessing
@@ -28,7 +30,10 @@ from fzoo.zoo import create, family_defaults, list_models, spec
 
 
 def network_of(
-    weights: str | os.PathLike, name: str | None = None, given: Mapping[str, Any] = MappingProxyType({})
+    weights: str | os.PathLike,
+    name: str | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+    whole: WholeFile | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Find out which network a file's weights are of.
 
@@ -36,6 +41,7 @@ def network_of(
         weights: a file, or the folder of a fine-tuning.
         name: of the model; may be left out where the file tells it.
         given: options of the caller's, which come before the file's.
+        whole: what the file describes, if it is a whole model of Keras's.
 
     Returns:
         (name, options for `create`).
@@ -55,7 +61,7 @@ def network_of(
         if unsaid:
             raise WeightsMismatch(f"{weights} ends in a function that no file can hold: {unsaid[0]}=... expected", [])
         return name, {**options, **given}
-    if name is None and kind(path) == "keras" and read_configuration(path):
+    if name is None and whole is not None:
         raise ValueError(
             f"{weights} holds a model of its own: fzoo.load_model(path) makes it; or the name of one of fzoo"
         )
@@ -63,7 +69,8 @@ def network_of(
         raise ValueError(f"{weights} does not tell which model it is of: the name of one expected")
     if is_published(name, weights):
         return name, {**needed(name), **given}
-    given = {**(ending_options(path, given) if kind(path) == "keras" else {}), **given}
+    if whole is not None:
+        given = {**options_of_file(name, path, whole, given), **given}
     if kind(path) != "keras" or not SHOWN.intersection(family_defaults(spec(name))):
         return name, dict(given)
     preprocessing = preprocessing_in(create(name, **given), path)
@@ -77,6 +84,46 @@ def network_of(
         return name, {**shown_options(name, preprocessing, given), **given}
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
+
+
+def options_of_file(name: str, path: Path, whole: WholeFile, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the options of a model that a whole model of Keras's shows: its size, its end, and a published variant.
+
+    Args:
+        name: of the model.
+        path: of the file.
+        whole: what it describes.
+        given: options of the caller's, which it need not show.
+
+    Raises:
+        WeightsMismatch: the caller gives another activation than the file's.
+    """
+    options = ending_options(path, given)
+    if whole.module is not None and not any(plan.kind in ("Functional", "Model") for plan in whole.plans):
+        usual, shape = create(name, **{**options, **given}), whole.module.image_shape
+        known = usual.example_shape if usual.known_size else (None, None, 3)
+        if "input_shape" not in given and shape != known and len(whole.module.graph.inputs) == 1:
+            options["input_shape"] = shape
+    for variant in variants(name):
+        if variant.keys() & given.keys():
+            continue
+        try:
+            check_fit(create(name, **{**options, **variant, **given}), path)
+        except ValueError:
+            continue
+        return {**options, **variant}
+    return options
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """The options of a model's published files, as far as they change its arrays; the default ones, {}, come first."""
+    defaults = family_defaults(spec(name))
+    changes = [{}]
+    for file in spec(name).weight_files:
+        changed = {k: v for k, v in file.options.items() if k != "divide_by_std" and defaults[k] != v}
+        if changed not in changes:
+            changes.append(changed)
+    return changes
 
 
 def described_network(described: Description, name: str | None = None) -> tuple[str, dict[str, Any]]:

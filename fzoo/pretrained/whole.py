@@ -4,14 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from fzoo.models.keras_model import KerasModel, keras_model
+from fzoo.files import one_line
+from fzoo.models.keras_model import KerasModel, keras_model, of_a_family
+from fzoo.weights import kind, read_description, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.graph import Plan, build_graph
 from fzoo.zoo import VARIANTS
+
+
+class WholeFile(NamedTuple):
+    """What a Keras file describes beside its weights.
+
+    Attributes:
+        module: its network; None where that can't be made.
+        plans: of its weights.
+        problem: what keeps it from being made.
+    """
+
+    module: KerasModel | None
+    plans: tuple[Plan, ...] = ()
+    problem: str = ""
+
+
+def described_whole(path: str | os.PathLike) -> WholeFile | None:
+    """Read the model that a file of weights describes; None where it has weights alone, or is one that fzoo wrote."""
+    path = weights_file(path)
+    if kind(path) != "keras" or of_a_family(read_description(path)) is not None or read_configuration(path) is None:
+        return None
+    try:
+        return WholeFile(*network_in(path))
+    except ValueError as e:
+        return WholeFile(None, problem=one_line(e).removeprefix(f"{path}: "))
 
 
 def network_in(
@@ -19,7 +46,7 @@ def network_in(
 ) -> tuple[KerasModel, tuple[Plan, ...]]:
     """Make the network that a Keras file holds, and the plan of its weights, of which none is read.
 
-    Raises as `load_model`.
+    Raises as `fzoo.load_model`.
     """
     configuration = read_configuration(path)
     if configuration is None:

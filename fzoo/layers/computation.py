@@ -1,0 +1,132 @@
+"""How a network computes what its layers give, told by digests: the same digest is the same computation."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.graph import trace
+
+#: Where equations that only call another computation keep it.
+INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint"})
+
+#: What does not care for the order of what it takes.
+COMMUTATIVE = frozenset({"add", "mul", "max", "min"})
+
+#: Parameters of equations that no number depends on.
+SILENT = frozenset({"name", "sharding"})
+
+#: Of a longer array, every bit counts; the numbers of a shorter one are a file's, as text.
+SHORT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """What a network computes, layer by layer.
+
+    Attributes:
+        jaxpr: from (variables, inputs) to the outputs of the layers.
+        layers: their names, in Keras's order.
+        variables: the path of each variable.
+    """
+
+    jaxpr: ClosedJaxpr
+    layers: tuple[str, ...]
+    variables: tuple[tuple[str, ...], ...]
+
+    def digests(self, arrays: Mapping[tuple[str, ...], str], image: str | None = None) -> dict[str, str]:
+        """Return a digest of the output of each layer.
+
+        Args:
+            arrays: what each variable is called, by its path: the same name in two networks means the same array.
+            image: the layer whose output is taken for the image; the input by default.
+        """
+        jaxpr = self.jaxpr.jaxpr
+        names = [f"array {arrays.get(path, path)}" for path in self.variables]
+        names += [f"image {i}" for i in range(len(jaxpr.invars) - len(names))]
+        known = {jaxpr.outvars[self.layers.index(image)]: "image 0"} if image is not None else {}
+        found = digest_outputs(jaxpr, self.jaxpr.consts, names, known)
+        return dict(zip(self.layers, found, strict=True))
+
+
+def computation_of(module: Classifier, inputs: Any = None) -> Computation:
+    """Find out how a network computes its layers' outputs in inference, for one image.
+
+    Args:
+        module: the network.
+        inputs: what it takes, as `jax.ShapeDtypeStruct`s; `example_inputs` by default.
+    """
+    found = trace(module)
+    layers = tuple(node.name for node in found.layers)
+
+    def outputs(variables: Any, inputs: Any) -> list[Any]:
+        tapped: Any = module.apply(variables, inputs, layers, method="endpoints")
+        return [tapped[name] for name in layers]
+
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(found.variables)]
+    jaxpr = jax.make_jaxpr(outputs)(found.variables, module.example_inputs if inputs is None else inputs)
+    return Computation(jaxpr, layers, tuple(tuple(str(getattr(step, "key", step)) for step in path) for path in paths))
+
+
+def digest_outputs(
+    jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[str], known: Mapping[Any, str]
+) -> list[str]:
+    """Return a digest of each output of a jaxpr.
+
+    Args:
+        jaxpr: the computation.
+        constants: the values of its constants.
+        inputs: the digests of its inputs.
+        known: digests of variables of the jaxpr that count whatever computes them.
+    """
+    digests: dict[Any, str] = {}
+
+    def set_digests(variables: Sequence[Any], found: Sequence[str]) -> None:
+        for variable, digest in zip(variables, found, strict=True):
+            digests[variable] = known.get(variable, digest)
+
+    def read(atom: Any) -> str:
+        return digest_constant(atom.val) if isinstance(atom, Literal) else digests[atom]
+
+    set_digests(jaxpr.constvars, [digest_constant(value) for value in constants])
+    set_digests(jaxpr.invars, inputs)
+    for equation in jaxpr.eqns:
+        name, taken = equation.primitive.name, [read(atom) for atom in equation.invars]
+        inner = next((equation.params[key] for key in INNER if key in equation.params), None)
+        if name in CALLS and inner is not None:
+            called, values = (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
+            set_digests(equation.outvars, digest_outputs(called, values, taken, {}))
+            continue
+        taken = sorted(taken) if name in COMMUTATIVE else taken
+        asked = [f"{key}={value}" for key, value in sorted(equation.params.items()) if key not in SILENT]
+        shapes = [str(variable.aval) for variable in equation.outvars]
+        digest = digest_text("\n".join([name, *asked, *taken, *shapes]))
+        set_digests(equation.outvars, [f"{digest} {i}" for i in range(len(shapes))])
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def digest_text(text: str) -> str:
+    """Return a digest of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def digest_constant(value: Any) -> str:
+    """Return what stands for a constant: its numbers as a file would have them, or a digest of its bits."""
+    array = np.asarray(value)
+    if array.size > SHORT or array.dtype.kind not in "fiu":
+        return f"{array.dtype}{array.shape} {digest_text(array.tobytes().hex())}"
+    return f"{array.shape} {' '.join(rounded(array))}"
+
+
+def rounded(array: np.ndarray) -> Iterator[str]:
+    """Yield numbers as texts, of as many digits as a float32 is sure of: 0.001 of a file is that of a program."""
+    for number in array.ravel().tolist():
+        yield f"{number:.6g}"

@@ -1,0 +1,151 @@
+"""Whether the model that a Keras file describes is the network that was asked for by its name."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.computation import computation_of
+from fzoo.layers.graph import last_map, trace
+from fzoo.layers.record import Node
+from fzoo.models.keras_model import KerasModel
+from fzoo.pretrained.whole import WholeFile
+from fzoo.weights import WeightsMismatch
+from fzoo.weights.files import Contents, open_layers
+from fzoo.weights.mapping import Match, fitted, match, regrouped
+from fzoo.weights.whole import match_plan
+
+#: How many layers may stand before a network in a file: those that make its input of an image.
+MOST_BEFORE = 16
+
+#: Layers before a network of which the loader says that they are left out.
+SAID = ("Rescaling", "Normalization")
+
+
+def check_same_network(module: Classifier, name: str, path: str | os.PathLike, file: WholeFile) -> None:
+    """Look whether a network computes what the file describes that its weights are from.
+
+    Names of layers do not count, nor does what is nothing in inference; the size of the image is the file's. A warning
+    says where the file's model can't be compared, and what it does before the network.
+
+    Args:
+        module: of a family.
+        name: the model's.
+        path: of the file, whose arrays fit.
+        file: what it describes.
+
+    Raises:
+        WeightsMismatch: it is another network; the message names the first layer that differs.
+    """
+    whole = file.module
+    if whole is None:
+        warnings.warn(f"{path}: whether its model is {name} can't be told: {file.problem}", stacklevel=3)
+        return
+    with open_layers(path) as contents:
+        found = match(module, contents, str(path))
+        compared = compared_network(module, whole, contents, found)
+        ours = {slot.path: str(array.name) for slot, array in found.pairs}
+        theirs = {slot.path: str(array.name) for slot, array in match_plan(whole, file.plans, contents.layers, "it")}
+    ends = found.within is None and module.include_top
+    nearest: tuple[int, str] = (-1, "")
+    for view in views_of(whole, theirs):
+        for sized in sized_for(compared, view.image):
+            wanted = computation_of(sized, jax.ShapeDtypeStruct((1, *view.image), "float32")).digests(ours)
+            target = trace(sized).outputs[0] if sized.include_top == module.include_top else last_map(trace(sized))
+            given = [view.digests[output] for output in view.outputs] if ends else view.digests.values()
+            if target is not None and wanted[target] in given:
+                if odd := [node.name for node in view.before if node.kind not in SAID]:
+                    warnings.warn(f"{path}: {', '.join(odd)} before the network left out, of its model", stacklevel=3)
+                return
+            common = len(set(wanted.values()) & set(view.digests.values()))
+            if common > nearest[0]:
+                nearest = common, difference(view, whole, sized, wanted)
+    raise WeightsMismatch(
+        f"{path} is not {name} as it is known: {nearest[1]}; fzoo.load_model(path) runs the file as it is", []
+    )
+
+
+def compared_network(module: Classifier, whole: KerasModel, contents: Contents, found: Match) -> Classifier:
+    """Return the network to compare: with its top, where the file has one, and the file's activation."""
+    layers = contents.layers
+    if found.within is not None:
+        inside = next(layer for layer in layers if layer.name == found.within)
+        layers = regrouped(module, inside.unfolded())
+    compared = (fitted(module, layers) or module).clone(dtype=jnp.float32)
+    if not compared.include_top:
+        return compared.clone(pooling=None)
+    return compared if found.within else compared.clone(classifier_activation=whole.classifier_activation)
+
+
+def sized_for(module: Classifier, shape: tuple[int, int, int]) -> Iterator[Classifier]:
+    """Yield a network for images of a size, and as Keras builds it where it does not know the size."""
+    for shape_known in (shape, (None, None, shape[-1])):
+        try:
+            yield module.clone(input_shape=shape_known)
+        except ValueError:  # too small, or a top that goes with one size
+            continue
+
+
+class View(NamedTuple):
+    """The digests of a file's layers, where one of them is taken for the image.
+
+    Attributes:
+        digests: of each layer.
+        image: (height, width, channels) of what is taken for the image.
+        before: the layers that are not looked at, between the input and the network.
+        outputs: the names of the outputs of the file's model.
+    """
+
+    digests: Mapping[str, str]
+    image: tuple[int, int, int]
+    before: Sequence[Node]
+    outputs: Sequence[str]
+
+
+def views_of(whole: KerasModel, arrays: Mapping[tuple[str, ...], str]) -> Iterator[View]:
+    """Yield the ways in which a network may begin in a model: at its input, or after layers without weights."""
+    computation = computation_of(whole)
+    found, owners = trace(whole), {layer for _, layer, *_ in arrays}
+    yield View(computation.digests(arrays), whole.example_shape, (), found.outputs)
+    before: list[Node] = []
+    for node in found.layers[:MOST_BEFORE]:
+        if node.variables in owners:
+            return
+        if node.kind != "InputLayer":
+            before.append(node)
+            if len(node.shape) == 3:
+                yield View(computation.digests(arrays, node.name), node.shape, tuple(before), found.outputs)
+
+
+def difference(view: View, whole: KerasModel, compared: Classifier, wanted: Mapping[str, str]) -> str:
+    """Say which layer of a file is the first that the network does not have, and what it is in the network."""
+    ours = {digest: name for name, digest in wanted.items()}
+    by_name = {node.name: node for node in trace(compared).layers}
+    places: dict[tuple[str, ...], list[Node]] = {}
+    for node in by_name.values():
+        places.setdefault(tuple(wanted.get(name, name) for name in node.inputs), []).append(node)
+    skipped = {node.name for node in view.before}
+    for node in trace(whole).layers:
+        taken = tuple(view.digests.get(name, name) for name in node.inputs)
+        if node.name in skipped or node.kind == "InputLayer" or view.digests[node.name] in ours:
+            continue
+        if not all(one in ours for one in taken):
+            continue
+        here = [other for other in places.get(taken, []) if other.kind == node.kind] or places.get(taken, [])
+        return f"its layer {node.name}{unlike(node, here[0]) if here else f' ({node.kind}) is not in the network'}"
+    return "its layers are put together in another way"
+
+
+def unlike(file: Node, network: Node) -> str:
+    """Say how two layers that take the same differ."""
+    if file.kind != network.kind:
+        return f" is a {file.kind}, {network.name} a {network.kind}"
+    keys = [key for key in file.config if file.config[key] != network.config.get(key)]
+    options = ", ".join(f"{key}={file.config[key]!r}, {network.config.get(key)!r} wanted" for key in keys)
+    return f" ({file.kind}) differs from {network.name}" + (f": {options}" if options else "")
