@@ -254,7 +254,9 @@ def test_calls_in_flight():
 
 
 @pytest.mark.parametrize("inputs", engines.INPUTS)
-@pytest.mark.parametrize("task", engines.TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=[pytest.mark.slow] if task == "train" else []) for task in engines.TASKS]
+)
 def test_where_inputs_come_from_and_results_go(task, inputs, monkeypatch):
     """And the same numbers, whether a batch is spread over devices or not."""
     given = []

@@ -1,5 +1,6 @@
 """What files say of their networks: fzoo's in words, Keras's by their layers."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fzoo.weights import WeightsMismatch, read_description
 from fzoo.weights.description import describe
 from fzoo.weights.files import KEY
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 ENDINGS = (".h5", ".weights.h5", ".keras", ".safetensors", ".orbax")
 
 EFFICIENTNET = {**small_options("EfficientNetB0"), "divide_by_std": True, "classifier_activation": "sigmoid"}
@@ -74,7 +76,7 @@ def test_files_carry_their_network(name, tmp_path):
     assert fzoo.load(weights=tmp_path / "again.safetensors")[0] == module
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", [each if each in (".h5", ".orbax") else slow(each) for each in ENDINGS])
 def test_an_option_that_makes_it_another_network(divided, ending):
     module, _, files = divided
     path = files[ending]
@@ -96,7 +98,7 @@ def test_an_option_that_makes_it_another_network(divided, ending):
             fzoo.load(name, weights=path)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", [each if each in (".h5", ".orbax") else slow(each) for each in ENDINGS])
 def test_an_option_that_does_not(divided, ending):
     """Of training, of the size, of the computation; or an end that is left out."""
     module, variables, files = divided
@@ -250,6 +252,7 @@ def divided_keras_model(options):
         return constructor(weights="imagenet", default_size=224, weights_name="b0", **options)
 
 
+@pytest.mark.slow
 def test_keras_shows_the_division_by_a_layer(tmp_path):
     options = {"width_coefficient": 0.3, "depth_coefficient": 0.3, "include_top": False, "input_shape": (32, 32, 3)}
     model = divided_keras_model(options)
@@ -268,6 +271,7 @@ def test_keras_shows_the_division_by_a_layer(tmp_path):
                     fzoo.load_keras_weights(fzoo.create("EfficientNetB0", **options), path)
 
 
+@pytest.mark.slow
 def test_inspect_tells_what_layers_show(tmp_path):
     model = divided_keras_model(
         {"width_coefficient": 1.0, "depth_coefficient": 1.0, "include_top": False, "input_shape": (32, 32, 3)}

@@ -350,6 +350,7 @@ def test_what_drops_in_training(model, name, options):
     assert not flow(module, {"predictions"}).training
 
 
+@pytest.mark.slow
 def test_stochastic_depth_of_convnext():
     """The rate makes a difference to what is trained."""
     options = {"depths": (1, 1, 1, 1), "projection_dims": (8, 8, 8, 8), "layer_scale_init_value": 0.5, "size": 32}

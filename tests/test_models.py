@@ -101,7 +101,7 @@ def test_every_model_has_a_case():
     assert {type(fzoo.create(name)) for name in FAMILIES} == families
 
 
-@pytest.mark.parametrize("name", by_model(CASES, quick=CASES))
+@pytest.mark.parametrize("name", by_model(CASES))
 def test_layers(name):
     """Keras's layers and their order, shapes and parameters at full depth and the size of the published weights."""
     module, spec, layers = fzoo.create(name), fzoo.spec(name), stored_layers()[name]

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from reference import FAMILIES
+from reference import FAMILIES, by_model
 
 import fzoo
 from fzoo.apps.blocks import blocks
@@ -16,7 +16,7 @@ from fzoo.apps.picture import FRAME, Box, draw, save_picture, text_width
 from fzoo.layers.graph import trace
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", by_model(FAMILIES, quick=("InceptionV3", "MobileNetV2", "NASNetMobile")))
 def test_blocks(name, tmp_path):
     module = fzoo.create(name)
     found, made = trace(module), blocks(module)

@@ -207,6 +207,7 @@ def test_outputs_of_a_depthwise_kernel(tmp_path):
     assert_equal(variables_of(model), wanted)
 
 
+@pytest.mark.slow
 def test_old_names_of_resnet(tmp_path):
     """As Keras 1 and 2.1 wrote: "res2a_branch2a", and a block's shortcut after its third convolution."""
     options = {"include_top": False, "input_shape": (32, 32, 3)}

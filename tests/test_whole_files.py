@@ -384,9 +384,10 @@ def test_folders_that_are_not_keras(tmp_path):
                 call(tmp_path / name)
 
 
-@pytest.mark.parametrize("ending", [".keras", ".h5"])
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax", None, "hard_sigmoid"])
-def test_a_files_classifier_is_taken_from_it(tmp_path, ending, activation):
+@pytest.mark.parametrize(
+    ("activation", "ending"), [("sigmoid", ".keras"), (None, ".h5"), ("hard_sigmoid", ".keras"), ("softmax", ".h5")]
+)
+def test_a_files_classifier_is_taken_from_it(tmp_path, activation, ending):
     """By its family's name: its classes, and the activation, which no array shows."""
     options = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 1 if activation == "sigmoid" else 3}
     model = keras_model("MobileNet", classifier_activation=activation, **options)
@@ -417,6 +418,7 @@ def test_a_files_classifier_is_taken_from_it(tmp_path, ending, activation):
     assert fzoo.load(fits[0].model, weights=path, **fits[0].options)[0].classifier_activation == activation
 
 
+@pytest.mark.slow
 def test_a_users_dense_head(tmp_path):
     """Keras's own recipe, laid flat: a binary classifier with one sigmoid on a family whose top is a Dense."""
     base = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(32, 32, 3), pooling="avg")
