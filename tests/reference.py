@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,11 @@ from keras.src.legacy.saving import legacy_h5_format
 from networks import SMALL, random_array, random_images, random_variables, small_options
 
 import fzoo
+from fzoo.layers.classifier import Classifier
+from fzoo.layers.computation import computation_of
+from fzoo.models.keras_model import keras_model as keras_model_of
+from fzoo.weights.config import Configuration
+from fzoo.weights.graph import build_graph
 
 __all__ = ["COMPILER_OPTIONS", "random_images"]  # for those that compare with Keras
 
@@ -227,6 +233,21 @@ def set_variables(model: Any, variables: dict[str, Any]) -> Any:
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
     return model
+
+
+def assert_same_computation(module: Classifier, model: Any) -> None:
+    """Every layer computes what Keras's does of the same arrays, as Keras describes it: no number is computed.
+
+    What the layers of the description compute is held against Keras's numbers in `test_keras_graphs.py`.
+    """
+    entry = json.loads(model.to_json())
+    described = {"class_name": entry["class_name"], "config": entry["config"]}
+    whole = keras_model_of(build_graph(Configuration(described, (3, 0)))[0])
+    sized = module.clone(input_shape=whole.image_shape)
+    ours, theirs = (computation_of(network, whole.example_inputs).digests({}) for network in (sized, whole))
+    names = [layer.name for layer in model.layers]
+    assert fzoo.layer_names(module) == names
+    assert ours == {name: theirs[name] for name in names}
 
 
 def assert_close(ours: Any, theirs: np.ndarray, what: str, tolerance: float = 1e-4) -> None:

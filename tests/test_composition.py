@@ -86,7 +86,7 @@ def test_under_vmap_and_remat(network):
     assert out.shape == (2, *jax.eval_shape(module.apply, variables, images).shape)
 
 
-@pytest.mark.slow  # half a minute for the largest
+@pytest.mark.parametrize("network", by_model(QUICK, quick=()), indirect=True)  # half a minute for the largest
 def test_under_grad_of_remat_in_training(network):
     module, variables, images = network
     variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), variables)

@@ -46,11 +46,12 @@ class Computation:
         """Return a digest of the output of each layer.
 
         Args:
-            arrays: what each variable is called, by its path: the same name in two networks means the same array.
+            arrays: what each variable is called, by its path, where it is not the path's own name: the same name in
+                two networks means the same array.
             image: the layer whose output is taken for the image; the input by default.
         """
         jaxpr = self.jaxpr.jaxpr
-        names = [f"array {arrays.get(path, path)}" for path in self.variables]
+        names = [f"array {arrays.get(path, '/'.join(path))}" for path in self.variables]
         names += [f"image {i}" for i in range(len(jaxpr.invars) - len(names))]
         known = {jaxpr.outvars[self.layers.index(image)]: "image 0"} if image is not None else {}
         found = digest_outputs(jaxpr, self.jaxpr.consts, names, known)
