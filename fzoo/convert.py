@@ -16,8 +16,9 @@ import numpy as np
 from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
-from fzoo.models.keras_model import of_a_family
+from fzoo.models.keras_model import KerasModel, of_a_family
 from fzoo.pretrained import load, load_model
+from fzoo.pretrained.comparison import compare
 from fzoo.pretrained.options import described_network, shown_options, variants
 from fzoo.pretrained.whole import network_in
 from fzoo.recognition import recognize_backbone
@@ -26,6 +27,7 @@ from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
 from fzoo.weights.ending import ending_options
 from fzoo.weights.files import Contents, FileLayer, open_layers
+from fzoo.weights.graph import Plan
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.whole import match_plan
 from fzoo.zoo import create, list_models, spec
@@ -41,6 +43,8 @@ class Fit:
         within: the layer of the file that it is, if the file is of a larger model; otherwise None.
         arrays: (array in the file, path of the variable, shape), in Keras's order.
         left_out: what else the file holds.
+        difference: how the file's own model differs from it, so that the file is not loaded by its name; "" where it
+            does not, or where the file has weights alone.
     """
 
     model: str
@@ -48,6 +52,7 @@ class Fit:
     within: str | None
     arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
     left_out: tuple[str, ...]
+    difference: str = ""
 
     def __str__(self) -> str:
         """As the call that creates it."""
@@ -119,13 +124,16 @@ class WeightsReport:
     def calls(self) -> tuple[str, ...]:
         """The calls that load it: first that of all that it holds, then those of models that are a part of it."""
         whole = () if self.whole is None else (f"fzoo.load_model({str(self.path)!r})",)
-        return *whole, *(fit.call(self.path) for fit in self.fits)
+        return *whole, *(fit.call(self.path) for fit in self.fits if not fit.difference)
 
     def __str__(self) -> str:
         """On a line: what it is, and what loads it."""
         words = [] if self.whole is None else [f"{self.whole}: {self.calls[0]}"]
         words += [f"its model can't be loaded: {self.problem}"] if self.problem else []
-        words += [f"fits {fit}: {fit.call(self.path)}" for fit in self.fits]
+        words += [
+            f"has the arrays of {fit}, but {fit.difference}" if fit.difference else f"fits {fit}: {fit.call(self.path)}"
+            for fit in self.fits
+        ]
         return "; ".join(words or ["has weights alone, which fit no model of fzoo list with its published options"])
 
 
@@ -156,25 +164,42 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
             for array in layer.all_arrays()
         )
         described = of_a_family(parse(contents.description, str(path)))
-        whole, problem = (None, "") if described is not None else whole_model(contents, path)
-        fits = tuple(found(contents, path)) if described is None else (as_described(described, contents, path),)
+        if described is not None:
+            whole, problem, fits = None, "", (as_described(described, contents, path),)
+        else:
+            file, problem = whole_file(contents, path)
+            fits = tuple(compared(fit, contents, path, file) for fit in found(contents, path))
+            whole = None if file is None else whole_model(file[0])
     return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits, whole, problem)
 
 
-def whole_model(contents: Contents, path: Path) -> tuple[WholeModel | None, str]:
-    """Describe the model that a file holds beside its weights; or (None, what keeps it from being loaded)."""
+def whole_file(contents: Contents, path: Path) -> tuple[tuple[KerasModel, tuple[Plan, ...]] | None, str]:
+    """Make the model that a file holds beside its weights; or (None, what keeps it from being loaded)."""
     try:
         if read_configuration(path) is None:
             return None, ""
         module, plans = network_in(path)
         match_plan(module, plans, contents.layers, str(path))
+        return (module, plans), ""
     except ValueError as e:
         return None, one_line(e).removeprefix(f"{path}: ")
+
+
+def whole_model(module: KerasModel) -> WholeModel:
+    """Describe the model of a file."""
     found, activation = trace(module), module.classifier_activation
     given = jax.eval_shape(module.apply, found.variables, module.example_inputs)
     outputs = tuple(tuple(y.shape[1:]) for y in jax.tree.leaves(given))
     name = activation if isinstance(activation, str) else None
-    return WholeModel(len(found.layers), module.graph.inputs, outputs, name, recognize_backbone(module)), ""
+    return WholeModel(len(found.layers), module.graph.inputs, outputs, name, recognize_backbone(module))
+
+
+def compared(fit: Fit, contents: Contents, path: Path, file: tuple[KerasModel, tuple[Plan, ...]] | None) -> Fit:
+    """Add to a fit how the file's own model differs from it."""
+    if file is None:
+        return fit
+    found = compare(create(fit.model, **fit.options), contents, str(path), *file)
+    return dataclasses.replace(fit, difference=found.difference)
 
 
 def as_described(described: Description, contents: Contents, path: Path) -> Fit:
@@ -256,11 +281,11 @@ def convert(
             raise ValueError(f"{source} does not tell its model, as fzoo's and Keras's do: name it (--model NAME)")
         report = inspect_weights(source)
         fits = report.fits
-        if report.whole is not None and (len(fits) != 1 or fits[0].within is not None):
+        if report.whole is not None and (len(fits) != 1 or fits[0].within or fits[0].difference):
             module, variables = load_model(source)
             save_variables(module, variables, destination)
             return module
-        if len(fits) != 1:
+        if len(fits) != 1 or fits[0].difference:
             several = "; ".join(map(str, fits)) or "none"
             why = f"; {report.problem}" if report.problem else ""
             raise ValueError(f"{source} does not tell which model it is of (it fits {several}{why}): name one")

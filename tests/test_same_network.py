@@ -1,6 +1,7 @@
 """A whole model of Keras's, loaded by the name of a model: it is that network, or an error says where it is not."""
 
 import json
+import re
 import warnings
 import zipfile
 
@@ -106,6 +107,10 @@ def test_another_network_is_told(mobilenet, tmp_path, change, message):
         fzoo.load("MobileNet", weights=path)
     assert "is not MobileNet as it is known" in str(error.value) and "fzoo.load_model(path) runs" in str(error.value)
     assert "\n" not in str(error.value)
+    report = fzoo.inspect_weights(path)
+    assert [fit.model for fit in report.fits] == ["MobileNet"] and re.search(message, report.fits[0].difference)
+    assert report.calls == (f"fzoo.load_model({str(path)!r})",)
+    assert f"has the arrays of {report.fits[0]}, but its layer" in str(report)
     np.testing.assert_allclose(fzoo.predict(*fzoo.load_model(path), images()), theirs, atol=1e-5)
 
 

@@ -18,6 +18,7 @@ from fzoo.models.keras_model import KerasModel
 from fzoo.pretrained.whole import WholeFile
 from fzoo.weights import WeightsMismatch
 from fzoo.weights.files import Contents, open_layers
+from fzoo.weights.graph import Plan
 from fzoo.weights.mapping import Match, fitted, match, regrouped
 from fzoo.weights.whole import match_plan
 
@@ -28,11 +29,22 @@ MOST_BEFORE = 16
 SAID = ("Rescaling", "Normalization")
 
 
+class Comparison(NamedTuple):
+    """How the model that a file describes compares with a network.
+
+    Attributes:
+        difference: the first layer that differs, in words; "" where the file has the network.
+        before: what the file's model does before the network, beside the preprocessing that loading tells.
+    """
+
+    difference: str
+    before: tuple[str, ...] = ()
+
+
 def check_same_network(module: Classifier, name: str, path: str | os.PathLike, file: WholeFile) -> None:
     """Look whether a network computes what the file describes that its weights are from.
 
-    Names of layers do not count, nor does what is nothing in inference; the size of the image is the file's. A warning
-    says where the file's model can't be compared, and what it does before the network.
+    A warning says where the file's model can't be compared, and what it does before the network.
 
     Args:
         module: of a family.
@@ -43,15 +55,36 @@ def check_same_network(module: Classifier, name: str, path: str | os.PathLike, f
     Raises:
         WeightsMismatch: it is another network; the message names the first layer that differs.
     """
-    whole = file.module
-    if whole is None:
+    if file.module is None:
         warnings.warn(f"{path}: whether its model is {name} can't be told: {file.problem}", stacklevel=3)
         return
     with open_layers(path) as contents:
-        found = match(module, contents, str(path))
-        compared = compared_network(module, whole, contents, found)
-        ours = {slot.path: str(array.name) for slot, array in found.pairs}
-        theirs = {slot.path: str(array.name) for slot, array in match_plan(whole, file.plans, contents.layers, "it")}
+        found = compare(module, contents, str(path), file.module, file.plans)
+    if found.difference:
+        raise WeightsMismatch(
+            f"{path} is not {name} as it is known: {found.difference}; fzoo.load_model(path) runs the file as it is", []
+        )
+    if found.before:
+        warnings.warn(f"{path}: {', '.join(found.before)} before the network left out, of its model", stacklevel=3)
+
+
+def compare(
+    module: Classifier, contents: Contents, source: str, whole: KerasModel, plans: Sequence[Plan]
+) -> Comparison:
+    """Compare a network with the model that a file describes, in which its arrays are.
+
+    Names of layers do not count, nor does what is nothing in inference; the size of the image is the file's.
+
+    Args:
+        module: of a family.
+        contents: of the file, which fit.
+        source: the file's name, for errors.
+        whole, plans: what it describes.
+    """
+    found = match(module, contents, source)
+    compared = compared_network(module, whole, contents, found)
+    ours = {slot.path: str(array.name) for slot, array in found.pairs}
+    theirs = {slot.path: str(array.name) for slot, array in match_plan(whole, plans, contents.layers, source)}
     ends = found.within is None and module.include_top
     nearest: tuple[int, str] = (-1, "")
     for view in views_of(whole, theirs):
@@ -60,15 +93,11 @@ def check_same_network(module: Classifier, name: str, path: str | os.PathLike, f
             target = trace(sized).outputs[0] if sized.include_top == module.include_top else last_map(trace(sized))
             given = [view.digests[output] for output in view.outputs] if ends else view.digests.values()
             if target is not None and wanted[target] in given:
-                if odd := [node.name for node in view.before if node.kind not in SAID]:
-                    warnings.warn(f"{path}: {', '.join(odd)} before the network left out, of its model", stacklevel=3)
-                return
+                return Comparison("", tuple(node.name for node in view.before if node.kind not in SAID))
             common = len(set(wanted.values()) & set(view.digests.values()))
             if common > nearest[0]:
                 nearest = common, difference(view, whole, sized, wanted)
-    raise WeightsMismatch(
-        f"{path} is not {name} as it is known: {nearest[1]}; fzoo.load_model(path) runs the file as it is", []
-    )
+    return Comparison(nearest[1])
 
 
 def compared_network(module: Classifier, whole: KerasModel, contents: Contents, found: Match) -> Classifier:
