@@ -162,6 +162,28 @@ def test_a_backbone_of_its_own_and_in_a_model(ending, tmp_path):
                 np.testing.assert_array_equal(array, theirs[other], err_msg=path)
 
 
+@pytest.mark.parametrize("ending", [".h5", ".weights.h5"])
+def test_numbered_names_inside_of_a_model(ending, tmp_path):
+    """They are taken where other names lead to that model, or where it is named; alone they lead nowhere."""
+    target, files = [], []
+    for named in (True, False):
+        keras.utils.clear_session(free_memory=False)
+        x = image = keras.Input((12, 12, 3))
+        for layer in (L.Conv2D(3, 1), L.Conv2D(3, 1, name="named" if named else None), L.Conv2D(3, 1)):
+            x = layer(x)
+        inside = randomise(keras.Model(image, x, name="a"))
+        target.append(fzoo.load_model(saved(inside, tmp_path / f"{named}.keras")))
+        files.append(saved(around(inside), tmp_path / f"{named}{ending}"))
+    variables, unmatched = fzoo.load_keras_weights(target[0][0], files[0], partial=True)
+    assert not unmatched.missing
+    assert_equal(variables, target[0][1])
+    with pytest.raises(fzoo.WeightsMismatch, match=r"^nothing in .*; layer='a' takes that layer's$"):
+        fzoo.load_keras_weights(target[1][0], files[1], partial=True)
+    variables, unmatched = fzoo.load_keras_weights(target[1][0], files[1], partial=True, layer="a")
+    assert not unmatched.missing
+    assert_equal(variables, target[1][1])
+
+
 @pytest.mark.parametrize("ending", [".h5", ".weights.h5", ".keras"])
 def test_two_equal_backbones(ending, tmp_path):
     """They are told apart by the layer's name, strictly and in part, and one inside of them by the way to it."""

@@ -193,8 +193,9 @@ def load_keras_weights(
     With `partial=True`, what fits by name and shape is taken, as by Keras's `load_weights(path, by_name=True,
     skip_mismatch=True)`, and what does not is returned. A layer of the file is that of the network with the same name,
     also where one of them is inside of a model ("backbone/conv1"). Names that Keras numbers ("conv2d_17") are compared
-    as they are: those of a session that counted on lead to no layer, or to another one of the same shape. What fzoo
-    wrote into the file of its network (a description with the options) is not compared then.
+    as they are: those of a session that counted on lead to no layer, or to another one of the same shape; inside of a
+    model, they are taken only where its other names lead to it, or `layer` names it. What fzoo wrote into the file of
+    its network (a description with the options) is not compared then.
 
     Args:
         module: the network, from `fzoo.create` or `fzoo.load_model`.
