@@ -28,7 +28,15 @@ from fzoo.training.results import Evaluation, Finetuned
 from fzoo.training.runs import LoadedRun, load_run
 from fzoo.training.steps import Phase, TrainState, cross_entropy, train_step, trainable_mask
 from fzoo.training.transfer import transfer
-from fzoo.weights import WeightsMismatch, load_keras_weights, load_variables, save_keras_weights, save_variables
+from fzoo.weights import (
+    Unmatched,
+    WeightsMismatch,
+    load_keras_weights,
+    load_variables,
+    open_weights,
+    save_keras_weights,
+    save_variables,
+)
 from fzoo.zoo import ModelSpec, create, list_models, load_image_for, preprocess_input, recipe, spec
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "Phase",
     "Recipe",
     "TrainState",
+    "Unmatched",
     "WeightsMismatch",
     "WeightsReport",
     "__version__",
@@ -68,6 +77,7 @@ __all__ = [
     "load_model",
     "load_run",
     "load_variables",
+    "open_weights",
     "optimize_for_inference",
     "overlay",
     "predict",

@@ -26,9 +26,10 @@ from fzoo.weights import kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
 from fzoo.weights.ending import ending_options
-from fzoo.weights.files import Contents, FileLayer, open_layers
+from fzoo.weights.files import Contents, FileLayer, array_path
 from fzoo.weights.graph import Plan
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
+from fzoo.weights.names import open_named_layers
 from fzoo.weights.whole import match_plan
 from fzoo.zoo import create, list_models, spec
 
@@ -155,11 +156,11 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
     path = weights_file(path)
     if kind(path) != "keras":
         raise ValueError(f"{path} is not Keras's, whose files alone are inspected; fzoo.load reads it")
-    with open_layers(path) as contents:
+    with open_named_layers(path) as contents:
         layers = contents.layers
         layout = "legacy h5" if layers[0].kind is None else "Keras 3 .weights.h5"
         arrays = tuple(
-            (layer.name, str(array.name), array.shape, str(array.dtype))
+            (layer.name, array_path(array), array.shape, str(array.dtype))
             for layer in layers
             for array in layer.all_arrays()
         )
@@ -212,7 +213,7 @@ def as_described(described: Description, contents: Contents, path: Path) -> Fit:
 
 def fit_of(model: str, options: dict[str, Any], result: Match) -> Fit:
     """A match in words."""
-    named = tuple((str(array.name), "/".join(slot.path), array.shape) for slot, array in result.pairs)
+    named = tuple((array_path(array), "/".join(slot.path), array.shape) for slot, array in result.pairs)
     return Fit(model, options, result.within, named, tuple(result.left_out))
 
 

@@ -59,6 +59,38 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "partial loading: what was not taken is not told",
+        "weights/partial.py",
+        "if path not in taken}",
+        "if path in taken}",
+        "test_partial_weights.py",
+        "as_keras",
+    ),
+    Mutant(
+        "partial loading: the rest of the variables stays without values",
+        "weights/__init__.py",
+        "    variables = random_variables(module, rng)\n",
+        "    variables = jax.tree.map(jnp.zeros_like, random_variables(module, rng))\n",
+        "test_partial_weights.py",
+        "as_keras",
+    ),
+    Mutant(
+        "partial loading: an ambiguous name leads to the first layer",
+        "weights/partial.py",
+        "if len(there) > 1:",
+        "if len(there) > 99:",
+        "test_partial_weights.py",
+        "two_equal",
+    ),
+    Mutant(
+        "open_weights: what was never written is read as zeros",
+        "weights/arrays.py",
+        "if array.id.get_storage_size() < array.nbytes:",
+        "if array.id.get_storage_size() > array.nbytes:",
+        "test_partial_weights.py",
+        "unasked",
+    ),
+    Mutant(
         "predict: images are zero",
         "inference/predict.py",
         "return module.apply(variables, images)\n",

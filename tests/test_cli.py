@@ -180,7 +180,7 @@ def test_convert(folder, tmp_path, command_line):
         fzoo.load_keras_weights(module, tmp_path / "w.h5"), fzoo.load_keras_weights(module, folder / "weights.h5")
     )
     _, (*arrays, summary), _ = command_line("convert", "--dry-run", folder / "weights.h5")
-    assert "conv1\t/conv1/conv1/kernel\t3 x 3 x 3 x 8\tfloat32\tparams/conv1/kernel" in arrays
+    assert "conv1\tconv1/conv1/kernel\t3 x 3 x 3 x 8\tfloat32\tparams/conv1/kernel" in arrays
     assert f"legacy h5, {len(arrays)} arrays" in summary
     assert 'fits fzoo.create("MobileNet", alpha=0.25, classes=4)' in summary
 

@@ -96,7 +96,7 @@ def random_weights(folder: Path, url: str) -> Path:
 
 
 #: The recipes that take least; those with the other networks are slow.
-QUICK = ("VGG16", "VGG19", "ResNet50", "load_model")
+QUICK = ("VGG16", "VGG19", "ResNet50", "load_model", "ten.h5")
 
 
 def recipes() -> list[Any]:
@@ -119,7 +119,7 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "parrot.jpg")
     index = {str(i): [f"n{i:08d}", f"label_{i}"] for i in range(1000)}
     (offline / "imagenet_class_index.json").write_text(json.dumps(index))
-    monkeypatch.setattr("fzoo.zoo.fetch", lambda url, *rest: random_weights(tmp_path, url))
+    monkeypatch.setattr("fzoo.pretrained.fetch", lambda url, *rest: random_weights(tmp_path, url))
     monkeypatch.chdir(tmp_path)
     if "flowers.keras" in block:
         layers = keras.layers

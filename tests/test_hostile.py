@@ -95,12 +95,27 @@ def serve() -> None:
                 (loaded[k].shape, loaded[k].dtype) == (v.shape, v.dtype) for k, v in expected.items()
             )
             answer = {"whole": same_tree, "equal": all(loaded[k].tobytes() == v.tobytes() for k, v in expected.items())}
+        answer = look_inside(module, path) or answer
         signal.setitimer(signal.ITIMER_REAL, 0)
         answer["files"] = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
         print(json.dumps(answer), flush=True)
         if number == WARM and os.path.exists("/proc/self/statm"):  # by now JAX has its threads, and what they need
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+
+
+def look_inside(module: Tiny, path: str) -> dict[str, Any] | None:
+    """Do what else is done with a file: load a part, read each array; what is raised, if it is not what is promised."""
+    try:
+        with contextlib.suppress(ValueError, OSError):
+            fzoo.load_keras_weights(module, path, partial=True)
+        with contextlib.suppress(ValueError, OSError), fzoo.open_weights(path) as arrays:
+            for array in arrays.values():
+                with contextlib.suppress(ValueError):
+                    assert np.asarray(array).shape == array.shape
+    except BaseException as e:
+        return {"error": type(e).__name__, "line": str(e), "documented": False}
+    return None
 
 
 def leaves(tree: Any) -> dict[str, np.ndarray]:

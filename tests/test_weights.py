@@ -74,7 +74,7 @@ def test_another_model(file):
         fzoo.load("VGG16", weights=file, input_shape=(32, 32, 3))
     problems = "\n".join(error.value.problems)
     assert "block1_conv1/kernel (3, 3, 3, 64) is missing" in problems
-    assert "conv_dw_1: (3, 3, 8, 1) is left over" in problems
+    assert "conv_dw_1/conv_dw_1/kernel (3, 3, 8, 1) is left over" in problems
     assert len(str(error.value)) < 1500 and "more" in str(error.value)
 
 
@@ -92,7 +92,7 @@ def test_missing_and_left_over_layer(module, file):
     with h5py.File(file, "r+") as f:
         f.attrs["layer_names"] = [*names, "conv_pw_7", "conv_pw_77"]
         f.copy("conv_pw_7", "conv_pw_77")
-    with pytest.raises(WeightsMismatch, match=r"conv_pw_77: \(1, 1, 128, 128\) is left over"):
+    with pytest.raises(WeightsMismatch, match=r"conv_pw_77/conv_pw_7/kernel \(1, 1, 128, 128\) is left over"):
         fzoo.load_keras_weights(module, file)
 
 

@@ -17,9 +17,10 @@ from fzoo.layers.record import Node
 from fzoo.models.keras_model import KerasModel
 from fzoo.pretrained.whole import WholeFile
 from fzoo.weights import WeightsMismatch
-from fzoo.weights.files import Contents, open_layers
+from fzoo.weights.files import Contents
 from fzoo.weights.graph import Plan
 from fzoo.weights.mapping import Match, fitted, match, regrouped
+from fzoo.weights.names import open_named_layers
 from fzoo.weights.whole import match_plan
 
 #: How many layers may stand before a network in a file: those that make its input of an image.
@@ -58,7 +59,7 @@ def check_same_network(module: Classifier, name: str, path: str | os.PathLike, f
     if file.module is None:
         warnings.warn(f"{path}: whether its model is {name} can't be told: {file.problem}", stacklevel=3)
         return
-    with open_layers(path) as contents:
+    with open_named_layers(path) as contents:
         found = compare(module, contents, str(path), file.module, file.plans)
     if found.difference:
         raise WeightsMismatch(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import h5py
 import jax
@@ -18,8 +20,9 @@ import numpy as np
 from fzoo.files import replacing
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import snake_case
-from fzoo.layers.graph import trace
+from fzoo.layers.graph import random_variables, trace
 from fzoo.layers.record import Node
+from fzoo.weights.arrays import FileArray, keras_arrays, safetensors_arrays
 from fzoo.weights.description import Description, check_same, describe, parse
 from fzoo.weights.ending import check_activation, read_ending
 from fzoo.weights.files import WeightsMismatch, open_layers
@@ -31,18 +34,32 @@ from fzoo.weights.formats import (
     save_orbax,
     save_safetensors,
 )
-from fzoo.weights.graph import Plan
-from fzoo.weights.mapping import Slot, below_top, check_variables, match, own_preprocessing, slots
+from fzoo.weights.graph import MODELS, Plan
+from fzoo.weights.mapping import (
+    Slot,
+    below_top,
+    check_variables,
+    described,
+    lookup,
+    match,
+    own_preprocessing,
+    preprocessing,
+    slots,
+)
+from fzoo.weights.names import open_named_layers
+from fzoo.weights.partial import Unmatched, match_by_name, select_layer
 from fzoo.weights.rewrite import keras3_configuration, plans_of, saved_layers
 from fzoo.weights.whole import match_plan
 from fzoo.weights.writers import WRITERS, SavedLayer
 
 __all__ = [
+    "Unmatched",
     "WeightsMismatch",
     "check_fit",
     "load_keras_weights",
     "load_planned",
     "load_variables",
+    "open_weights",
     "save_keras_weights",
     "save_variables",
 ]
@@ -142,57 +159,167 @@ def save_variables(module: Classifier, variables: Any, path: str | os.PathLike) 
         save_orbax(variables, path, describe(module))
 
 
-def load_keras_weights(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
+@overload
+def load_keras_weights(
+    module: Classifier, path: str | os.PathLike, *, layer: str | None = None, partial: Literal[False] = False
+) -> dict[str, Any]: ...
+
+
+@overload
+def load_keras_weights(
+    module: Classifier,
+    path: str | os.PathLike,
+    *,
+    layer: str | None = None,
+    partial: Literal[True],
+    rng: jax.Array | None = None,
+) -> tuple[dict[str, Any], Unmatched]: ...
+
+
+def load_keras_weights(
+    module: Classifier,
+    path: str | os.PathLike,
+    *,
+    layer: str | None = None,
+    partial: bool = False,
+    rng: jax.Array | None = None,
+) -> dict[str, Any] | tuple[dict[str, Any], Unmatched]:
     """Read a network's variables from a file that Keras wrote.
 
     Strict: every array of the network must be in the file, with its shape, and nothing may be left over, except the
     top of a file with a top when the network has none. Otherwise nothing is loaded. A warning says what else the file
     has and the network lacks: the rest of a larger model, layers that preprocess.
 
+    With `partial=True`, what fits by name and shape is taken, as by Keras's `load_weights(path, by_name=True,
+    skip_mismatch=True)`, and what does not is returned. A layer of the file is that of the network with the same name,
+    also where one of them is inside of a model ("backbone/conv1"). Names that Keras numbers ("conv2d_17") are compared
+    as they are: those of a session that counted on lead to no layer, or to another one of the same shape; inside of a
+    model, they are taken only where its other names lead to it, or `layer` names it. What fzoo wrote into the file of
+    its network (a description with the options) is not compared then.
+
     Args:
-        module: the network, from `fzoo.create`.
-        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`, or the folder of a fine-tuning.
+        module: the network, from `fzoo.create` or `fzoo.load_model`.
+        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`, or the folder of a fine-tuning. For
+            `partial=True` it must have the names of its layers: an older `.weights.h5` has them in the `config.json`
+            beside it alone.
+        layer: the layer of the file that is the network, of a file with several: its name, or the names on the way to
+            it ("outer/inner"). By default the one that fits; for `partial=True` all of the file.
+        partial: whether to take what fits.
+        rng: a `jax.random.key` for the initial values of the rest, with `partial=True`; key 0 by default.
 
     Returns:
-        {"params": ..., "batch_stats": ...} for `module.apply`, float32 arrays on the default device.
+        {"params": ..., "batch_stats": ...} for `module.apply`, float32 arrays on the default device. With
+        `partial=True`, (variables, unmatched): the variables are whole, with Keras's initial values where the file has
+        no array, and the record says which these are and which arrays of the file were not taken.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no file at `path`.
-        ValueError: not a Keras file, a damaged one, or one of another network (`WeightsMismatch`, which names the
-            arrays that don't fit).
+        ValueError: not a Keras file, a damaged one, one without such a layer, or one of another network
+            (`WeightsMismatch`, which names the arrays that don't fit; with `partial=True`, where none fits, or where a
+            name leads to several layers).
     """
     path = weights_file(path)
+    if rng is not None and not partial:
+        raise ValueError("rng goes with partial=True: otherwise every array is the file's")
     slots(module)  # before the file: what is no plain network of this package is not the file's fault
+    if partial:
+        if kind(path) != "keras":
+            raise ValueError(f"{path} is not Keras's, whose files alone are loaded in part")
+        return load_matching(module, path, layer, jax.random.key(0) if rng is None else rng)
     if module.keras_graph is not None:
-        return load_planned(module, plans_of(module.keras_graph.source), path)
-    with open_layers(path) as contents:
-        description = parse(contents.description, str(path))
+        return load_planned(module, plans_of(module.keras_graph.source), path, layer)
+    with open_named_layers(path) as contents:
+        description = parse(contents.description, str(path)) if layer is None else None  # it is of the whole file
         check_same(description, module)
-        ending = read_ending(path) if description is None and module.include_top else None
+        ending = read_ending(path) if description is None and layer is None and module.include_top else None
         if ending is not None and ending.classes == module.classes:
             check_activation(ending, module.classifier_activation, path)
         whole = module
         if description is not None and not module.include_top and description.options.get("head"):
             whole = type(module)(**description.options_of(type(module)))  # with a head that is not the family's
-        found = match(whole, contents, str(path))
+        chosen = None if layer is None else select_layer(contents.layers, layer, str(path))
+        found = match(whole, contents, str(path), chosen)
         variables = variables_of(found.pairs)
     if found.within:
         left_out = ", ".join(found.left_out) or "nothing"
-        warnings.warn(f"{path}: its layer {found.within} was loaded; left out: {left_out}", stacklevel=2)
-    if more := (found.preprocessing or Counter()) - own_preprocessing(module):
-        layers = " and ".join(f"{number} {name} layer{'s'[: number > 1]}" for name, number in sorted(more.items()))
-        warnings.warn(
-            f"{path} has {layers} more than this {type(module).__name__}, left out: pixels are not preprocessed so",
-            stacklevel=2,
-        )
+        warnings.warn(f"{path}: its layer {layer or found.within} was loaded; left out: {left_out}", stacklevel=2)
+    warn_of_preprocessing(module, found.preprocessing, path, stacklevel=3)
     return variables if whole is module else below_top(module, whole, variables)
 
 
-def load_planned(module: Classifier, plans: Sequence[Plan], path: str | os.PathLike) -> dict[str, Any]:
-    """Read the variables of a network from the file whose configuration describes it."""
+def warn_of_preprocessing(module: Classifier, theirs: Counter[str] | None, path: Path, stacklevel: int) -> None:
+    """Warn where a file's network preprocesses its pixels by layers that the network lacks."""
+    if more := (theirs or Counter()) - own_preprocessing(module):
+        layers = " and ".join(f"{number} {name} layer{'s'[: number > 1]}" for name, number in sorted(more.items()))
+        warnings.warn(
+            f"{path} has {layers} more than this {type(module).__name__}, left out: pixels are not preprocessed so",
+            stacklevel=stacklevel,
+        )
+
+
+def load_matching(
+    module: Classifier, path: Path, layer: str | None, rng: jax.Array
+) -> tuple[dict[str, Any], Unmatched]:
+    """Read the arrays of a file that fit a network by name and shape; the rest of the variables is initialised."""
+    plans = () if module.keras_graph is None else plans_of(module.keras_graph.source)
+    with open_named_layers(path) as contents:
+        pairs, unmatched = match_by_name(module, plans, contents, str(path), layer)
+        taken = variables_of(pairs)
+        theirs = preprocessing(contents.listed)
+    warn_of_preprocessing(module, theirs, path, stacklevel=4)
+    variables = random_variables(module, rng)
+    for keys, array in jax.tree_util.tree_leaves_with_path(taken):
+        *above, last = (step.key for step in keys)
+        lookup(variables, above)[last] = array
+    return variables, unmatched
+
+
+def load_planned(
+    module: Classifier, plans: Sequence[Plan], path: str | os.PathLike, layer: str | None = None
+) -> dict[str, Any]:
+    """Read the variables of a network from the file whose configuration describes it, or from a layer of a file."""
     slots(module)
-    with open_layers(path) as contents:
-        return variables_of(match_plan(module, plans, contents.layers, str(path)))
+    if layer is None:
+        with open_layers(path) as contents:
+            return variables_of(match_plan(module, plans, contents.layers, str(path)))
+    with open_named_layers(path) as contents:
+        chosen = select_layer(contents.layers, layer, str(path))
+        if not chosen.parts:  # a legacy file, which has the arrays of a model in one list
+            chosen = dataclasses.replace(chosen, name="")
+            plans = (Plan("", "", MODELS[0], True, parts=tuple(plans)),)
+        pairs = match_plan(module, plans, chosen.parts or (chosen,), f"{layer} in {path}")
+        inside = {array.name for array in chosen.all_arrays()}
+        others = [(other, array) for other in contents.layers for array in other.all_arrays()]
+        left_out = ", ".join(described(other, array) for other, array in others if array.name not in inside)
+        variables = variables_of(pairs)
+    warnings.warn(f"{path}: its layer {layer} was loaded; left out: {left_out or 'nothing'}", stacklevel=3)
+    return variables
+
+
+@contextlib.contextmanager
+def open_weights(path: str | os.PathLike) -> Iterator[Mapping[str, FileArray]]:
+    """Open a file of weights as a read-only mapping from the full path of an array in it to the array.
+
+    An array is read when it is asked for its values, `np.asarray(arrays[name])` or `arrays[name][...]`, while the file
+    is open; its `shape` and `dtype` are known without.
+
+    Args:
+        path: a Keras file, whose paths are those of `inspect_weights`, of warnings and of `Unmatched`
+            ("conv1/conv1/kernel:0"; in a `.weights.h5` and a `.keras` "layers/conv2d/vars/0"); `.safetensors`, whose
+            names they are; or the folder of a fine-tuning.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: there is no file at `path`.
+        KeyError: the file has no such array.
+        ModuleNotFoundError: safetensors is not installed.
+        ValueError: not a file of weights, a damaged one, or an Orbax checkpoint; and where an array is read after the
+            file was closed, or its values were never written.
+    """
+    path = weights_file(path)
+    if kind(path) == "orbax":
+        raise ValueError(f"{path} is an Orbax checkpoint, .h5, .keras or .safetensors expected: fzoo.load_variables")
+    with {"keras": keras_arrays, "safetensors": safetensors_arrays}[kind(path)](path) as arrays:
+        yield arrays
 
 
 def variables_of(pairs: Iterable[tuple[Slot, h5py.Dataset]]) -> dict[str, Any]:
@@ -213,7 +340,7 @@ def check_fit(module: Classifier, path: str | os.PathLike) -> None:
         FileNotFoundError, IsADirectoryError, ValueError: as `load_keras_weights`.
     """
     slots(module)
-    with open_layers(path) as contents:
+    with open_named_layers(path) as contents:
         match(module, contents, str(path))
 
 
@@ -225,7 +352,7 @@ def preprocessing_in(module: Classifier, path: str | os.PathLike) -> Counter[str
     Raises:
         FileNotFoundError, IsADirectoryError, ValueError: as `load_keras_weights`.
     """
-    with open_layers(path) as contents:
+    with open_named_layers(path) as contents:
         return match(module, contents, str(path)).preprocessing
 
 

@@ -25,7 +25,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +79,8 @@ class FileLayer:
         parts: the layers inside, of a model as a layer that the file keeps layer by layer; it has no arrays itself.
         listed: of such a model, as `Contents.listed`.
         mixed: its place in the file may not be the network's: see `unfolded`.
+        named: whether `name` is the layer's own; an older `.weights.h5` has no names, and calls it as its group is
+            called ("conv2d_3").
     """
 
     name: str
@@ -88,6 +90,7 @@ class FileLayer:
     parts: tuple[FileLayer, ...] = ()
     listed: tuple[str, ...] = ()
     mixed: bool = False
+    named: bool = True
 
     def all_arrays(self) -> list[h5py.Dataset]:
         """Its arrays, and those of the layers inside."""
@@ -109,6 +112,29 @@ class FileLayer:
             return []
         return [FileLayer(layer, None, tuple(arrays), mixed=True) for layer, arrays in inside.items()]
 
+    def part(self, path: str) -> FileLayer | None:
+        """Find a layer inside of this model by its path below it; None if there is none."""
+        if self.parts:
+            return find_layer(self.parts, path)
+        prefixes = (f"{path}/", f"{self.name}/{path}/")
+        below = {
+            name.removeprefix(prefix): array
+            for name, array in zip(self.names, self.arrays, strict=True)
+            for prefix in prefixes
+            if name.startswith(prefix)
+        }
+        return FileLayer(path, None, tuple(below.values()), tuple(below), mixed=True) if below else None
+
+
+def find_layer(layers: Iterable[FileLayer], path: str) -> FileLayer | None:
+    """Find a layer by its name, or one inside of a model by the names on the way ("outer/inner"); None for no layer."""
+    for layer in layers:
+        below = path.removeprefix(f"{layer.name}/")
+        found = layer if path == layer.name else layer.part(below) if below != path else None
+        if found is not None:
+            return found
+    return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
@@ -119,11 +145,29 @@ class Contents:
         listed: the names, or where it groups by class the classes, of all layers, those without weights too; nothing
             where the file does not list these.
         description: what fzoo wrote of the network, JSON; None in a file of Keras's.
+        root: the group of the file below which the layers lie.
     """
 
     layers: list[FileLayer]
     listed: tuple[str, ...]
     description: str | None
+    root: h5py.Group
+
+    def all_arrays(self) -> dict[str, h5py.Dataset]:
+        """The arrays of the file by their full paths in it: those of `layers`, then what else lies below the layers.
+
+        The latter are the arrays of layers that are built of others ("layers/bidirectional/forward_layer/vars/0"). The
+        state of random numbers, which is none of a network's, is not among them, nor are the arrays of an optimizer.
+
+        Raises:
+            ValueError: an array or a link that is not read.
+        """
+        arrays = {array_path(array): array for layer in self.layers for array in layer.all_arrays()}
+        arrays |= {path: array for path, array in arrays_below(self.root) if path not in arrays}
+        for path, array in arrays.items():
+            if array.shape is None:
+                raise ValueError(f"{path} is no array")
+        return arrays
 
 
 @contextlib.contextmanager
@@ -152,7 +196,7 @@ def open_layers(path: str | os.PathLike) -> Iterator[Contents]:
             layers, listed = keras3_layers(file, heap) if root is None else legacy_layers(root, heap)
             if not layers:
                 raise ValueError("it holds no layers with weights")
-            yield Contents(layers, listed, description_of(file))
+            yield Contents(layers, listed, description_of(file), keras3_root(file)[0] if root is None else root)
     except WeightsMismatch:
         raise
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError) as e:
@@ -209,7 +253,7 @@ def member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
     return content
 
 
-Kind = TypeVar("Kind", h5py.Group, h5py.Dataset)
+Kind = TypeVar("Kind", h5py.Group, h5py.Dataset, h5py.HLObject)
 
 
 def child(group: h5py.Group, name: str, kind: type[Kind]) -> Kind:
@@ -272,9 +316,15 @@ def complete(listed: Sequence[str], layers: Sequence[FileLayer]) -> tuple[str, .
 
 def keras3_layers(file: h5py.File, heap: Callable[[], None]) -> tuple[list[FileLayer], tuple[str, ...]]:
     """The layers of a `.weights.h5`, those of each class in their order, and the classes of all."""
+    root, key = keras3_root(file)
+    return layers_in(root, key, heap, itertools.count())
+
+
+def keras3_root(file: h5py.File) -> tuple[h5py.Group, str]:
+    """The group of the layers in a `.weights.h5`, and its name."""
     for key in ("layers", "_layer_checkpoint_dependencies"):  # the latter up to Keras 2.13
         if key in file:
-            return layers_in(child(file, key, h5py.Group), key, heap, itertools.count())
+            return child(file, key, h5py.Group), key
     raise ValueError("it has neither layer_names nor layers")
 
 
@@ -289,16 +339,39 @@ def layers_in(
         group, kind = child(root, name, h5py.Group), re.sub(r"_\d+$", "", name)
         kinds.append(kind)
         own = child(group, "vars", h5py.Group) if "vars" in group else None
-        called = next(iter([] if own is None else read_names(own, "name", heap)), name)
+        names = [] if own is None else read_names(own, "name", heap)
+        called, named = next(iter(names), name), bool(names)
         if key in group:
             inside, listed = layers_in(child(group, key, h5py.Group), key, heap, seen, depth + 1)
             if inside:
-                layers.append(FileLayer(called, kind, (), parts=tuple(inside), listed=listed))
+                layers.append(FileLayer(called, kind, (), parts=tuple(inside), listed=listed, named=named))
         elif own is not None and len(own):
             numbers = sorted(members(own, seen), key=int)
             arrays = tuple(child(own, number, h5py.Dataset) for number in numbers)
-            layers.append(FileLayer(called, kind, arrays, tuple(numbers)))
+            layers.append(FileLayer(called, kind, arrays, tuple(numbers), named=named))
     return layers, complete(kinds, layers)
+
+
+def arrays_below(root: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Yield (path in the file, array) for all arrays below a group but the state of random numbers, depth first."""
+    waiting, seen = [root], itertools.count()
+    while waiting:
+        group = waiting.pop()
+        if len(str(group.name)) > MAX_NAME:  # a group may hold itself
+            raise ValueError(f"a path in it is longer than {MAX_NAME} characters: {str(group.name)[:40]!a}...")
+        inside = []
+        for name in members(group, seen):
+            item = child(group, name, h5py.HLObject)
+            if isinstance(item, h5py.Dataset):
+                yield array_path(item), item
+            elif isinstance(item, h5py.Group) and name != "seed_generator":
+                inside.append(item)
+        waiting += reversed(inside)
+
+
+def array_path(array: h5py.Dataset) -> str:
+    """The full path of an array in its file, as h5py takes it: "conv1/conv1/kernel:0"."""
+    return str(array.name).removeprefix("/")
 
 
 def members(group: h5py.Group, seen: Iterator[int]) -> list[str]:

@@ -38,7 +38,7 @@ def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, A
         ValueError: a damaged file, or one of another network.
     """
     path = Path(path)
-    with opened(path) as file:
+    with open_safetensors(path) as file:
         names = file.keys()
         flat = {name: file.get_tensor(name) for name in names}
     variables: dict[str, Any] = {}
@@ -58,12 +58,12 @@ def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, A
 
 def described_safetensors(path: str | os.PathLike) -> str | None:
     """What fzoo wrote of the network into a safetensors file, JSON; raises as `load_safetensors`."""
-    with opened(Path(path)) as file:
+    with open_safetensors(Path(path)) as file:
         return (file.metadata() or {}).get(KEY)
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def open_safetensors(path: Path) -> Iterator[Any]:
     """A safetensors file; raises as `load_safetensors`."""
     safetensors()
     from safetensors import safe_open

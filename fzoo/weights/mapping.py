@@ -21,7 +21,7 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import snake_case
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
-from fzoo.weights.files import Contents, FileLayer, WeightsMismatch, by_number
+from fzoo.weights.files import Contents, FileLayer, WeightsMismatch, array_path, by_number
 
 _KERNEL, _BIAS = ("kernel", ("params", "kernel")), ("bias", ("params", "bias"))
 _SEPARABLE = (
@@ -152,7 +152,8 @@ class Match:
     Attributes:
         pairs: every variable of the network, and its array.
         within: the layer of the file that is the network, if that is nested in another model; otherwise None.
-        left_out: what else the file holds, as "layer/array (shape)".
+        left_out: what else the file holds: the full path of each array in it with the array's shape, after the layer's
+            name where the path has it not; the names of layers that preprocess.
         preprocessing: how many layers of each class in `PREPROCESSING` the file's network has; None if it doesn't tell.
     """
 
@@ -177,7 +178,7 @@ def own_preprocessing(module: Classifier) -> Counter[str]:
     return preprocessing([snake_case(node.kind) for node in trace(module).layers]) or Counter()
 
 
-def match(module: Classifier, contents: Contents, source: str) -> Match:
+def match(module: Classifier, contents: Contents, source: str, chosen: FileLayer | None = None) -> Match:
     """Pair every variable of a network with its array in a file.
 
     Keras loads by position, since names in its published files differ from today's. So do we, with the names as a
@@ -189,25 +190,29 @@ def match(module: Classifier, contents: Contents, source: str) -> Match:
         module: the network.
         contents: of the file.
         source: the file's name, for errors.
+        chosen: the layer of the file that is the network; None to look for it.
 
     Raises:
         WeightsMismatch: naming the arrays that are missing, left over, or of another shape.
     """
     layers = contents.layers
-    inside = [(model.name, regrouped(module, parts)) for model in layers if (parts := model.unfolded())]
-    fitting = [(name, parts) for name, parts in inside if fitted(module, parts) is not None]
-    if fitted(module, layers) is not None or not fitting:
-        pairs = match_layers(module, layers, source)
-        return Match(pairs, None, dropped(module, layers), preprocessing(contents.listed))
-    if len(fitting) > 1:
-        names = ", ".join(name for name, _ in fitting)
-        raise WeightsMismatch(f"{source} holds more than one such network: {names}", [])
-    ((within, parts),) = fitting
-    others = [described(layer, array) for layer in layers if layer.name != within for array in layer.all_arrays()]
+    if chosen is None:
+        models = [model for model in layers if model.unfolded()]
+        fitting = [model for model in models if fitted(module, regrouped(module, model.unfolded())) is not None]
+        if fitted(module, layers) is not None or not fitting:
+            pairs = match_layers(module, layers, source)
+            return Match(pairs, None, dropped(module, layers), preprocessing(contents.listed))
+        if len(fitting) > 1:
+            names = ", ".join(model.name for model in fitting)
+            hint = f"fzoo.load_keras_weights(module, path, layer={fitting[0].name!r}) takes that one"
+            raise WeightsMismatch(f"{source} holds more than one such network: {names}; {hint}", [])
+        (chosen,) = fitting
+    parts = regrouped(module, chosen.unfolded())
+    pairs = match_layers(module, parts, f"{chosen.name} in {source}")
+    inside = {array.name for array in chosen.all_arrays()}
+    others = [described(layer, array) for layer in layers for array in layer.all_arrays() if array.name not in inside]
     others += [name for name in contents.listed if PREPROCESSING.fullmatch(name)]
-    pairs = match_layers(module, parts, f"{within} in {source}")
-    (listed,) = (layer.listed for layer in layers if layer.name == within)
-    return Match(pairs, within, [*others, *dropped(module, parts)], preprocessing(listed))
+    return Match(pairs, chosen.name, [*others, *dropped(module, parts)], preprocessing(chosen.listed))
 
 
 def regrouped(module: Classifier, layers: list[FileLayer]) -> list[FileLayer]:
@@ -275,8 +280,10 @@ def below_top(module: Classifier, whole: Classifier, variables: dict[str, Any]) 
 
 
 def described(layer: FileLayer, array: h5py.Dataset) -> str:
-    """An array, for a list."""
-    return f"{layer.name}/{str(array.name).rsplit('/', 1)[-1]} {array.shape}"
+    """An array, for a list: its full path in the file, after the layer's name where the path has it not."""
+    path = array_path(array)
+    tells = f"/{layer.name}/" in f"/{path}"
+    return f"{path if tells else f'{layer.name}: {path}'} {array.shape}"
 
 
 def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, h5py.Dataset]]:
@@ -352,7 +359,7 @@ def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[s
         known = {module.current_name(layer.name): layer for layer in theirs}
         if len(known) != len(theirs):
             raise WeightsMismatch(f"{summary}: it lists a layer twice", [])
-        named = {node.name: known[node.name] for node in ours if node.name in known and not numbered(node)}
+        named = {node.name: known[node.name] for node in ours if node.name in known and not is_numbered(node)}
         taken = {layer.name for layer in named.values()}
         rest = [layer for layer in theirs if layer.name not in taken]
         unnamed = [node for node in ours if node.name not in named]
@@ -365,9 +372,9 @@ def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[s
     return pairs
 
 
-def numbered(node: Node) -> bool:
-    """Whether Keras numbers this layer, so that its name says nothing."""
-    return re.fullmatch(rf"{snake_case(node.kind)}(_\d+)?", node.name) is not None
+def is_numbered(node: Node) -> bool:
+    """Tell whether Keras numbers this layer, so that its name says nothing."""
+    return re.fullmatch(rf"{snake_case(node.kind)}(_\d+)?", node.name.rpartition("/")[2]) is not None
 
 
 def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]:
@@ -375,7 +382,7 @@ def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]
     names = {layer.name for layer in layers}
     missing = [f"{s.layer}/{s.name} {s.keras_shape} is missing" for n in wanted if n not in names for s in wanted[n]]
     left_over = [
-        f"{layer.name}: {array.shape} is left over"
+        f"{described(layer, array)} is left over"
         for layer in layers
         if layer.name not in wanted
         for array in layer.all_arrays()

@@ -9,7 +9,7 @@ import h5py
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import snake_case
-from fzoo.weights.files import FileLayer, WeightsMismatch
+from fzoo.weights.files import FileLayer, WeightsMismatch, array_path
 from fzoo.weights.graph import MODELS, Plan
 from fzoo.weights.mapping import Slot, check_array, slots
 
@@ -41,7 +41,7 @@ def match_plan(
             problem = check_array(slot, array, name)
             problems += [problem] if problem else []
             pairs.append((slot, array))
-    problems += [f"{name}: {array.shape} is left over" for name, rest in arrays.items() for array in rest]
+    problems += [f"{name}: {array_path(array)} {array.shape} is left over" for name, r in arrays.items() for array in r]
     if problems:
         raise WeightsMismatch(f"the arrays of {source} do not fit its own configuration", problems)
     return pairs
