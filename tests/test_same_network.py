@@ -155,6 +155,37 @@ def test_a_network_inside_is_compared(tmp_path, ending):
         assert wrong or any("resizing before the network left out" in one for one in said)
 
 
+@pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("hidden", [None, 7])
+def test_a_head_around_a_backbone(tmp_path, ending, hidden):
+    """As Keras's guide makes it: both are loaded, and the end is the file's."""
+    options = {"alpha": 0.25, "input_shape": (32, 32, 3)}
+    base = keras_model("MobileNet", include_top=False, **options)
+    image = layers.Input((32, 32, 3))
+    x = layers.GlobalAveragePooling2D()(base(image))
+    x = layers.Dense(hidden, activation="relu")(x) if hidden else x
+    model = keras.Model(image, layers.Dense(4, activation="sigmoid")(layers.Dropout(0.2)(x)))
+    pooled = np.asarray(keras.Model(image, model.layers[2].output)(images(), training=False))
+    first, *others = [layer for layer in model.layers if isinstance(layer, layers.Dense)]
+    kernel = np.random.default_rng(1).normal(0, 1 / np.ptp(pooled, axis=0).mean() / 16, first.kernel.shape)
+    first.set_weights([kernel, 0.1 - pooled.mean(0) @ kernel])  # what all images have in common is taken away
+    for layer in others:
+        layer.set_weights([np.random.default_rng(2).normal(size=weight.shape) for weight in layer.weights])
+    expected = np.asarray(model(images(), training=False))
+    assert_alive(expected)
+    path = tmp_path / f"m{ending}"
+    model.save_weights(path) if ending == ".weights.h5" else model.save(path)
+    options["head"] = fzoo.Head(hidden=hidden)
+    if ending == ".weights.h5":
+        options |= {"classes": 4, "classifier_activation": "sigmoid"}
+    module, variables = fzoo.load("MobileNet", weights=path, **options)
+    assert (module.classes, module.classifier_activation) == (4, "sigmoid")
+    np.testing.assert_allclose(fzoo.predict(module, variables, images()), expected, atol=1e-5)
+    if ending == ".keras":
+        with pytest.raises(ValueError, match="ends in sigmoid, classifier_activation='softmax' given"):
+            fzoo.load("MobileNet", weights=path, classifier_activation="softmax", **options)
+
+
 def test_what_can_not_be_compared_is_said(mobilenet, tmp_path):
     """A layer that runs code of the file's."""
 

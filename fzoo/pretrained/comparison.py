@@ -102,7 +102,7 @@ def compare(
 
 
 def compared_network(module: Classifier, whole: KerasModel, contents: Contents, found: Match) -> Classifier:
-    """Return the network to compare: with its top, where the file has one, and the file's activation."""
+    """Return the network to compare: with its top, where the file has one, and an activation."""
     layers = contents.layers
     if found.within is not None:
         inside = next(layer for layer in layers if layer.name == found.within)
@@ -110,7 +110,9 @@ def compared_network(module: Classifier, whole: KerasModel, contents: Contents, 
     compared = (fitted(module, layers) or module).clone(dtype=jnp.float32)
     if not compared.include_top:
         return compared.clone(pooling=None)
-    return compared if found.within else compared.clone(classifier_activation=whole.classifier_activation)
+    if found.within is None and module.classifier_activation in (None, "linear"):
+        return compared.clone(classifier_activation=whole.classifier_activation)
+    return compared
 
 
 def sized_for(module: Classifier, shape: tuple[int, int, int]) -> Iterator[Classifier]:

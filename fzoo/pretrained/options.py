@@ -17,15 +17,15 @@ from fzoo.pretrained.imagenet import is_published, needed
 from fzoo.pretrained.whole import WholeFile
 from fzoo.weights import (
     WeightsMismatch,
-    check_fit,
     kind,
     preprocessing_in,
     read_description,
     weights_file,
 )
 from fzoo.weights.description import ENDS, Description
-from fzoo.weights.ending import ending_options
-from fzoo.weights.mapping import own_preprocessing
+from fzoo.weights.ending import Ending, check_activation, ending_options
+from fzoo.weights.mapping import match, own_preprocessing
+from fzoo.weights.names import open_named_layers
 from fzoo.zoo import create, family_defaults, list_models, spec
 
 
@@ -98,21 +98,30 @@ def options_of_file(name: str, path: Path, whole: WholeFile, given: Mapping[str,
     Raises:
         WeightsMismatch: the caller gives another activation than the file's.
     """
-    options = ending_options(path, given)
-    if whole.module is not None and not any(plan.kind in ("Functional", "Model") for plan in whole.plans):
-        usual, shape = create(name, **{**options, **given}), whole.module.image_shape
-        known = usual.example_shape if usual.known_size else (None, None, 3)
-        if "input_shape" not in given and shape != known and len(whole.module.graph.inputs) == 1:
-            options["input_shape"] = shape
-    for variant in variants(name):
+    options: list[dict[str, Any]] = [ending_options(path, given)]
+    if whole.module is not None and len(whole.module.graph.inputs) == 1:
+        if any(plan.kind in ("Functional", "Model") for plan in whole.plans):  # a backbone, and a head that may be ours
+            ends = {"classes": whole.module.classes, "classifier_activation": whole.module.classifier_activation}
+            options += [ends] if given.get("include_top", True) else []
+        options[-1]["input_shape"] = whole.module.image_shape
+        usual = create(name, **{**options[-1], **given, "input_shape": given.get("input_shape")})
+        if whole.module.image_shape == (usual.example_shape if usual.known_size else (None, None, 3)):
+            del options[-1]["input_shape"]
+    for option, variant in itertools.product(reversed(options), variants(name)):
         if variant.keys() & given.keys():
             continue
         try:
-            check_fit(create(name, **{**options, **variant, **given}), path)
+            with open_named_layers(path) as contents:
+                within = match(create(name, **{**option, **variant, **given}), contents, str(path)).within
         except ValueError:
             continue
-        return {**options, **variant}
-    return options
+        if option is options[0]:
+            return {**option, **variant}
+        if within is None:
+            ending = Ending(option["classes"], option["classifier_activation"])
+            check_activation(ending, given.get("classifier_activation"), path)
+            return {**option, **variant}
+    return options[0]
 
 
 def variants(name: str) -> list[dict[str, Any]]:

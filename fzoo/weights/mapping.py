@@ -196,6 +196,9 @@ def match(module: Classifier, contents: Contents, source: str, chosen: FileLayer
         WeightsMismatch: naming the arrays that are missing, left over, or of another shape.
     """
     layers = contents.layers
+    if chosen is None and (around := with_head(module, layers)) is not None:
+        listed = [*contents.listed, *around.listed] if contents.listed and around.listed else []
+        return Match(match_layers(module, list(around.parts), source), None, [], preprocessing(listed))
     if chosen is None:
         models = [model for model in layers if model.unfolded()]
         fitting = [model for model in models if fitted(module, regrouped(module, model.unfolded())) is not None]
@@ -213,6 +216,20 @@ def match(module: Classifier, contents: Contents, source: str, chosen: FileLayer
     others = [described(layer, array) for layer in layers for array in layer.all_arrays() if array.name not in inside]
     others += [name for name in contents.listed if PREPROCESSING.fullmatch(name)]
     return Match(pairs, chosen.name, [*others, *dropped(module, parts)], preprocessing(chosen.listed))
+
+
+def with_head(module: Classifier, layers: list[FileLayer]) -> FileLayer | None:
+    """Lay a model inside of a file flat, before the layers around it, where both together are a network with its head.
+
+    Returns:
+        The model, whose parts are all layers of the network; None where they are not, or the file has no such model.
+    """
+    models = [layer for layer in layers if layer.unfolded()]
+    if not module.include_top or len(models) != 1 or fitted(module, layers) is not None:
+        return None
+    (model,) = models
+    parts = regrouped(module, [*model.unfolded(), *(layer for layer in layers if layer is not model)])
+    return dataclasses.replace(model, parts=tuple(parts)) if fitted(module, parts) is module else None
 
 
 def regrouped(module: Classifier, layers: list[FileLayer]) -> list[FileLayer]:
