@@ -141,6 +141,7 @@ def test_a_tie_is_not_right(twelve):
     assert (np.trace(found.confusion), found.confusion[0, 0], found.in_top5) == (1, 1, 5)
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_training_has_no_ties(twelve):
     """The same rule in a step."""
     module, variables = with_head(twelve)

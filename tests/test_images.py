@@ -217,6 +217,7 @@ def test_a_recipe_survives_json():
     assert (before.exif, before.background, before.clip) == (False, None, True)  # it was trained so
 
 
+@pytest.mark.slow
 def test_every_command_sees_the_same_picture(tmp_path, monkeypatch, command_line):
     """A photograph on its side, with something transparent in it: one label, whatever the command."""
     module, variables = network("MobileNet", alpha=0.25, input_shape=(32, 32, 3), classes=4)

@@ -125,7 +125,7 @@ def test_landmarks_tell_families_apart():
         assert {fzoo.spec(model).preprocessing for model in fitting} == ({wanted} - {"none"}), name
 
 
-@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("nested", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_backbone_is_recognised(photos, tmp_path, command_line, nested):
     """Nested, and laid flat as in Keras's own guide."""
     base = keras_model("MobileNetV2", include_top=False, input_shape=(32, 32, 3), alpha=0.35)
@@ -385,7 +385,12 @@ def test_folders_that_are_not_keras(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("activation", "ending"), [("sigmoid", ".keras"), (None, ".h5"), ("hard_sigmoid", ".keras"), ("softmax", ".h5")]
+    ("activation", "ending"),
+    [
+        ("sigmoid", ".keras"),
+        (None, ".h5"),
+        *(pytest.param(*values, marks=pytest.mark.slow) for values in (("hard_sigmoid", ".keras"), ("softmax", ".h5"))),
+    ],
 )
 def test_a_files_classifier_is_taken_from_it(tmp_path, activation, ending):
     """By its family's name: its classes, and the activation, which no array shows."""
