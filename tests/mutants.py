@@ -168,7 +168,7 @@ MUTANTS = (
         "return Counter(match[1] for match in found) if listed else None",
         "return None",
         "test_description.py",
-        "division_by_a_layer",
+        "preprocessing_that_is_left_out",
     ),
     Mutant(
         "files: a scalar in safetensors becomes an array",

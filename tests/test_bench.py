@@ -155,6 +155,10 @@ def test_interrupted(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors == "fzoo: interrupted\n"
+    for _ in range(100):  # what was killed may take its time to go
+        if not alive():
+            break
+        time.sleep(0.1)
     assert alive() == [] and list(tmp_path.iterdir()) == []
 
 

@@ -152,7 +152,8 @@ def run(
     variables = train(trainee, variables, images, digits.train_labels, epochs=epochs, seed=seed, report=report)
 
     weights = out / "mobilenet_digits.h5"
-    fzoo.save_keras_weights(trainee, variables, weights)
+    # The file says how its network ends: in probabilities, of which the training had the logits.
+    fzoo.save_keras_weights(trainee.clone(classifier_activation="softmax"), variables, weights)
     module, variables = fzoo.load("MobileNet", weights=weights, **options)
     test = scaled(digits.test_images)
     probabilities = np.asarray(fzoo.predict(module, variables, test, batch_size=64))
