@@ -112,7 +112,7 @@ def values_in_words(images: Images) -> str:
 
 
 def has_values_of(images: Images, mode: Mode, noise: bool = False) -> bool:
-    """Tell whether images have values that preprocessing in a mode can have given; in the mode "none", whether of pixels.
+    """Tell whether images have values that preprocessing in a mode can have given: of pixels in the mode "none".
 
     Floats may go a tenth of the range beyond its ends: a resize by cubic or Lanczos may leave it.
 
@@ -130,4 +130,4 @@ def has_values_of(images: Images, mode: Mode, noise: bool = False) -> bool:
     # Fractions next to zero are pixels that were divided, by 255 or for another mode; black ones are whole numbers.
     near_zero = max(-low, high) <= 1 if noise else max(-low, high) < 4
     divided = of_pixels and floating and near_zero and bool((images != images.round()).any())
-    return least - spare <= low and high <= most + spare and not divided  # NaN is none of these
+    return not (low < least - spare or high > most + spare or divided)  # NaN is no fault here: the output shows it
