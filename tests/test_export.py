@@ -242,6 +242,7 @@ def without_top(small):
         (["MobileNet", "net.stablehlo", "--batch", "0"], "Invalid value for '--batch'"),
         (["MobilNet", "net.stablehlo"], "did you mean MobileNet"),
         (["MobileNet", "net.stablehlo", "-w", "missing.h5"], "no such weights file: missing.h5"),
+        (["missing.keras", "net.stablehlo"], "no such file: missing.keras"),
         (["MobileNet"], "Missing argument"),
         (["MobileNet", "no/net.stablehlo"], "no such directory: no"),
         (["MobileNet", "folder.stablehlo"], "folder.stablehlo is a directory, the name of a file expected"),

@@ -15,7 +15,7 @@ from fzoo.images.recipe import Recipe
 from fzoo.layers.classifier import Head
 from fzoo.layers.options import is_count
 from fzoo.pretrained import load_model
-from fzoo.pretrained.whole import is_whole_model
+from fzoo.pretrained.whole import is_whole_model, network_in
 from fzoo.recognition import require_preprocessing
 from fzoo.training.steps import TWO_PHASES, Phase
 from fzoo.zoo import family_defaults, preprocessing_mode, spec
@@ -162,14 +162,13 @@ def described_model(model: str, preprocess: str | None) -> tuple[dict[str, Any],
         ValueError: there is no such model, or it can't be told what its pixels are.
     """
     if not is_whole_model(model):
-        if str(model).endswith((".h5", ".hdf5", ".keras")):
-            raise FileNotFoundError(f"no such file: {model}")
         if preprocess is not None:
             raise ValueError(
                 f"preprocess={preprocess!r} given, which goes with a file as the model: {model} has its own"
             )
         return family_defaults(spec(model)), spec(model).input_size, None
-    module, variables = load_model(model)
+    # Only to recognise what it wants are weights needed: those of a Normalization.
+    module, variables = load_model(model) if preprocess is None else (network_in(model)[0], {})
     if len(module.graph.inputs) > 1:
         raise ValueError(f"{model} takes {', '.join(module.graph.input_names)}, a network of images alone expected")
     height, width, channels = module.example_shape
