@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fzoo.images.preprocessing import Mode
+from fzoo.images.preprocessing import MODES_IN_WORDS, Mode
 from fzoo.images.recipe import Recipe
 from fzoo.layers.steps import Step
 from fzoo.models.keras_model import KerasModel
@@ -83,6 +83,25 @@ def recognize_preprocessing(module: KerasModel, variables: Mapping[str, Any]) ->
         return PixelsWanted("tf", "it is Teachable Machine's")
     name = recognize_backbone(module)
     return None if name is None else PixelsWanted(spec(name).preprocessing, f"its layers are named as those of {name}")
+
+
+def require_preprocessing(module: KerasModel, variables: Mapping[str, Any], source: str) -> PixelsWanted:
+    """Find the preprocessing that the network of a user's file wants, where the user does not say.
+
+    Args:
+        module, variables: from `fzoo.load_model`.
+        source: the file, for the message.
+
+    Raises:
+        ValueError: nothing tells.
+    """
+    wanted = recognize_preprocessing(module, variables)
+    if wanted is None:
+        raise ValueError(
+            f"{source} does not show what it wants of its pixels: preprocess=... (--preprocess) expected: "
+            f"{MODES_IN_WORDS}, or the name of a model that wants the same"
+        )
+    return wanted
 
 
 def recognize_backbone(module: KerasModel) -> str | None:

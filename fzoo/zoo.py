@@ -176,10 +176,11 @@ def preprocess_input(images: Images, name: str, *, data_format: str = "channels_
     Pure: the caller's array is never written to. Works under `jax.jit`.
 
     Args:
-        images: (N, H, W, 3) or (H, W, 3) RGB pixels from 0 to 255, NumPy or JAX, integer or float.
+        images: (N, H, W, 3) or (H, W, 3) RGB pixels from 0 to 255, NumPy or JAX, integer or float; for the modes "tf",
+            "unit" and "none" of any number of channels.
         name: the model, e.g. "ResNet50", which fixes the mode, or the mode itself, for a network of `load_model`:
             "caffe" (RGB to BGR, minus ImageNet's mean), "tf" (to -1..1), "torch" (to 0..1, then ImageNet's mean and
-            deviation), "none" (the network does it itself).
+            deviation), "unit" (to 0..1, by 255), "none" (the network does it itself).
         data_format: "channels_last", or "channels_first" for (N, 3, H, W). The layout is kept: fzoo's networks take
             channels last.
 

@@ -192,7 +192,7 @@ def from_the_command(small, tmp_path, monkeypatch, command_line):
     monkeypatch.chdir(tmp_path)
     fzoo.save_keras_weights(*small, "weights.weights.h5")
     arguments = ["MobileNet", "net.stablehlo", "-w", "weights.weights.h5", "-o", "alpha=0.25", "--classes", "5"]
-    code, (row,), _ = command_line("export", *arguments, "--size", "32", "--preprocess")
+    code, (row,), _ = command_line("export", *arguments, "--size", "32", "--pixels")
     cells = row.split("\t")
     assert code == 0
     assert cells[:4] == ["net.stablehlo", "uint8[batch,32,32,3]", "float32[batch,5]", "cpu, cuda, tpu"]
@@ -242,6 +242,7 @@ def without_top(small):
         (["MobileNet", "net.stablehlo", "--batch", "0"], "Invalid value for '--batch'"),
         (["MobilNet", "net.stablehlo"], "did you mean MobileNet"),
         (["MobileNet", "net.stablehlo", "-w", "missing.h5"], "no such weights file: missing.h5"),
+        (["missing.keras", "net.stablehlo"], "no such file: missing.keras"),
         (["MobileNet"], "Missing argument"),
         (["MobileNet", "no/net.stablehlo"], "no such directory: no"),
         (["MobileNet", "folder.stablehlo"], "folder.stablehlo is a directory, the name of a file expected"),

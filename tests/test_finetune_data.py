@@ -15,7 +15,7 @@ from PIL import Image
 
 import fzoo
 from fzoo import FinetuneConfig, Phase
-from fzoo.images.preprocessing import check_range
+from fzoo.images.preprocessing import MODES, check_range
 from fzoo.models.efficientnet_v2 import Stage
 from fzoo.training.config import FIELDS
 from fzoo.training.data import Broken
@@ -186,7 +186,10 @@ ONE_HOT = np.eye(3, dtype=np.float32)[Y]
         (iter([(X, Y, np.ones(6))]), r"a batch of 3 parts given, .* weights of images are not taken"),
         (iter([(X, Y[:5])]), r"images of shape \(6, 32, 32, 3\) and 5 labels given"),
         (iter([(X.astype(np.uint16) * 257, Y)]), r"images of uint16 from 0 to 65535 given, pixels from 0 to 255"),
-        (iter([(X / np.float32(255), Y), (X.astype(np.float32), Y)]), "float images from 0 to 255 given, which Mob"),
+        (
+            iter([(X / np.float32(255), Y), (X.astype(np.float32), Y)]),
+            r"images of float32 from .* 255 given, which Mob",
+        ),
     ],
 )
 def test_labels_and_pixels(data, said):
@@ -197,7 +200,7 @@ def test_labels_and_pixels(data, said):
         fzoo.finetune(data, **options)
 
 
-@pytest.mark.parametrize("mode", ["caffe", "tf", "torch", "none"])
+@pytest.mark.parametrize("mode", MODES)
 def test_ranges(mode):
     """What preprocessing gives is taken, with what a resize may add; pixels are not, nor what another mode gives."""
     from fzoo.images.preprocessing import preprocess
@@ -210,12 +213,12 @@ def test_ranges(mode):
         check_range(1.04 * right, mode)
         check_range(kind(pixels.astype(np.uint8)), mode)
         check_range(right.astype(jnp.bfloat16), mode)
-    wrong = {"caffe": ["none", "tf", "torch"], "tf": ["none", "caffe", "torch"], "torch": ["none", "caffe"]}
-    for other in wrong.get(mode, ["caffe", "tf", "torch"]):
-        with pytest.raises(ValueError, match=r"^float images from .* given, which MyNet takes from"):
+    wrong = {"torch": ["none", "caffe"], "tf": ["none", "caffe", "torch"], "unit": ["none", "caffe", "tf", "torch"]}
+    for other in wrong.get(mode, [other for other in MODES if other not in ("caffe", "none")]):
+        with pytest.raises(ValueError, match=r"^images of float32 from .* given, which MyNet takes from"):
             check_range(preprocess(pixels, other), mode, "MyNet")
     if mode in ("caffe", "none"):
-        with pytest.raises(ValueError, match=r"^float images from 0 to 1 given, which MyNet takes from"):
+        with pytest.raises(ValueError, match=r"^images of float32 from 0 to 1 given, which MyNet takes from"):
             check_range(pixels / np.float32(255), mode, "MyNet")
     check_range(np.zeros((1, 4, 4, 3), np.float32), mode)
     for bad, said in (

@@ -361,6 +361,9 @@ def test_values_that_can_not_be(small):
             fzoo.predict(module, variables, given, preprocess=True)
     with pytest.raises(ValueError, match="as if they were preprocessed already"):
         fzoo.predict(module, variables, fzoo.preprocess_input(pixels, "VGG16"), preprocess="MobileNet")
+    bright = fzoo.preprocess_input(pixels // 2 + 128, "torch")  # above 0 and beyond 1
+    with pytest.raises(ValueError, match="as if they were preprocessed already"):
+        fzoo.predict(module, variables, bright, preprocess="MobileNet")
     with pytest.raises(ValueError, match="preprocess='VGG16' given, which is 'caffe'; MobileNet takes 'tf'"):
         fzoo.predict(module, variables, pixels, preprocess="VGG16")
     for name, options, least, most in (

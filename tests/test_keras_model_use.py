@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -400,7 +401,7 @@ def test_finetune_starts_from_a_file(tmp_path, user_file, command_line):
     options = {"preprocess": "tf", "phases": PHASES, "batch_size": 16, "head": fzoo.Head(hidden=8, dropout=0.2)}
     lines = []
     done = fzoo.finetune((images, labels), user_file, out=tmp_path / "run", report=lines.append, **options)
-    assert f"a new head starts, after both of {user_file}" in lines
+    assert f"a new head starts, after both of {user_file}; pixels: preprocess tf" in lines
     assert any("features of the frozen part" in line for line in lines)
     assert [row["phase"] for row in done.history] == [1, 1, 2]
     start = fzoo.load_model(user_file)[1]
@@ -414,7 +415,7 @@ def test_finetune_starts_from_a_file(tmp_path, user_file, command_line):
     np.testing.assert_array_equal(fzoo.predict(run.module, run.variables, images, preprocess=run.model), expected)
     model = keras.models.load_model(tmp_path / "run" / "model.h5", compile=False)
     assert_close(np.asarray(model(images / np.float32(127.5) - 1)), expected, "by Keras")
-    with pytest.raises(ValueError, match=r"model='.*model.h5' goes on from it"):
+    with pytest.raises(ValueError, match=r"model='.*model.h5' with preprocess='tf' goes on from it"):
         fzoo.finetune((images, labels), weights=tmp_path / "run", phases=PHASES)
     PIL.Image.fromarray(images[0]).save(tmp_path / "a.png")
     code, out, errors = command_line("classify", tmp_path / "a.png", "--weights", tmp_path / "run")
@@ -439,7 +440,7 @@ def test_finetune_goes_on(tmp_path, user_file):
 
 
 def test_what_finetune_asks_of_a_file(user_file):
-    with pytest.raises(ValueError, match=r"preprocess=... expected, one of 'caffe', 'tf', 'torch', 'none' or a model"):
+    with pytest.raises(ValueError, match=r"user.keras does not show .*: preprocess=... \(--preprocess\) .* unit \("):
         fzoo.FinetuneConfig(model=str(user_file))
     with pytest.raises(ValueError, match=r"unknown option 'alpha'"):
         fzoo.FinetuneConfig.of({"model": str(user_file), "preprocess": "tf", "alpha": 0.5})
@@ -450,6 +451,111 @@ def test_what_finetune_asks_of_a_file(user_file):
     with pytest.raises(ValueError, match=r"unknown model 'tff': did you mean .*, or one of the modes caffe, tf"):
         fzoo.FinetuneConfig(model=str(user_file), preprocess="tff")
     assert fzoo.FinetuneConfig(model=str(user_file), preprocess="MobileNetV2").size == 16
+
+
+def of_teachable_machine() -> keras.Model:
+    """Layers called as those of a file that Teachable Machine exported."""
+    x = image = layers.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(conv(4, activation="relu")(x))
+    return keras.Model(image, layers.Dense(3, activation="softmax", name="dense_Dense2")(x))
+
+
+def with_rescaling() -> keras.Model:
+    x = image = layers.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(conv(4, activation="relu")(layers.Rescaling(1 / 255)(x)))
+    return keras.Model(image, layers.Dense(3)(x))
+
+
+def with_adapted_normalization() -> keras.Model:
+    """Whose mean is among the weights alone."""
+    normalization = layers.Normalization(name="normal")
+    normalization.adapt(random_images((4, 16, 16, 3), pixels=True))
+    x = image = layers.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(conv(4, activation="relu")(normalization(x)))
+    return keras.Model(image, layers.Dense(3)(x))
+
+
+def with_rescaling_within() -> keras.Model:
+    """Of what a layer gives, which says nothing of its pixels."""
+    x = image = layers.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(conv(4, activation="relu")(x)))
+    return keras.Model(image, layers.Dense(3)(x))
+
+
+def on_mobilenet() -> keras.Model:
+    base = keras.applications.MobileNet(include_top=False, weights=None, alpha=0.25, input_shape=(32, 32, 3))
+    return keras.Model(base.input, layers.Dense(3)(layers.GlobalAveragePooling2D()(base.output)))
+
+
+@pytest.mark.parametrize(
+    ("make", "mode"),
+    [
+        (of_teachable_machine, "tf"),
+        (with_rescaling, "none"),
+        (with_adapted_normalization, "none"),
+        (on_mobilenet, "tf"),
+        (with_rescaling_within, None),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_finetune_recognises_what_a_file_wants(tmp_path, make, mode):
+    """As the command line does for `fzoo classify`."""
+    file = tmp_path / "m.h5"
+    make().save(file)
+    if mode is None:
+        with pytest.raises(ValueError, match=r"m.h5 does not show what it wants of its pixels: preprocess=... \("):
+            fzoo.FinetuneConfig(model=str(file))
+    else:
+        assert fzoo.FinetuneConfig(model=str(file)).preprocess == mode
+    assert fzoo.FinetuneConfig(model=str(file), preprocess="unit").preprocess == "unit"
+
+
+@pytest.mark.parametrize("preprocess", [[], ["--preprocess", "unit"]])
+def test_a_run_keeps_what_its_pixels_are(tmp_path, command_line, preprocess):
+    """From the command line: what training took is what evaluate, classify, export and load_run take."""
+    images, labels = squares()
+    images = (images * BRIGHTNESS[np.arange(48) % 3]).clip(0, 255).astype(np.uint8)
+    for i, (image, label) in enumerate(zip(images[:18], labels[:18], strict=True)):
+        (tmp_path / "data" / f"c{label}").mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(tmp_path / "data" / f"c{label}" / f"{i}.png")
+    x = image = layers.Input((16, 16, 3))
+    x = x if preprocess else layers.Rescaling(1 / 255)(x)
+    x = conv(6, activation="relu", name="last")(conv(6, activation="relu", name="first")(x))
+    model = keras.Model(image, layers.Dense(2, activation="softmax")(layers.GlobalAveragePooling2D()(x)))
+    randomise(model).save(tmp_path / "m.keras")
+    mode, run = "unit" if preprocess else "none", tmp_path / "run"
+    arguments = ["finetune", tmp_path / "data", "-m", tmp_path / "m.keras", "--out", run, "--cut", "first", *preprocess]
+    arguments += ["--batch-size", 4, "--phase", "trains=head epochs=1 learning_rate=0.1", "--crop", 0]
+    code, _, errors = command_line(*arguments)
+    said = f"fzoo: a new head starts, after first of {tmp_path / 'm.keras'}; pixels: preprocess {mode}"
+    assert code == 0 and said in errors
+    loaded = fzoo.load_run(run)
+    assert (loaded.model, loaded.module.cut) == (mode, "first")
+    by_keras = keras.models.load_model(run / "model.h5", compile=False)
+    pixels = images[:18].astype(np.float32)
+    expected = np.asarray(by_keras(pixels / 255 if preprocess else pixels))
+    assert_alive(expected[:3], 0.02)
+    code, output, _ = command_line("classify", tmp_path / "data", "-w", run)
+    found = {}
+    for name, _, label, p in (line.split("\t") for line in output):
+        found.setdefault(int(name.rpartition("/")[2].removesuffix(".png")), {})[label] = float(p)
+    for i, row in enumerate(expected):
+        assert found[i] == pytest.approx({f"c{c}": float(p) for c, p in enumerate(row)}, abs=1e-5)
+    code, output, _ = command_line("evaluate", tmp_path / "data", "-w", run)
+    right = (expected.argmax(1) == labels[:18]).mean()
+    assert code == 0 and dict(line.split("\t")[:2] for line in output)["top-1"] == f"{right:.2%}"
+    code, _, errors = command_line("export", run, tmp_path / "m.stablehlo", "--pixels", "--platform", "cpu")
+    assert (code, errors) == (0, [])
+    program = jax.export.deserialize(bytearray((tmp_path / "m.stablehlo").read_bytes()))
+    np.testing.assert_allclose(program.call(images[:18]), expected, atol=1e-5)
+    for options, message in (
+        (["--preprocess", "torch"], f"--preprocess torch given, {mode} wants {mode}: leave it out"),
+        (["-m", "MobileNet"], f"--model MobileNet given, {run} began with"),
+        (["--classes", "7"], f"--classes 7 given, {run} has 3: leave it out"),
+        (["-o", "alpha=1"], f"--option alpha=1 given, {run} says its own: leave it out"),
+    ):
+        code, output, errors = command_line("classify", tmp_path / "data", "-w", run, *options)
+        assert (code, output, len(errors)) == (2, [], 1) and message in errors[0], errors
 
 
 # -- several inputs and outputs ---------------------------------------------------------------------------------------

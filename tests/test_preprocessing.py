@@ -1,6 +1,9 @@
 """Pixels and labels, against Keras's own functions."""
 
 import json
+import pathlib
+import re
+import typing
 import warnings
 
 import jax
@@ -11,6 +14,8 @@ import pytest
 from PIL import Image
 
 import fzoo
+from fzoo.cli.options import Network
+from fzoo.images.preprocessing import MODES, MODES_IN_WORDS
 
 KERAS_FILE = {"caffe": "resnet", "tf": "xception", "torch": "densenet"}
 MODEL = {"caffe": "ResNet50", "tf": "Xception", "torch": "DenseNet121"}
@@ -45,6 +50,24 @@ def test_every_model_has_kerass_mode():
         module = keras.applications.__dict__[name].__module__.rsplit(".", 1)[1]
         expected = getattr(keras.applications, module).preprocess_input(pixels.copy())
         np.testing.assert_allclose(fzoo.preprocess_input(pixels, name), expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pixels_from_0_to_1(dtype, channels):
+    """As Keras's Rescaling(1 / 255), of any channels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, channels)).astype(dtype)
+    expected = keras.layers.Rescaling(1 / 255)(pixels)
+    for found in (fzoo.preprocess_input(pixels, "unit"), jax.jit(lambda x: fzoo.preprocess_input(x, "unit"))(pixels)):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_every_mode_is_named_where_one_is_asked_for():
+    docs = pathlib.Path(__file__).parents[1] / "docs" / "guides" / "command-line.md"
+    help_text = typing.get_type_hints(Network, include_extras=True)["preprocess"].__metadata__[0].help
+    for text in (MODES_IN_WORDS, help_text, docs.read_text(), fzoo.preprocess_input.__doc__):
+        assert [mode for mode in MODES if not re.search(rf"\b{mode}\b", text)] == []
 
 
 def test_float_dtypes_stay():

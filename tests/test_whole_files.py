@@ -8,6 +8,7 @@ import warnings
 import zipfile
 
 import jax
+import jax.export
 import keras
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ from stored import stored_layers
 from test_keras_model import randomise
 
 import fzoo
+from fzoo.cli.loading import load_network
+from fzoo.cli.options import Network, Reading
 from fzoo.images.preprocessing import preprocess
 from fzoo.images.recipe import Recipe
 from fzoo.recognition import LANDMARKS, recognize_backbone, recognize_preprocessing
+from fzoo.training.finetune import starting_network
 from fzoo.weights.config import Configuration
 from fzoo.weights.ending import classifier_ending
 
@@ -68,10 +72,10 @@ def read(photos, recipe: Recipe) -> np.ndarray:
     return np.stack([recipe.load(path) for path in sorted(photos.iterdir())])
 
 
-@pytest.mark.parametrize("mode", ["tf", "torch", "caffe", "none", "ResNet50"])
+@pytest.mark.parametrize("mode", ["tf", "torch", "caffe", "unit", "none", "ResNet50"])
 def test_classify_with_a_users_file(photos, tmp_path, command_line, mode):
     model = users_network()
-    if mode not in ("tf", "torch"):  # whose numbers are large
+    if mode not in ("tf", "torch", "unit"):  # whose numbers are large
         model.layers[1].kernel.assign(model.layers[1].kernel / 64)
     model.save(tmp_path / "m.keras")
     (tmp_path / "labels.txt").write_text("ant\nbee\ncat\n")
@@ -82,7 +86,8 @@ def test_classify_with_a_users_file(photos, tmp_path, command_line, mode):
     assert code == 0 and len(errors) == 1 and "as --preprocess says; squeezed to 16 x 16 by bilinear" in errors[0]
     assert_rows(output, np.asarray(expected), ["ant", "bee", "cat"])
     code, output, errors = command_line(*arguments)
-    assert (code, output) == (2, []) and "does not show what it wants of its pixels: --preprocess tf" in errors[-1]
+    asked = "does not show what it wants of its pixels: preprocess=... (--preprocess) expected: tf"
+    assert (code, output) == (2, []) and asked in errors[-1]
     code, output, errors = command_line(*arguments, "--preprocess", "half")
     assert (code, output, len(errors)) == (2, [], 1) and "--preprocess half given: unknown model" in errors[0]
 
@@ -214,6 +219,105 @@ def test_logits_are_said_to_be_none(photos, tmp_path, command_line):
     users_network(activation=None).save(tmp_path / "m.keras")
     _, _, errors = command_line("classify", photos, "-w", tmp_path / "m.keras", "--preprocess", "tf")
     assert "it ends without softmax or sigmoid" in errors[0]
+
+
+def run_program(path, images) -> np.ndarray:
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    return np.asarray(exported.call(images))
+
+
+def test_export_of_a_whole_model(tmp_path, command_line):
+    """The program gives what Keras gives: for pixels, as recognised or as --preprocess says, and for floats."""
+    pixels = random_images((3, 16, 16, 3), pixels=True).astype(np.uint8)
+    floats, divided = pixels.astype(np.float32), pixels / np.float32(255)
+    own, bare = users_network(layers.Rescaling(1 / 255)), users_network()
+    for model, options, images, expected, said in (
+        (own, ["--pixels"], pixels, own(floats), "preprocess none, its layer rescaling"),
+        (own, [], floats, own(floats), "takes floats; preprocess none, its layer rescaling"),
+        (
+            bare,
+            ["--preprocess", "unit"],
+            pixels,
+            bare(divided),
+            "preprocess unit, as --preprocess says; squeezed to 16",
+        ),
+        (bare, [], divided, bare(divided), "takes floats; how it wants its pixels is not known"),
+    ):
+        file, out = tmp_path / "m.keras", tmp_path / "m.stablehlo"
+        model.save(file)
+        code, (row,), (line,) = command_line("export", file, out, "--platform", "cpu", *options)
+        kind = "uint8" if options else "float32"
+        assert (code, row.split("\t")[1:3]) == (0, [f"{kind}[batch,16,16,3]", "float32[batch,3]"])
+        assert line.startswith(f"fzoo: {file}: {said}")
+        assert_alive(np.asarray(expected), 0.02)
+        np.testing.assert_allclose(run_program(out, images), expected, atol=1e-5)
+
+
+def test_what_export_refuses_of_a_whole_model(tmp_path, command_line):
+    users_network().save(tmp_path / "m.keras")
+    users_network().save_weights(tmp_path / "alone.weights.h5")
+    image, facts = layers.Input((16, 16, 3)), layers.Input((5,))
+    flat = layers.Dense(3)(layers.Concatenate()([layers.Flatten()(image), facts]))
+    keras.Model([image, facts], flat).save(tmp_path / "two.keras")
+    for name, options, message in (
+        ("m.keras", ["--pixels"], "m.keras does not show what it wants of its pixels: preprocess=... (--preprocess)"),
+        ("m.keras", ["--preprocess", "half"], "--preprocess half given: unknown model"),
+        ("m.keras", ["-w", "other.h5"], "--weights other.h5 given, {} has its own: leave it out"),
+        ("m.keras", ["-o", "alpha=1"], "--option alpha=1 goes with --model NAME"),
+        ("m.keras", ["--no-top"], "--no-include-top goes with --model NAME"),
+        ("m.keras", ["--classes", "4"], "--classes 4 given, {} has 3"),
+        ("m.keras", ["--size", "20"], "--size 20 given, {} takes 16 x 16"),
+        ("two.keras", [], "two.keras takes 2 inputs, a network of one image expected"),
+        ("alone.weights.h5", [], "does not tell whose: the name of its model, with --weights FILE, expected"),
+    ):
+        code, output, errors = command_line("export", tmp_path / name, tmp_path / "m.stablehlo", *options)
+        assert (code, output, len(errors)) == (2, [], 1) and message.format(tmp_path / name) in errors[0], errors
+        assert not (tmp_path / "m.stablehlo").exists()
+
+
+def test_what_is_taken_from_a_file_is_said(photos, tmp_path, command_line):
+    """Of one that Keras wrote, by its model's name; its size, too. Nothing of fzoo's own, or of what was given."""
+    options = {"alpha": 0.25, "classes": 4, "input_shape": (32, 32, 3), "classifier_activation": "sigmoid"}
+    model = keras_model("MobileNet", **options)
+    file = tmp_path / "m.keras"
+    model.save(file)
+    code, output, errors = command_line("classify", photos, "-m", "MobileNet", "-w", file)
+    said = "classes=4, classifier_activation='sigmoid', input_shape=(32, 32, 3), alpha=0.25 taken from it"
+    assert (code, errors) == (0, [f"fzoo: {file}: {said}"])
+    pixels = read(photos, fzoo.recipe("MobileNet", 32))
+    assert_rows(output, np.asarray(model(preprocess(pixels, "tf"), training=False)), list("0123"), 1e-5)
+    given = ["-o", "alpha=0.25", "--size", "32", "--classes", "4"]
+    code, again, errors = command_line("classify", photos, "-m", "MobileNet", "-w", file, *given)
+    assert (code, again, errors) == (0, output, [f"fzoo: {file}: classifier_activation='sigmoid' taken from it"])
+    config = fzoo.FinetuneConfig(model="MobileNet", weights=str(file), size=32)
+    assert starting_network(config, ("a", "b"))[2].endswith("; alpha=0.25 taken from it")
+    own = tmp_path / "own.keras"
+    assert command_line("convert", file, own, "-m", "MobileNet") == (0, [str(own)], [f"fzoo: {file}: {said}"])
+    code, again, errors = command_line("classify", photos, "-m", "MobileNet", "-w", own)
+    assert (code, again, errors) == (0, output, [])
+
+
+@pytest.mark.filterwarnings("default:.*left out:UserWarning")
+def test_warnings_are_lines(photos, tmp_path, command_line):
+    """Layers that are left out of a file's model, in one line without a place in the code."""
+    base = keras_model("MobileNet", alpha=0.25, input_shape=(32, 32, 3), classes=4)
+    model = keras.Sequential([layers.Input((32, 32, 3)), layers.Rescaling(1 / 127.5, -1), base])
+    model.save(tmp_path / "m.keras")
+    code, _, errors = command_line("classify", photos, "-m", "MobileNet", "-w", tmp_path / "m.keras")
+    assert code == 0
+    warned = [line for line in errors if line.startswith("fzoo: warning: ")]
+    assert any("rescaling" in line for line in warned)
+    assert all(line.startswith("fzoo: ") for line in errors)
+
+
+def test_a_network_without_its_preprocessing_asks_for_it(photos, tmp_path, command_line):
+    options = {"input_shape": (32, 32, 3), "classes": 3, "alpha": 0.5, "include_preprocessing": False}
+    fzoo.save_keras_weights(*fzoo.load("MobileNetV3Small", weights=None, **options), tmp_path / "w.h5")
+    code, output, errors = command_line("classify", photos, "-w", tmp_path / "w.h5")
+    asked = "this MobileNetV3Small is without its own preprocessing: --preprocess expected: tf"
+    assert (code, output, len(errors)) == (2, [], 1) and asked in errors[0]
+    loaded = load_network(Network(weights=str(tmp_path / "w.h5"), preprocess="unit"), Reading())
+    assert loaded.preprocess == "unit"
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fzoo.cli.console import complain
 from fzoo.cli.options import Network, Reading, parse_options
 from fzoo.files import one_line
+
+if TYPE_CHECKING:
+    from fzoo.images.preprocessing import Mode
 
 
 class LoadedNetwork(NamedTuple):
@@ -20,7 +24,7 @@ class LoadedNetwork(NamedTuple):
 
     Attributes:
         module, variables: the network.
-        preprocess: the name or mode for `preprocess_input`.
+        preprocess: the name or mode for `preprocess_input`; None where no pixels are to be given.
         names: (WordNet ID or "-", label) of the classes, where the weights tell.
         recipe: how an image becomes its input.
         model: the name of the model whose published accuracies its own may be held against; None for a fine-tuned one
@@ -29,42 +33,35 @@ class LoadedNetwork(NamedTuple):
 
     module: Any
     variables: Any
-    preprocess: str
+    preprocess: str | None
     names: Sequence[tuple[str, str]] | None
     recipe: Any
     model: str | None = None
 
 
-def load_network(network: Network, reading: Reading, include_top: bool = True) -> LoadedNetwork:
+def load_network(network: Network, reading: Reading, include_top: bool = True, pixels: bool = True) -> LoadedNetwork:
     """Load the network of a command: a model by its name, what a fine-tuning made, or a whole model of a user's.
 
     Args:
         network, reading: the options of the command.
         include_top: whether a model by its name has its classifier.
+        pixels: whether the network is given pixels, so that it must be known how it wants them.
 
     Raises:
         ValueError: these do not go together, or do not fit the weights.
     """
     import fzoo
     from fzoo.images.recipe import change_recipe
-    from fzoo.training.runs import is_run, load_run
+    from fzoo.training.runs import is_run
 
-    if is_run(network.weights):
-        run, size = load_run(network.weights), reading.size
-        if size is not None and (size, size) != run.recipe.size:
-            raise ValueError(
-                f"--size {size} given, {network.weights} was trained on {run.recipe.size[0]} x {run.recipe.size[1]}"
-            )
-        names = [("-", name) for name in run.class_names]
-        recipe = change_recipe(run.recipe, {**reading.changes(), "augment": False})
-        preprocess = chosen_preprocessing(network, run.module, run.model)
-        return LoadedNetwork(run.module, run.variables, preprocess, names, recipe)
+    if is_run(network.weights) and (include_top or network.model is None):
+        return load_own_run(network, reading, include_top, pixels)
     model = network.model or model_of(network.weights)
     if model is None:
         if not include_top or network.option:
             given = f"--option {network.option[0]}" if network.option else "--no-include-top"
             raise ValueError(f"{given} goes with --model NAME, {network.weights} is a whole model without options")
-        return load_whole(network, reading)
+        return load_whole(network, reading, pixels)
     module, variables, side = load_model(
         model,
         network.weights,
@@ -74,11 +71,42 @@ def load_network(network: Network, reading: Reading, include_top: bool = True) -
         include_top=include_top,
     )
     recipe = change_recipe(fzoo.recipe(model, side), reading.changes())
-    return LoadedNetwork(module, variables, chosen_preprocessing(network, module, model), None, recipe, model)
+    preprocess = chosen_preprocessing(network, module, model) if pixels else None
+    return LoadedNetwork(module, variables, preprocess, None, recipe, model)
 
 
-def model_of(weights: str) -> str | None:
+def load_own_run(network: Network, reading: Reading, include_top: bool, pixels: bool) -> LoadedNetwork:
+    """Load what a fine-tuning made, whose folder says what it is; arguments as for `load_network`.
+
+    Raises:
+        ValueError: the options say something else.
+    """
+    from fzoo.images.recipe import change_recipe
+    from fzoo.training.runs import load_run
+
+    folder, run, size = network.weights, load_run(network.weights), reading.size
+    if size is not None and (size, size) != run.recipe.size:
+        raise ValueError(f"--size {size} given, {folder} was trained on {run.recipe.size[0]} x {run.recipe.size[1]}")
+    for given, fits, theirs in (
+        (f"--model {network.model}", network.model in (None, run.model), f"began with {run.model}"),
+        (f"--classes {network.classes}", network.classes in (None, run.module.classes), f"has {run.module.classes}"),
+        (f"--option {next(iter(network.option or ()), '')}", not network.option, "says its own"),
+        ("--no-include-top", include_top, "has its head"),
+    ):
+        if not fits:
+            raise ValueError(f"{given} given, {folder} {theirs}: leave it out")
+    names = [("-", name) for name in run.class_names]
+    recipe = change_recipe(run.recipe, {**reading.changes(), "augment": False})
+    preprocess = chosen_preprocessing(network, run.module, run.model) if pixels else None
+    return LoadedNetwork(run.module, run.variables, preprocess, names, recipe)
+
+
+def model_of(weights: str, wanted: str = "--model NAME") -> str | None:
     """Find the name of the model whose weights these are; None for a whole model, which needs none.
+
+    Args:
+        weights: a file, or "imagenet".
+        wanted: what would do where they do not tell, for the message.
 
     Raises:
         ValueError: they do not tell.
@@ -97,18 +125,19 @@ def model_of(weights: str) -> str | None:
     if described is not None:
         return described_network(described)[0]
     if kind(weights) != "keras" or read_configuration(weights) is None:
-        raise ValueError(f"{weights} has weights alone, and does not tell whose: --model NAME expected")
+        raise ValueError(f"{weights} has weights alone, and does not tell whose: {wanted} expected")
     return None
 
 
-def load_whole(network: Network, reading: Reading) -> LoadedNetwork:
-    """Load the whole model of a file, and say on standard error how its images are read.
+def load_whole(network: Network, reading: Reading, pixels: bool = True) -> LoadedNetwork:
+    """Load the whole model of a file, and say on standard error how its images are read, or what it takes.
 
     Raises:
         ValueError: it is no such model, or one that wants what the options are not or can't give.
     """
+    from fzoo.images.preprocessing import RGB_MODES
     from fzoo.images.recipe import change_recipe
-    from fzoo.recognition import recognize_preprocessing, usual_recipe
+    from fzoo.recognition import PixelsWanted, recognize_preprocessing, require_preprocessing, usual_recipe
 
     weights = network.weights
     module, variables, names = read_whole(weights)
@@ -117,30 +146,29 @@ def load_whole(network: Network, reading: Reading) -> LoadedNetwork:
     if len(module.graph.inputs) > 1:
         raise ValueError(f"{weights} takes {len(module.graph.inputs)} inputs, a network of one image expected")
     height, width, channels = module.image_shape
-    if channels not in (1, 3):
+    if pixels and channels not in (1, 3):
         raise ValueError(f"{weights} takes images of {channels} channels, 3 (RGB) or 1 (grey) expected")
     size = reading.size
     if size is not None and any(side not in (None, size) for side in (height, width)):
         raise ValueError(f"--size {size} given, {weights} takes {height} x {width}: leave it out")
-    recipe = change_recipe(usual_recipe(module), reading.changes() | ({} if size is None else {"size": (size, size)}))
+    if size is not None:
+        module = module.clone(input_shape=(size, size, channels))
+    recipe = change_recipe(usual_recipe(module), reading.changes())
     if network.preprocess is not None:
-        mode, reason = mode_of(network.preprocess), "as --preprocess says"
-        if channels == 1 and mode in ("caffe", "torch"):
+        wanted = PixelsWanted(mode_of(network.preprocess), "as --preprocess says")
+        if channels == 1 and wanted.mode in RGB_MODES:
             raise ValueError(f"--preprocess {network.preprocess} is for RGB, {weights} takes grey images")
+    elif pixels:
+        wanted = require_preprocessing(module, variables, weights)
     else:
         wanted = recognize_preprocessing(module, variables)
-        if wanted is None:
-            raise ValueError(
-                f"{weights} does not show what it wants of its pixels: --preprocess tf (from -1 to 1), torch, caffe, "
-                "none (from 0 to 255 as they are) or the name of a model that wants the same expected"
-            )
-        mode, reason = wanted
     linear = module.graph.classifier is not None and module.classifier_activation in (None, "linear")
     ends = "; it ends without softmax or sigmoid: what is shown as probabilities is what it gives" if linear else ""
     if module.classes == 1 and module.classifier_activation == "softmax":
         ends = "; its softmax over one class is 1 for every image"
-    complain(f"{weights}: preprocess {mode}, {reason}; {recipe}{ends}")
-    return LoadedNetwork(module, variables, mode, names, recipe)
+    how = "how it wants its pixels is not known" if wanted is None else f"preprocess {wanted.mode}, {wanted.reason}"
+    complain(f"{weights}: {how}; {recipe}{ends}" if pixels else f"{weights}: takes floats; {how}{ends}")
+    return LoadedNetwork(module, variables, wanted.mode if wanted and pixels else None, names, recipe)
 
 
 def read_whole(weights: str) -> tuple[Any, Any, Sequence[tuple[str, str]] | None]:
@@ -175,7 +203,7 @@ def teachable_members(weights: str) -> dict[str, str]:
     return found if "keras_model.h5" in found else {}
 
 
-def mode_of(preprocess: str) -> str:
+def mode_of(preprocess: str) -> Mode:
     """Return the mode of preprocessing that a mode's or a model's name means."""
     from fzoo.zoo import preprocessing_mode
 
@@ -188,13 +216,25 @@ def mode_of(preprocess: str) -> str:
 def chosen_preprocessing(network: Network, module: Any, model: str) -> str:
     """Return what a model wants of its pixels; what --preprocess says is that, or an error.
 
-    Where the model's own preprocessing was left out of it, what --preprocess says is taken.
+    Where the model's own preprocessing was left out of it, --preprocess has to say what is wanted instead.
+
+    Args:
+        network: the options of the command.
+        module: the network.
+        model: the name of its model; of a run that began with a file, the mode.
     """
+    from fzoo.images.preprocessing import MODES, MODES_IN_WORDS
     from fzoo.zoo import preprocessing_of
 
+    own = MODES.get(model, preprocessing_of(module))
     if network.preprocess is None:
+        if own is None:
+            raise ValueError(
+                f"this {model} is without its own preprocessing: --preprocess expected: {MODES_IN_WORDS}, or the name "
+                "of a model that wants the same"
+            )
         return model
-    mode, own = mode_of(network.preprocess), preprocessing_of(module)
+    mode = mode_of(network.preprocess)
     if own not in (None, mode):
         raise ValueError(f"--preprocess {network.preprocess} given, {model} wants {own}: leave it out")
     return mode
@@ -215,6 +255,7 @@ def load_model(
         (module, variables, height and width of its images).
     """
     import fzoo
+    from fzoo.pretrained.whole import described_whole
     from fzoo.weights import read_description
 
     usual = fzoo.spec(model).input_size
@@ -225,10 +266,36 @@ def load_model(
         options["classes"] = classes
     described = None if weights == "imagenet" else read_description(weights)
     shape = described.options.get("input_shape") if described and size is None else None
-    if not shape or None in shape:
+    whole = weights != "imagenet" and size is None and described_whole(weights) is not None
+    if not whole and (not shape or None in shape):
         options["input_shape"] = (size or usual, size or usual, 3)
     module, variables = fzoo.load(model, weights=weights, **options)
+    if module.input_shape is None:  # a whole model for images of any size
+        module = module.clone(input_shape=(usual, usual, 3))
+    if weights != "imagenet" and described is None:
+        report_taken(weights, model, options, module)
     return module, variables, module.example_shape[:2]
+
+
+def report_taken(weights: str, model: str, options: Mapping[str, Any], module: Any) -> None:
+    """Say on standard error which options of a network were taken from a file of Keras's: those that were not given.
+
+    Args:
+        weights: the file.
+        model: the name of the model.
+        options: what was given.
+        module: the network as it was loaded.
+    """
+    import fzoo
+    from fzoo.weights.description import NO_OPTIONS
+
+    side = fzoo.spec(model).input_size
+    usual = fzoo.create(model, input_shape=(side, side, 3))
+    given = {*NO_OPTIONS, *options} | ({"input_shape"} if module.input_shape is None else set())
+    names = [field.name for field in dataclasses.fields(module) if field.name not in given]
+    taken = [f"{name}={getattr(module, name)!r}" for name in names if getattr(module, name) != getattr(usual, name)]
+    if taken:
+        complain(f"{weights}: {', '.join(taken)} taken from it")
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ app.registered_commands.sort(key=lambda command: COMMANDS.index(command.name or 
 def main() -> None:
     """Run the command line; what is wrong with the arguments is one line, too."""
     try:
-        with interruptible():
+        with interruptible(), warnings_in_lines():
             code = app(standalone_mode=False)
     except Exception as e:
         if not hasattr(e, "format_message"):  # of the option parser's own errors
@@ -41,6 +42,14 @@ def main() -> None:
         silence()
         os._exit(INTERRUPTED)  # XLA's threads still compute, and can crash while the interpreter is taken down
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def warnings_in_lines() -> Iterator[None]:
+    """Print each warning as a line of the command line's, without the place in the code that it comes from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+        yield
 
 
 @contextlib.contextmanager

@@ -52,8 +52,8 @@ Option = Annotated[
 Preprocess = Annotated[
     str | None,
     typer.Option(
-        help="What a whole model wants of its pixels, where it does not show: tf (-1 to 1), torch, caffe, none (0 to "
-        "255 as they are), or the name of a model that wants the same."
+        help="What a whole model wants of its pixels, where it does not show: tf (-1 to 1), unit (0 to 1), torch, "
+        "caffe, none (0 to 255 as they are), or the name of a model that wants the same."
     ),
 ]
 
@@ -204,8 +204,11 @@ def parse_options(model: str, options: Sequence[str] | None) -> dict[str, Any]:
     """Options of a model's family from NAME=VALUE, the value as in Python."""
     import fzoo
     from fzoo.errors import unknown
+    from fzoo.pretrained.whole import is_whole_model
     from fzoo.zoo import family_defaults
 
+    if options and is_whole_model(model):
+        raise ValueError(f"--option {options[0]} given, which {model} says itself")
     known, parsed = family_defaults(fzoo.spec(model)), {}
     for text in options or ():
         key, equals, value = text.partition("=")

@@ -11,7 +11,7 @@ import typer
 
 from fzoo.cli.console import command, complain, prepare_process, show
 from fzoo.cli.loading import class_names, join_processes, load_network
-from fzoo.cli.options import Cache, Devices, Labels, Network, Option, Reading, parse_options, parse_phase
+from fzoo.cli.options import Cache, Devices, Labels, Network, Option, Preprocess, Reading, parse_options, parse_phase
 from fzoo.cli.predict import finish
 
 
@@ -42,7 +42,13 @@ def finetune(
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run: metrics, curves, checkpoints, weights.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="MobileNetV2 if left out, or that of the run in --weights.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Its name, or the file of a whole model that Keras saved; MobileNetV2 if left out, or that of the run "
+            "in --weights.",
+        ),
     ] = None,
     weights: Annotated[
         str,
@@ -74,6 +80,11 @@ def finetune(
     ] = None,
     reading: Reading = Reading(),
     option: Option = None,
+    preprocess: Preprocess = None,
+    cut: Annotated[
+        str | None,
+        typer.Option(help="Of a whole model: the last layer that is kept; by default the last with a feature map."),
+    ] = None,
     cache: Cache = True,
 ) -> None:
     """Adapt a pretrained model to other classes, in phases: first the new head, then the top of the backbone."""
@@ -85,7 +96,7 @@ def finetune(
 
     join_processes(distributed)
     # What is left out is the run's that is trained on, or the default of `FinetuneConfig`.
-    given: dict[str, Any] = {"model": model, "size": reading.size}
+    given: dict[str, Any] = {"model": model, "size": reading.size, "preprocess": preprocess, "cut": cut}
     given["phases"] = [parse_phase(text) for text in phase or ()]
     head = {"pooling": pooling, "hidden": hidden, "dropout": dropout}
     if head := {name: value for name, value in head.items() if value is not None}:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from fzoo.cli.console import command, complain, show
-from fzoo.cli.loading import load_model
-from fzoo.cli.options import Classes, Option, Size, Weights, parse_options
+from fzoo.cli.loading import load_network, model_of, report_taken
+from fzoo.cli.options import Classes, Network, Option, Preprocess, Reading, Size, Weights, parse_options
 
 
 @command
@@ -30,6 +30,7 @@ def convert(
 ) -> None:
     """Write weights as another kind of file; with --dry-run say what a file is, and which models it fits."""
     from fzoo.convert import convert, inspect_weights
+    from fzoo.weights import read_description
 
     if dry_run:
         report = inspect_weights(source)
@@ -54,6 +55,8 @@ def convert(
     elif option or not include_top or classes is not None:
         raise ValueError("--model NAME expected with --option, --no-include-top or --classes")
     module = convert(source, destination, model, **options)
+    if model is not None and read_description(source) is None:
+        report_taken(str(source), model, options, module)
     print(f"{destination}: {type(module).__name__}" if sys.stdout.isatty() else destination)
 
 
@@ -120,16 +123,24 @@ def download(
 
 @command
 def export(
-    name: Annotated[str, typer.Argument(help="Name of the model.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="Name of the model, the file of a whole model that Keras saved, or the folder of a run."),
+    ],
     out: Annotated[Path, typer.Argument(help="The .stablehlo file to write.")],
     weights: Weights = "imagenet",
     platform: Annotated[
         list[str] | None, typer.Option(help="cpu, cuda, rocm or tpu; may be given again. cpu, cuda, tpu if left out.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images in a call; any number if left out.")] = None,
-    preprocess: Annotated[
-        bool, typer.Option("--preprocess", help="Take pixels of uint8, and preprocess them in the program.")
+    pixels: Annotated[
+        bool,
+        typer.Option(
+            "--pixels",
+            help="Take pixels of uint8, and preprocess them in the program; --preprocess means it, too.",
+        ),
     ] = False,
+    preprocess: Preprocess = None,
     optimize: Annotated[bool, typer.Option(help="Fold batch normalisation into the kernels.")] = True,
     include_top: Annotated[
         bool,
@@ -145,16 +156,24 @@ def export(
     """
     import fzoo
     from fzoo.inference.export import check_target
+    from fzoo.pretrained.whole import is_whole_model
+    from fzoo.training.runs import is_run
 
     platforms = check_target(out, platform or ("cpu", "cuda", "tpu"))
-    module, variables, _ = load_model(name, weights, size, classes=classes, option=option, include_top=include_top)
+    pixels = pixels or preprocess is not None
+    own = is_whole_model(name) or is_run(name)
+    if own and weights != "imagenet":
+        raise ValueError(f"--weights {weights} given, {name} has its own: leave it out")
+    if is_whole_model(name):
+        model_of(name, "the name of its model, with --weights FILE,")  # says so where the file does not tell
+    network = Network(None if own else name, name if own else weights, classes, option, preprocess)
+    loaded = load_network(network, Reading(size=size), include_top, pixels)
+    module, variables = loaded.module, loaded.variables
     if optimize:
         # Kernels that are kept as a CPU wants them would be the only ones in the file, for all platforms.
         target = platforms[0] if len(platforms) == 1 else "several"
         module, variables = fzoo.optimize_for_inference(module, variables, platform=target)
-    exported = fzoo.export(
-        module, variables, out, platforms=platforms, preprocess=name if preprocess else None, batch_size=batch
-    )
+    exported = fzoo.export(module, variables, out, platforms=platforms, preprocess=loaded.preprocess, batch_size=batch)
     takes, gives = (aval.str_short(short_dtypes=False) for aval in (*exported.in_avals, *exported.out_avals))
     megabytes = f"{out.stat().st_size / 1e6:,.1f}"
     show(("file", "input", "output", "platforms", "MB"), [(out, takes, gives, ", ".join(platforms), megabytes)])

@@ -69,8 +69,8 @@ def export(
         variables: its variables, which become constants of the program, in their own dtype.
         path: ends in ".stablehlo".
         platforms: one or more of "cpu", "cuda", "rocm", "tpu".
-        preprocess: the model ("ResNet50") whose `preprocess_input` is to be part of the program. It takes pixels of
-            uint8 then, and otherwise preprocessed float32.
+        preprocess: the model ("ResNet50") or the mode ("unit") whose `preprocess_input` is to be part of the program.
+            It takes pixels of uint8 then, and otherwise preprocessed float32.
         batch_size: of the calls. None leaves it open: the program is compiled for each that it meets.
         image_shape: (height, width, channels); by default what the network was created for.
 

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Num
 
-from fzoo.images.preprocessing import RANGES
+from fzoo.images.preprocessing import RANGES, has_values_of, values_in_words
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.devices import BATCH, along_batch, beside, device_of, replicate, shard
 from fzoo.layers.classifier import Classifier
@@ -73,9 +73,9 @@ def predict(
             arrays of floats, in their order, or a mapping by their names.
         batch_size: how many images go through at once. By default the power of two that holds them: 32 at most on a
             CPU, elsewhere as many as have the pixels of 256 of 224 x 224, between 32 and 1,024.
-        preprocess: whether `preprocess_input` is to be part of the compiled program, or the model ("ResNet50") whose it
-            is. By default that of the network's own family where the images are integers, and none where they are
-            floats. Pixels of uint8 are a quarter of the bytes to move.
+        preprocess: whether `preprocess_input` is to be part of the compiled program, or the model ("ResNet50") or the
+            mode ("unit") whose it is. By default that of the network's own family where the images are integers, and
+            none where they are floats. Pixels of uint8 are a quarter of the bytes to move.
         mesh: devices of this process, from `fzoo.devices.mesh()`. The variables are put on each, and each computes its
             part of a batch, which is filled up to a multiple of them; the default batch is that for each at most.
             Variables that `fzoo.devices.replicate` has put there are not moved at each call. Inside of a caller's own
@@ -384,24 +384,21 @@ def check_values(module: nn.Module, images: Any, preprocess: str | None) -> None
         if isinstance(images, Tracer) or not images.is_fully_addressable or kind in _looked_at:
             return
         _looked_at.add(kind)
-    low, high = float(images.min()), float(images.max())
-    given = f"images of {images.dtype} from {low:g} to {high:g} given"
-    scaled = low >= -1 and high <= 1 and jnp.issubdtype(images.dtype, jnp.floating) and bool((images % 1 != 0).any())
     if preprocess is not None:
-        spare = 25.5 if jnp.issubdtype(images.dtype, jnp.floating) else 0  # a cubic resize goes beyond the ends
-        if low < -spare or high > 255 + spare or scaled:
-            already = ", as if they were preprocessed already" if scaled or low < 0 else ""
-            raise ValueError(f"{given}{already}: pixels from 0 to 255 expected, which are preprocessed for {name}")
-    elif own is not None:
-        least, most = RANGES[own]
-        # Noise to try a network with is no mistake, pixels that were not preprocessed are.
-        spare = 8 * most if own in ("tf", "torch") else (most - least) / 10
-        if low < least - spare or high > most + spare or (scaled and own in ("caffe", "none")):
-            warnings.warn(
-                f"{given}, which {name} takes from {least:g} to {most:g}: integers from 0 to 255 are preprocessed, but "
-                "floats only with preprocess=True",
-                stacklevel=4,
+        if not has_values_of(images, "none"):
+            low, high = float(images.min()), float(images.max())
+            already = ", as if they were preprocessed already" if low < 0 or high < 4 else ""
+            raise ValueError(
+                f"{values_in_words(images)} given{already}: pixels from 0 to 255 expected, which are preprocessed for "
+                f"{name}"
             )
+    elif own is not None and not has_values_of(images, own, noise=True):
+        least, most = RANGES[own]
+        warnings.warn(
+            f"{values_in_words(images)} given, which {name} takes from {least:g} to {most:g}: integers from 0 to 255 "
+            "are preprocessed, but floats only with preprocess=True",
+            stacklevel=4,
+        )
 
 
 def check_images(images: Any, pixels: bool) -> None:

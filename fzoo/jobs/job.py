@@ -70,7 +70,7 @@ def run_job(
         layers: names of layers, as for `features`; None for classes.
         top: how many of the likeliest classes.
         labels: (WordNet ID, label) of each class; ImageNet's by default for 1000 classes, else the bare numbers.
-        preprocess: the model whose `preprocess_input` the network needs ("ResNet50").
+        preprocess: the model ("ResNet50"), or the mode ("unit"), whose `preprocess_input` the network needs.
         recipe: how an image becomes the network's input; by default that of the model that `preprocess` names, at the
             network's own size.
         batch_size: images at once, on all devices together; by default as for `predict`.

@@ -59,5 +59,13 @@ def network_in(
 
 
 def is_whole_model(name: Any) -> bool:
-    """Tell whether this is the path of a file, and not the name of a model."""
-    return isinstance(name, (str, os.PathLike)) and name not in VARIANTS and os.path.isfile(name)
+    """Tell whether this is the path of a file, and not the name of a model.
+
+    Raises:
+        FileNotFoundError: it is called as Keras's files are, and is not there.
+    """
+    if not isinstance(name, (str, os.PathLike)) or name in VARIANTS:
+        return False
+    if not os.path.exists(name) and os.fspath(name).endswith((".h5", ".hdf5", ".keras")):
+        raise FileNotFoundError(f"no such file: {name}")
+    return os.path.isfile(name)

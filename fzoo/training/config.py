@@ -10,12 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from fzoo.errors import unknown
-from fzoo.images.preprocessing import MODES
 from fzoo.images.reading import Color
 from fzoo.images.recipe import Recipe
 from fzoo.layers.classifier import Head
 from fzoo.layers.options import is_count
+from fzoo.pretrained import load_model
 from fzoo.pretrained.whole import is_whole_model, network_in
+from fzoo.recognition import require_preprocessing
 from fzoo.training.steps import TWO_PHASES, Phase
 from fzoo.zoo import family_defaults, preprocessing_mode, spec
 
@@ -35,8 +36,8 @@ class FinetuneConfig:
     Attributes:
         model: the backbone: a name of `list_models`, or the path of a whole model that Keras saved, which is cut at its
             last feature map, or at the layer `cut` (one of `options`), and has its own weights.
-        preprocess: the model, or the mode, whose `preprocess_input` makes the input of pixels, where `model` is a file;
-            "none" by default if the file has layers that preprocess.
+        preprocess: the model, or the mode ("unit"), whose `preprocess_input` makes the input of pixels, where `model`
+            is a file; by default what its network shows: by layers that scale pixels ("none"), or names of a backbone.
         weights: of the backbone: "imagenet", a file, the folder of a run, or None for random ones. The head of a file
             or of a run is kept where it fits (a run's: where the classes are the same, too); else a new one starts.
         phases: what trains, how long, and how; by default the head alone, then the top of the backbone.
@@ -161,24 +162,20 @@ def described_model(model: str, preprocess: str | None) -> tuple[dict[str, Any],
         ValueError: there is no such model, or it can't be told what its pixels are.
     """
     if not is_whole_model(model):
-        if str(model).endswith((".h5", ".hdf5", ".keras")):
-            raise FileNotFoundError(f"no such file: {model}")
         if preprocess is not None:
             raise ValueError(
                 f"preprocess={preprocess!r} given, which goes with a file as the model: {model} has its own"
             )
         return family_defaults(spec(model)), spec(model).input_size, None
-    module, _ = network_in(model)
+    # Only to recognise what it wants are weights needed: those of a Normalization.
+    module, variables = load_model(model) if preprocess is None else (network_in(model)[0], {})
     if len(module.graph.inputs) > 1:
         raise ValueError(f"{model} takes {', '.join(module.graph.input_names)}, a network of images alone expected")
     height, width, channels = module.example_shape
     if height != width or channels != 3:
         raise ValueError(f"{model} takes images of {height} x {width} x {channels}, square ones of 3 channels expected")
     if preprocess is None:
-        if not any(step.kind in ("Rescaling", "Normalization") for step in module.graph.steps):
-            names = ", ".join(map(repr, MODES))
-            raise ValueError(f"preprocess=... expected, one of {names} or a model's name: {model} has no layer for it")
-        preprocess = "none"
+        preprocess = require_preprocessing(module, variables, model).mode
     preprocessing_mode(preprocess)
     return {"cut": None}, height, preprocess
 

@@ -33,7 +33,7 @@ def evaluate(
     Args:
         module, variables: the classifier, with a softmax at its end or without.
         batches: (images (N, H, W, 3), labels (N,)) of any N: preprocessed floats, or pixels of integers.
-        preprocess: the model whose `preprocess_input` the pixels need.
+        preprocess: the model, or the mode, whose `preprocess_input` the pixels need.
         batch_size: how many go through at once.
         mesh: of the devices that each batch is spread over, from `fzoo.devices.mesh`; one by default.
 

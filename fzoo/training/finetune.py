@@ -186,19 +186,23 @@ def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Clas
         cut = {"head": config.head, "rng": jax.random.key(config.seed), "dtype": config.dtype, **config.options}
         module, variables = transfer(config.model, classes=len(names), weights=config.weights, **cut)
         module.check_images((1, *config.recipe().size, 3))
-        return module, variables, f"a new head starts, after {module.cut} of {config.model}"
+        start = f"a new head starts, after {module.cut} of {config.model}; pixels: preprocess {config.preprocess}"
+        return module, variables, start
     made = {"input_shape": (*config.recipe().size, 3), "dtype": config.dtype, **config.options}
     made |= {"classes": len(names), "head": config.head}
     fresh = {"rng": jax.random.key(config.seed), **made}
     if folder := folder_of_run(config.weights):
         return network_of_run(folder, names, *transfer(config.model, weights=None, **fresh), config.model)
-    note = ""
-    if config.weights not in (None, "imagenet"):
-        try:
-            return *load(config.model, weights=config.weights, **made), f"the head of {config.weights} is kept"
-        except ValueError:  # with the backbone alone, it says what is wrong, if anything is
-            note = f"a new head starts: {config.weights} has none of {len(names)} classes like {config.head}"
-    return *transfer(config.model, weights=config.weights, **fresh), note
+    if config.weights in (None, "imagenet"):
+        return *transfer(config.model, weights=config.weights, **fresh), ""
+    try:
+        module, variables = load(config.model, weights=config.weights, **made)
+        note = f"the head of {config.weights} is kept"
+    except ValueError:  # with the backbone alone, it says what is wrong, if anything is
+        module, variables = transfer(config.model, weights=config.weights, **fresh)
+        note = f"a new head starts: {config.weights} has none of {len(names)} classes like {config.head}"
+    taken = [f"{name}={value!r}" for name, value in options_of(module, config.model).items() if name not in made]
+    return module, variables, note + (f"; {', '.join(taken)} taken from it" if taken else "")
 
 
 def network_of_run(

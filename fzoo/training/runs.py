@@ -249,7 +249,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
     module, model, _, recipe = read_run(folder)
     if isinstance(module, KerasModel):
         raise ValueError(
-            f"{folder} began with the network of a file: model={str(folder / 'model.h5')!r} goes on from it"
+            f"{folder} began with the network of a file: model={str(folder / 'model.h5')!r} with preprocess={model!r} "
+            "goes on from it"
         )
     own = {name: value for name, value in options_of(module, model).items() if name not in ("input_shape", "dtype")}
     read = {name: getattr(recipe, name) for name in IN_RECIPE if name not in ("size", "augment")}
