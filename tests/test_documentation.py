@@ -240,7 +240,7 @@ def test_newcomers_path(tmp_path):
     run(listed, tmp_path)
 
     said = run(conversions, tmp_path)
-    assert 'fits fzoo.create("MobileNet", alpha=0.25, classes=10)' in said
+    assert 'fits fzoo.create("MobileNet", classes=10, input_shape=(32, 32, 3), alpha=0.25)' in said
     model.load_weights(tmp_path / "digits" / "mobilenet_digits.weights.h5")
     np.testing.assert_allclose(model.predict(images, verbose=0), theirs, atol=1e-6)
     program = jax.export.deserialize(bytearray((tmp_path / "digits" / "digits.stablehlo").read_bytes()))
