@@ -59,6 +59,38 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "whole models: any network is taken for the file's",
+        "pretrained/comparison.py",
+        "if target is not None and wanted[target] in given:",
+        "if target is not None:",
+        "test_same_network.py",
+        "another_network",
+    ),
+    Mutant(
+        "whole models: numbers of a computation do not count",
+        "layers/computation.py",
+        "return digest_constant(atom.val) if isinstance(atom, Literal) else digests[atom]",
+        'return "" if isinstance(atom, Literal) else digests[atom]',
+        "test_same_network.py",
+        "epsilon or six",
+    ),
+    Mutant(
+        "whole models: which array it is does not count",
+        "layers/computation.py",
+        """f"array {arrays.get(path, '/'.join(path))}" for path""",
+        """f"array {len(path)}" for path""",
+        "test_same_network.py",
+        "tell_arrays_apart",
+    ),
+    Mutant(
+        "whole models: the head's end is not the file's",
+        "pretrained/options.py",
+        "options += [ends] if given",
+        "options += [] if given",
+        "test_same_network.py",
+        "head_around",
+    ),
+    Mutant(
         "partial loading: what was not taken is not told",
         "weights/partial.py",
         "if path not in taken}",

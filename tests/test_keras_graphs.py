@@ -64,11 +64,22 @@ def check_family(path, name: str, numbers: bool) -> None:
         assert_close(found[layer], np.asarray(expected[layer]), layer)
 
 
-@pytest.mark.parametrize("name", ["ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "MobileNetV2", "MobileNetV3Small"])
+WHOLE = ("ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "MobileNetV2", "MobileNetV3Small")
+
+
+@pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_families(tmp_path, name):
     ending = "keras" if len(name) % 2 else "h5"
     check_family(tmp_path / f"model.{ending}", name, numbers=name == "MobileNetV2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_families_in_the_other_layout(tmp_path, name):
+    ending = "h5" if len(name) % 2 else "keras"
+    check_family(tmp_path / f"model.{ending}", name, numbers=False)
 
 
 # -- each layer -------------------------------------------------------------------------------------------------------
