@@ -169,7 +169,7 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
             whole, problem, fits = None, "", (as_described(described, contents, path),)
         else:
             file, problem = whole_file(contents, path)
-            fits = tuple(compared(fit, contents, path, file) for fit in found(contents, path))
+            fits = tuple(compared(fit, contents, path, file) for fit in find_fits(contents, path))
             whole = None if file is None else whole_model(file[0])
     return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits, whole, problem)
 
@@ -204,7 +204,7 @@ def compared(fit: Fit, contents: Contents, path: Path, file: tuple[KerasModel, t
 
 
 def as_described(described: Description, contents: Contents, path: Path) -> Fit:
-    """How a file that fzoo wrote fits the network that it describes, with the options that are not the model's."""
+    """Find how a file that fzoo wrote fits the network that it describes, with the options that are not the model's."""
     model, options = described_network(described)
     usual = create(model)
     given = {option: value for option, value in options.items() if value != getattr(usual, option)}
@@ -212,13 +212,13 @@ def as_described(described: Description, contents: Contents, path: Path) -> Fit:
 
 
 def fit_of(model: str, options: dict[str, Any], result: Match) -> Fit:
-    """A match in words."""
+    """Say a match in words."""
     named = tuple((array_path(array), "/".join(slot.path), array.shape) for slot, array in result.pairs)
     return Fit(model, options, result.within, named, tuple(result.left_out))
 
 
-def found(contents: Contents, path: Path) -> Iterator[Fit]:
-    """The model that a file's layers fit, and those that the models nested among them fit; the search ends with one."""
+def find_fits(contents: Contents, path: Path) -> Iterator[Fit]:
+    """Find the model that a file's layers fit, and those that the models nested among them fit, one for each."""
     layers = contents.layers
     for parts in (layers, *(parts for layer in layers if (parts := layer.unfolded()))):
         size = sum(int(np.prod(array.shape)) for part in parts for array in part.all_arrays())
@@ -230,7 +230,7 @@ def found(contents: Contents, path: Path) -> Iterator[Fit]:
 
 
 def fitting(name: str, options: dict[str, Any], parts: list[FileLayer], contents: Contents, path: Path) -> Fit | None:
-    """How a model fits some of a file's layers, with its top or without; None if it does not."""
+    """Find how a model fits some of a file's layers, with its top or without; None if it does not."""
     for include_top in (True, False):
         given = {**options, **({} if include_top else {"include_top": False})}
         module = create(name, **given)

@@ -507,8 +507,8 @@ MUTANTS = (
     Mutant(
         "jobs: a shard is lost",
         "jobs/shards.py",
-        "rows = sum(len(names) for names in each(parts, IMAGES))",
-        "parts = parts[:-1]\n        rows = sum(len(names) for names in each(parts, IMAGES))",
+        "rows = sum(len(names) for names in arrays_of(parts, IMAGES))",
+        "parts = parts[:-1]\n        rows = sum(len(names) for names in arrays_of(parts, IMAGES))",
         "test_jobs.py",
         "test_features or test_classes",
     ),

@@ -101,7 +101,7 @@ def test_a_run_and_its_files(tmp_path, monkeypatch, command_line):
     code, output, errors = command_line("bench", *SMALL, "-e", "fzoo", *options)
     assert (code, errors) == (0, [])
     assert [line.split("\t")[:3] for line in output] == [["MobileNet", "2", "fzoo"]]
-    (found,) = report.read(tmp_path)["rows"]
+    (found,) = report.read_results(tmp_path)["rows"]
     assert found["status"] == "ok" and found["calls"] >= 1 and found["device"] == "cpu"
     assert (found["inputs"], found["precision"], found["in_flight"]) == ("device", "default", 3)
     assert found["ceiling_gflop_s"] == 1000 and found["utilisation"] == pytest.approx(found["gflop_s"] / 1000, 1e-3)
@@ -218,14 +218,14 @@ def test_a_newer_row_replaces_one_of_the_same_key(tmp_path):
     report.write(tmp_path, older, {})
     newer = row(images_per_s=7.0)
     assert report.write(tmp_path, [newer], {"cores": 2}) == [newer, *older[1:]]
-    assert report.read(tmp_path) == {"machine": {"cores": 2}, "rows": [newer, *older[1:]]}
+    assert report.read_results(tmp_path) == {"machine": {"cores": 2}, "rows": [newer, *older[1:]]}
 
 
 def test_rows_that_are_older_than_some_options(tmp_path):
     """They were measured with inputs from the host."""
     older = {key: value for key, value in row().items() if key not in report.OLDER}
     (tmp_path / "results.json").write_text(json.dumps({"machine": {}, "rows": [older]}))
-    assert report.read(tmp_path)["rows"] == [older | report.OLDER]
+    assert report.read_results(tmp_path)["rows"] == [older | report.OLDER]
     assert len(report.write(tmp_path, [row(), row(inputs="host")], {})) == 2
     jsonschema.validate(json.loads((tmp_path / "results.json").read_text()), SCHEMA)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from networks import (
     LEAST_DIFFERENCE,
+    SMALL,
     assert_alive,
     differences,
     images_for,

@@ -119,7 +119,7 @@ def merged(older: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
     return sorted({tuple(r[key] for key in KEY): r for r in (*older, *newer)}.values(), key=order)
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
     """Read the results of a folder: {"machine": ..., "rows": ...}.
 
     Raises:
@@ -139,7 +139,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def write(folder: Path, rows: Sequence[Row], machine: dict[str, Any], reference: str = REFERENCE) -> list[Row]:
     """Put rows to those that the folder has, and write results.json, results.csv and results.md; returns all rows."""
-    older = read(folder)["rows"] if (folder / "results.json").exists() else []
+    older = read_results(folder)["rows"] if (folder / "results.json").exists() else []
     rows = merged(older, rows)
     headers, cells = table(rows, reference)
     lines = [f"| {' | '.join(each)} |" for each in (headers, ["-"] * len(headers), *cells)]
@@ -172,7 +172,7 @@ def check(folder: Path) -> None:
     make_figure(1, 1, extra="bench")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "results.json").exists():
-        theirs, ours = read(folder)["machine"].get("instruction_sets"), list(instruction_sets())
+        theirs, ours = read_results(folder)["machine"].get("instruction_sets"), list(instruction_sets())
         if theirs and ours and theirs != ours:
             raise ValueError(
                 f"{folder} holds results of a processor with {', '.join(theirs)}, this one has {', '.join(ours)}: "

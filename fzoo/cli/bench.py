@@ -65,7 +65,7 @@ def bench(
     if reference not in ENGINES:
         raise ValueError(unknown("engine", reference, ENGINES, show=len(ENGINES)))
     if report is not None:
-        rows = reports.read(report)["rows"]
+        rows = reports.read_results(report)["rows"]
         show(*reports.table(rows, reference, narrow=sys.stdout.isatty()))
         reports.plot(report, rows)
         return
@@ -98,7 +98,7 @@ def bench(
         )
     show(*reports.table(rows, reference, narrow=sys.stdout.isatty()))
     if out is not None:
-        reports.plot(out, reports.read(out)["rows"])
+        reports.plot(out, reports.read_results(out)["rows"])
     failed = [row for row in rows if row["status"] == "error"]
     for row in failed:
         complain(f"{row['model']}, batch {row['batch']}, {row['engine']}: {row['reason']}")

@@ -78,7 +78,7 @@ def explained(
 ) -> Explanation:
     """`explain` for one batch."""
     module, layer, wanted = what
-    activation, scores = split(module, variables, images, layer)
+    activation, scores = split_at(module, variables, images, layer)
     logits, pull = jax.vjp(scores, activation)
     if isinstance(wanted, int):
         classes = lax.top_k(logits, wanted)[1]
@@ -122,13 +122,13 @@ def grad_cam(
     classes = jnp.asarray(check_classes(module, classes))
     if classes.ndim == 2 and len(classes) != len(images):
         raise ValueError(f"classes of shape {classes.shape} given for {len(images)} images, (K,) or (N, K) expected")
-    activation, scores = split(module, variables, images, layer)
+    activation, scores = split_at(module, variables, images, layer)
     logits, pull = jax.vjp(scores, activation)
     return heat_maps(activation, pull, logits, jnp.broadcast_to(classes, (len(images), classes.shape[-1])))
 
 
-def split(module: Classifier, variables: Any, images: Array | np.ndarray, layer: str) -> tuple[Array, Any]:
-    """A layer's output for images, and the function from it to the logits."""
+def split_at(module: Classifier, variables: Any, images: Array | np.ndarray, layer: str) -> tuple[Array, Any]:
+    """Return a layer's output for images, and the function from it to the logits."""
     network = module.clone(classifier_activation=None)
     tapped: Any = network.apply(variables, images, (layer,), method="endpoints")
 
@@ -139,7 +139,7 @@ def split(module: Classifier, variables: Any, images: Array | np.ndarray, layer:
 
 
 def heat_maps(activation: Array, pull: Any, logits: Array, classes: Int[Array, "n k"]) -> Float[Array, "n k h w"]:
-    """From a layer's output, and the pullback of the logits to it."""
+    """Compute Grad-CAM of a layer's output, by the pullback of the logits to it."""
     ones = jax.nn.one_hot(classes.T, logits.shape[-1], dtype=logits.dtype)
     (gradients,) = jax.vmap(pull)(ones)
     weights = jnp.mean(gradients.astype(jnp.float32), (2, 3))
@@ -147,7 +147,7 @@ def heat_maps(activation: Array, pull: Any, logits: Array, classes: Int[Array, "
 
 
 def map_layer(module: Classifier, name: str | None) -> Node:
-    """The layer of this name, or the last one before the top; raises as `grad_cam` does."""
+    """Return the layer of this name, or the last one before the top; raises as `grad_cam` does."""
     found = trace(module)
     if module.prepared:
         raise ValueError("optimize_for_inference made this network, whose layers are not all there: give the plain one")

@@ -148,19 +148,19 @@ def run_job(
             if before is None or (before.st_ino, before.st_mtime_ns) != (now.st_ino, now.st_mtime_ns):
                 raise OSError(f"{path} was written by another process meanwhile: the same command begins from that")
         report.before = count - sum(min(shards.size, count - n * shards.size) for n in wanted)
-        pieces: list[Done] = []
+        finished: list[Done] = []
         only = ""
         for done in stream(network, reading, cut(shards.images, shards.size, reading.batch, wanted), report):
-            pieces.append(done)
+            finished.append(done)
             if watch is not None:
                 watch(report, done.failures)
-            if done.piece.last:
-                shard = put_together(pieces, kept)
-                shards.write(done.piece.shard, shard)
+            if done.batch.last:
+                shard = put_together(finished, kept)
+                shards.write(done.batch.shard, shard)
                 report.failed += len(shard.failures)
-                report.before += sum(entry.kept >= 0 for entry in done.piece.whole)
+                report.before += sum(entry.kept >= 0 for entry in done.batch.whole)
                 only = shard.failures[0][1] if count == 1 and shard.failures else only
-                pieces = []
+                finished = []
         kept = None
         found = shards.join(reading.shapes, labels)
         if found is not None:
@@ -192,14 +192,14 @@ def default_shard_size(reading: Reading) -> int:
     return max(1, min(SHARD_IMAGES, SHARD_BYTES // max(bytes_each, 1)) // reading.batch) * reading.batch
 
 
-def put_together(pieces: Sequence[Done], kept: Mapping[str, np.ndarray] | None) -> Shard:
-    """Return a shard of all its pieces, and of rows of an output that are kept."""
-    fresh = iter([outcome for done in pieces for outcome in zip(done.states, done.readable, strict=True)])
-    parts = [done.rows for done in pieces if done.names]
+def put_together(finished: Sequence[Done], kept: Mapping[str, np.ndarray] | None) -> Shard:
+    """Return a shard of all its batches, and of rows of an output that are kept."""
+    fresh = iter([outcome for done in finished for outcome in zip(done.states, done.readable, strict=True)])
+    parts = [done.rows for done in finished if done.names]
     rows = {key: np.concatenate([part[key] for part in parts]) for key in (parts[0] if parts else ())}
     names, states, readable, order, numbers = [], [], [], [], []
-    computed, total = 0, sum(len(done.names) for done in pieces)
-    for entry in pieces[-1].piece.whole:
+    computed, total = 0, sum(len(done.names) for done in finished)
+    for entry in finished[-1].batch.whole:
         state, good = (entry.state, True) if entry.kept >= 0 else next(fresh)
         states.append(state)
         readable.append(good)
@@ -216,4 +216,4 @@ def put_together(pieces: Sequence[Done], kept: Mapping[str, np.ndarray] | None) 
         assert kept is not None
         old = {key: array[numbers] for key, array in kept.items()}
         rows = {key: np.concatenate([rows[key], array])[order] if rows else array for key, array in old.items()}
-    return Shard(names, rows, [failure for done in pieces for failure in done.failures], states, readable)
+    return Shard(names, rows, [failure for done in finished for failure in done.failures], states, readable)

@@ -26,7 +26,7 @@ from fzoo.inference.devices import mesh as local_mesh
 from fzoo.inference.predict import default_batch, in_flight
 from fzoo.jobs.listing import Entry, Listing, State, is_changed, is_member, join_batches, list_images, look_at
 from fzoo.jobs.network import Network, class_labels
-from fzoo.jobs.results import named
+from fzoo.jobs.results import label_rows
 from fzoo.jobs.shards import Failure
 from fzoo.layers.classifier import Classifier
 from fzoo.zoo import recipe as model_recipe
@@ -86,14 +86,14 @@ class Report:
         )
 
 
-class Piece(NamedTuple):
+class Batch(NamedTuple):
     """What goes through the network at once.
 
     Attributes:
         shard: the number of the shard that its rows belong to.
         last: whether it is the shard's last one.
         images: what it has of these.
-        whole: all images of the shard, with those whose rows are kept; only with the last piece.
+        whole: all images of the shard, with those whose rows are kept; only with the last batch.
     """
 
     shard: int
@@ -131,7 +131,7 @@ def classify(
             watch(report, done.failures)
         if report.failed == report.images:
             raise ValueError(done.failures[0][1] if report.images == 1 else none_of(report.images))
-        yield from named(done.names, done.rows, labels)
+        yield from label_rows(done.names, done.rows, labels)
 
 
 def none_of(count: int) -> str:
@@ -203,10 +203,10 @@ class Loader(NamedTuple):
 
 
 class Done(NamedTuple):
-    """Results of a piece.
+    """Results of a batch.
 
     Attributes:
-        piece: what went in.
+        batch: what went in.
         names: the images that could be read.
         rows: an array (len(names), ...) for each result, in their order; none without names.
         failures: (name, error) of the other images.
@@ -214,7 +214,7 @@ class Done(NamedTuple):
         readable: which of all images could be read.
     """
 
-    piece: Piece
+    batch: Batch
     names: list[str]
     rows: dict[str, np.ndarray]
     failures: list[Failure]
@@ -222,15 +222,15 @@ class Done(NamedTuple):
     readable: list[bool]
 
 
-def stream(network: Network, reading: Reading, pieces: Iterable[Piece], report: Report) -> Generator[Done]:
-    """Results of pieces in their order, while images ahead of them are decoded; `report` has what was measured."""
+def stream(network: Network, reading: Reading, batches: Iterable[Batch], report: Report) -> Generator[Done]:
+    """Yield results of batches in order, while images ahead of them are decoded; `report` has what was measured."""
     begin, busy = time.perf_counter(), 0.0
 
     def started() -> Iterator[Any]:
         nonlocal busy
-        for piece, pixels, states, outcomes in decoded(reading, pieces, report):
-            done = Done(piece, [], {}, [], states, [isinstance(outcome, float) for outcome in outcomes])
-            for entry, outcome in zip(piece.images, outcomes, strict=True):
+        for batch, pixels, states, outcomes in decoded(reading, batches, report):
+            done = Done(batch, [], {}, [], states, [isinstance(outcome, float) for outcome in outcomes])
+            for entry, outcome in zip(batch.images, outcomes, strict=True):
                 if isinstance(outcome, float):
                     done.names.append(entry.image.name)
                     busy += outcome
@@ -250,7 +250,7 @@ def stream(network: Network, reading: Reading, pieces: Iterable[Piece], report: 
             done.rows.update(network.rows(outputs, np.flatnonzero(done.readable).tolist(), done.names))
         now = time.perf_counter()
         report.waited_for_results += now - start
-        report.done += len(done.piece.images)
+        report.done += len(done.batch.images)
         report.seconds = now - begin - report.compiling
         yield done
     report.decoding = report.done * reading.workers / max(busy, 1e-9)
@@ -258,12 +258,12 @@ def stream(network: Network, reading: Reading, pieces: Iterable[Piece], report: 
 
 
 def decoded(
-    reading: Reading, pieces: Iterable[Piece], report: Report
-) -> Iterator[tuple[Piece, np.ndarray, list[State], list[float | Exception]]]:
-    """Yield pieces, uint8 pixels (batch, H, W, C), each image's state, and the seconds it took or its error."""
-    load, batch, workers = reading.load, reading.batch, reading.workers
-    ahead = 1 + -(-2 * workers // batch)  # pieces: each thread has its next image, and the network its next batch
-    pending: deque[tuple[Piece, np.ndarray, list[State], list[Future[float] | Exception]]] = deque()
+    reading: Reading, batches: Iterable[Batch], report: Report
+) -> Iterator[tuple[Batch, np.ndarray, list[State], list[float | Exception]]]:
+    """Yield batches, uint8 pixels (batch, H, W, C), each image's state, and the seconds it took or its error."""
+    load, batch_size, workers = reading.load, reading.batch, reading.workers
+    ahead = 1 + -(-2 * workers // batch_size)  # batches: each thread has its next image, and the network its next batch
+    pending: deque[tuple[Batch, np.ndarray, list[State], list[Future[float] | Exception]]] = deque()
     reader, pool = ArchiveReader(), ThreadPoolExecutor(workers, "decode", step_back)
 
     def load_unchanged(entry: Entry, prepared: Any, pixels: np.ndarray) -> float:
@@ -282,19 +282,19 @@ def decoded(
             return e
 
     def finished(
-        piece: Piece, pixels: np.ndarray, states: list[State], futures: list[Future[float] | Exception]
-    ) -> tuple[Piece, np.ndarray, list[State], list[float | Exception]]:
+        batch: Batch, pixels: np.ndarray, states: list[State], futures: list[Future[float] | Exception]
+    ) -> tuple[Batch, np.ndarray, list[State], list[float | Exception]]:
         start = time.perf_counter()
         outcomes = [outcome(future) for future in futures]
         report.waited_for_images += time.perf_counter() - start
-        return piece, pixels, states, outcomes
+        return batch, pixels, states, outcomes
 
     try:
-        for piece in pieces:
-            pixels = np.zeros((batch, *load.recipe.size, load.recipe.channels), np.uint8)
-            states = [look_at(entry.image) for entry in piece.images]  # before: a later change is seen the next time
-            futures = [submit(entry, row) for entry, row in zip(piece.images, pixels, strict=False)]
-            pending.append((piece, pixels, states, futures))
+        for batch in batches:
+            pixels = np.zeros((batch_size, *load.recipe.size, load.recipe.channels), np.uint8)
+            states = [look_at(entry.image) for entry in batch.images]  # before: a later change is seen the next time
+            futures = [submit(entry, row) for entry, row in zip(batch.images, pixels, strict=False)]
+            pending.append((batch, pixels, states, futures))
             if len(pending) > ahead:
                 yield finished(*pending.popleft())
         while pending:
@@ -315,7 +315,7 @@ def step_back() -> None:
 
 
 def outcome(future: Future[float] | Exception) -> float | Exception:
-    """What came of an image: seconds, or what is wrong with it."""
+    """Return what came of an image: seconds, or what is wrong with it."""
     if isinstance(future, Exception):
         return future
     try:
@@ -324,21 +324,23 @@ def outcome(future: Future[float] | Exception) -> float | Exception:
         return e
 
 
-def cut(images: Iterable[Entry], shard_size: int, batch: int, wanted: Iterable[int] | None = None) -> Iterator[Piece]:
-    """Yield images in pieces of at most a batch, none across the bounds of two shards; of the shards `wanted` only.
+def cut(
+    images: Iterable[Entry], shard_size: int, batch_size: int, wanted: Iterable[int] | None = None
+) -> Iterator[Batch]:
+    """Yield images in batches, none across the bounds of two shards; of the shards `wanted` only.
 
-    Images whose rows are kept are no part of a piece, unless they were changed since they were listed. A shard has a
-    last piece whether or not there is an image in it.
+    Images whose rows are kept are no part of a batch, unless they were changed since they were listed. A shard has a
+    last batch whether or not there is an image in it.
     """
     for shard, entries in enumerate(join_batches(images, shard_size)):
         if wanted is None or shard in wanted:
             whole = [entry._replace(kept=-1) if entry.kept >= 0 and is_changed(entry) else entry for entry in entries]
             fresh = [entry for entry in whole if entry.kept < 0]
-            for start in range(0, max(len(fresh), 1), batch):
-                last = start + batch >= len(fresh)
-                yield Piece(shard, last, fresh[start : start + batch], whole if last else ())
+            for start in range(0, max(len(fresh), 1), batch_size):
+                last = start + batch_size >= len(fresh)
+                yield Batch(shard, last, fresh[start : start + batch_size], whole if last else ())
 
 
 def round_up(count: int, step: int) -> int:
-    """The least multiple of `step` that is not less."""
+    """Return the least multiple of `step` that is not less."""
     return -(-count // step) * step

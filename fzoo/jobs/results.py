@@ -66,18 +66,18 @@ def decode_names(array: np.ndarray) -> list[str]:
     return json.loads(array.tobytes())
 
 
-def each(parts: Iterable[Path], name: str) -> Iterator[Any]:
-    """One array of each shard that has rows, or the list of its names."""
+def arrays_of(parts: Iterable[Path], name: str) -> Iterator[Any]:
+    """Yield one array of each shard that has rows, or the list of its names."""
     for part in parts:
         with np.load(part) as arrays:
             if names := decode_names(arrays[IMAGES]):
                 yield names if name == IMAGES else arrays[name]
 
 
-def named(
+def label_rows(
     names: Iterable[str], rows: Mapping[str, np.ndarray], labels: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[str, list[tuple[str, str, float]]]]:
-    """(image, [(WordNet ID, label, probability), ...]) of each row."""
+    """Yield (image, [(WordNet ID, label, probability), ...]) of each row."""
     if names:
         for name, indices, p in zip(names, rows["classes"].tolist(), rows["probabilities"].tolist(), strict=True):
             yield name, [(*labels[i], value) for i, value in zip(indices, p, strict=True)]
@@ -86,10 +86,10 @@ def named(
 def predictions(
     parts: Iterable[Path], labels: Sequence[tuple[str, str]]
 ) -> Iterator[tuple[str, list[tuple[str, str, float]]]]:
-    """`named` of all rows of shards."""
+    """Yield `label_rows` of all rows of shards."""
     for part in parts:
         with np.load(part) as arrays:
-            yield from named(decode_names(arrays[IMAGES]), arrays, labels)
+            yield from label_rows(decode_names(arrays[IMAGES]), arrays, labels)
 
 
 def as_object(image: str, found: Sequence[tuple[str, str, float]]) -> str:
@@ -137,10 +137,10 @@ def write_layer_parquet(path: Path, parts: Sequence[Path], count: int, shapes: S
     schema = pa.schema(fields)
     with parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
-            for names in each([part], IMAGES):
+            for names in arrays_of([part], IMAGES):
                 columns = [pa.array(map(printable, names), pa.string())]
                 for name, field in zip(shapes, fields[1:], strict=True):
-                    (array,) = each([part], name)
+                    (array,) = arrays_of([part], name)
                     columns.append(pa.FixedSizeListArray.from_arrays(pa.array(array.ravel()), type=field.type))
                 writer.write_table(pa.table(columns, schema=schema))
 
@@ -152,21 +152,21 @@ def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
     `NAMES_BYTES` of memory, and many times what the text does, the names are UTF-8 in a row, `images_utf8`, with
     `images_ends`, where each of them ends.
     """
-    lengths = [(len(name), len(os.fsencode(name))) for names in each(parts, IMAGES) for name in names]
+    lengths = [(len(name), len(os.fsencode(name))) for names in arrays_of(parts, IMAGES) for name in names]
     width, ends = max(max(lengths)[0], 1), np.cumsum([size for _, size in lengths], dtype=np.int64)
     arrays: dict[str, tuple[tuple[int, ...], np.dtype, Iterator[np.ndarray]]]
     if 4 * width * count > max(NAMES_BYTES, 16 * int(ends[-1])):
-        utf8 = (os.fsencode("".join(names)) for names in each(parts, IMAGES))
+        utf8 = (os.fsencode("".join(names)) for names in arrays_of(parts, IMAGES))
         arrays = {
             "images_utf8": ((int(ends[-1]),), np.dtype(np.uint8), (np.frombuffer(text, np.uint8) for text in utf8)),
             "images_ends": (ends.shape, ends.dtype, iter([ends])),
         }
     else:
         text = np.dtype((np.str_, width))
-        arrays = {IMAGES: ((count,), text, (np.array(names, text) for names in each(parts, IMAGES)))}
+        arrays = {IMAGES: ((count,), text, (np.array(names, text) for names in arrays_of(parts, IMAGES)))}
     texts = set(arrays)
     for name, aval in shapes.items():
-        arrays[name] = ((count, *aval.shape), np.dtype(aval.dtype), each(parts, name))
+        arrays[name] = ((count, *aval.shape), np.dtype(aval.dtype), arrays_of(parts, name))
     with zipfile.ZipFile(path, "w") as archive:
         for name, (shape, dtype, chunks) in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy")  # of no date: the same results are the same bytes
@@ -181,7 +181,7 @@ def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
 
 def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
     """A dataset for each layer, and `images`."""
-    text = sum(len(os.fsencode(name)) for names in each(parts, IMAGES) for name in names)
+    text = sum(len(os.fsencode(name)) for names in arrays_of(parts, IMAGES) for name in names)
     rows = sum(int(np.prod(aval.shape)) * np.dtype(aval.dtype).itemsize for aval in shapes.values())
     reserve(path, count * (rows + 64) + text + (len(shapes) << 12) + (1 << 16))
     with h5py.File(path, "w") as file:
@@ -189,7 +189,7 @@ def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labe
         datasets |= {name: file.create_dataset(name, (count, *a.shape), a.dtype) for name, a in shapes.items()}
         for name, dataset in datasets.items():
             start = 0
-            for array in each(parts, name):
+            for array in arrays_of(parts, name):
                 if name == IMAGES:  # as the bytes that they are: not every name of a file is UTF-8
                     array = np.array([os.fsencode(each) for each in array], object)
                 dataset[start : start + len(array)] = array

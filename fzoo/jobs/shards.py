@@ -42,7 +42,7 @@ from fzoo.jobs.listing import (
     list_appended,
     look_at,
 )
-from fzoo.jobs.results import CLASSES, IMAGES, LAYERS, Shapes, each, encode_names
+from fzoo.jobs.results import CLASSES, IMAGES, LAYERS, Shapes, arrays_of, encode_names
 
 try:
     import fcntl
@@ -291,7 +291,7 @@ class Shards:
                 file.write(lines)
         if not failed:
             self.errors.unlink()
-        rows = sum(len(names) for names in each(parts, IMAGES))
+        rows = sum(len(names) for names in arrays_of(parts, IMAGES))
         if rows:
             joined = self.folder / f"joined-{secrets.token_hex(4)}{self.out.suffix}"
             with unfinished(joined):

@@ -22,7 +22,7 @@ from fzoo.images.walk import images_below
 
 
 @runtime_checkable
-class Source(Protocol):
+class DataSource(Protocol):
     """Labelled inputs of a network by index."""
 
     @property
@@ -317,7 +317,7 @@ def grain() -> Any:
 
 
 def training_batches(
-    source: Source, batch_size: int, *, seed: int, workers: int, part: tuple[int, int] = (0, 1)
+    source: DataSource, batch_size: int, *, seed: int, workers: int, part: tuple[int, int] = (0, 1)
 ) -> Any:
     """An endless Grain iterator over (inputs, labels) batches, each pass in another order.
 
@@ -347,7 +347,7 @@ def training_batches(
 
 
 def in_order(
-    source: Source | Batches, batch_size: int, workers: int, part: tuple[int, int] = (0, 1)
+    source: DataSource | Batches, batch_size: int, workers: int, part: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[Any, Int[np.ndarray, " n"]]]:
     """(inputs, labels) batches of all that can be read, once, in their order; or of a share of them."""
     if isinstance(source, Batches):

@@ -34,10 +34,10 @@ from fzoo.training.data import (
     Arrays,
     Batches,
     Broken,
+    DataSource,
     Features,
     Files,
     Replayed,
-    Source,
     in_order,
     training_batches,
 )
@@ -297,7 +297,11 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
         return plan.run is not None and alone and time.monotonic() - saved_at > seconds
 
     def whole() -> Any:
-        return {**variables, "params": merge_params(state.trained, frozen), **named("batch_stats", state.batch_stats)}
+        return {
+            **variables,
+            "params": merge_params(state.trained, frozen),
+            **collection("batch_stats", state.batch_stats),
+        }
 
     def save() -> None:
         nonlocal saved_at
@@ -359,19 +363,19 @@ def pixels_step(
 
 
 def preprocessed(inputs: Any, model: str) -> Any:
-    """Pixels as the model wants them; what is no integers is already."""
+    """Preprocess pixels as the model wants them; what is no integers is already."""
     if isinstance(inputs, Mapping) or not jnp.issubdtype(inputs.dtype, jnp.integer):
         return inputs
     return preprocess_input(jnp.asarray(inputs), model)
 
 
-def named(name: str, tree: Any) -> dict[str, Any]:
-    """A collection of variables, if there is anything in it."""
+def collection(name: str, tree: Any) -> dict[str, Any]:
+    """Return a collection of variables under its name; nothing where it is empty."""
     return {name: tree} if tree else {}
 
 
 def local(variables: Any) -> Any:
-    """Variables on one device of this process."""
+    """Return variables as they are on one device of this process."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), variables)
 
 
@@ -390,7 +394,7 @@ def in_words(row: Mapping[str, Any]) -> str:
     ) + (f", {row['seconds']:.1f} s")
 
 
-def batches_of(plan: Plan, source: Source | Batches, phase: int) -> Any:
+def batches_of(plan: Plan, source: DataSource | Batches, phase: int) -> Any:
     """The endless training input of a phase."""
     if isinstance(source, Batches):
         return Replayed(source)
@@ -434,7 +438,7 @@ def cached(plan: Plan, variables: Any, source: Any, stream: Flow) -> Features | 
             images,
             stream.frontier,
             batch_size=plan.config.batch_size,
-            **how(images, plan.config.pixels_for),
+            **preprocess_option(images, plan.config.pixels_for),
         )
         for name, array in batch.items():
             found[name].append(np.asarray(array))
@@ -444,12 +448,12 @@ def cached(plan: Plan, variables: Any, source: Any, stream: Flow) -> Features | 
     return Features({name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(all_labels))
 
 
-def how(images: Any, model: str) -> dict[str, Any]:
-    """`predict`'s option for images that are pixels."""
+def preprocess_option(images: Any, model: str) -> dict[str, Any]:
+    """Return `predict`'s option for images, where they are pixels."""
     return {"preprocess": model} if np.issubdtype(images.dtype, np.integer) else {}
 
 
-def validate(plan: Plan, variables: Any, source: Source | Batches) -> Evaluation:
+def validate(plan: Plan, variables: Any, source: DataSource | Batches) -> Evaluation:
     """Evaluate the network on validation images, each process on its share."""
     batches = in_order(source, plan.config.batch_size, plan.config.workers, plan.part)
     options = {"preprocess": plan.config.pixels_for, "batch_size": plan.config.batch_size, "mesh": devices.mesh()}

@@ -258,11 +258,11 @@ def dropped(module: Classifier, layers: list[FileLayer]) -> list[str]:
     whole = fitted(module, layers)
     if whole is None or whole is module:
         return []
-    _, rest = split(module, whole, pair_up(whole, layers, ""))
+    _, rest = separate_top(module, whole, pair_up(whole, layers, ""))
     return [described(file, array) for file in rest for array in file.all_arrays()]
 
 
-def split(
+def separate_top(
     module: Classifier, whole: Classifier, pairs: dict[str, FileLayer]
 ) -> tuple[dict[str, FileLayer], list[FileLayer]]:
     """Of the pairs for a network with its top, those for the same network without it, and what is left of the file.
@@ -315,7 +315,7 @@ def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> li
                 f"{source} has no top, and this {name} has: create it with include_top=False, or give a file with it"
             )
         raise WeightsMismatch(summary, counted(wanted, layers))
-    pairs, _ = split(module, whole, pair_up(whole, layers, summary))
+    pairs, _ = separate_top(module, whole, pair_up(whole, layers, summary))
 
     parts = {node.name: node.parts for node in trace(module).nodes}
     matched, problems = [], []
