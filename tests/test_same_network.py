@@ -116,6 +116,17 @@ def test_another_network_is_told(mobilenet, tmp_path, change, message):
     np.testing.assert_allclose(fzoo.predict(*fzoo.load_model(path), images()), theirs, atol=1e-5)
 
 
+def test_padding_of_its_own_is_the_same(mobilenet, tmp_path):
+    """A layer that pads and a convolution that does not, as Keras has it now, or a convolution that does both."""
+
+    def change(entries, config):
+        entries["conv_pad_2"]["padding"] = [[0, 0], [0, 0]]
+        entries["conv_dw_2"]["padding"] = "same"
+
+    module, variables = fzoo.load("MobileNet", weights=edited(mobilenet[0], tmp_path / "m.keras", change))
+    np.testing.assert_allclose(fzoo.predict(module, variables, images()), mobilenet[1], atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_head_with_another_pooling(tmp_path):
     """Of as many arrays as the family's own top."""

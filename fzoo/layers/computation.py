@@ -24,6 +24,9 @@ COMMUTATIVE = frozenset({"add", "mul", "max", "min"})
 #: Parameters of equations that no number depends on.
 SILENT = frozenset({"name", "sharding"})
 
+#: How the digest of a constant begins that is one number.
+SCALAR = "constant ()"
+
 #: Of a longer array, every bit counts; the numbers of a shorter one are a file's, as text.
 SHORT = 64
 
@@ -54,7 +57,7 @@ class Computation:
         names = [f"array {arrays.get(path, '/'.join(path))}" for path in self.variables]
         names += [f"image {i}" for i in range(len(jaxpr.invars) - len(names))]
         known = {jaxpr.outvars[self.layers.index(image)]: "image 0"} if image is not None else {}
-        found = digest_outputs(jaxpr, self.jaxpr.consts, names, known)
+        found = Digests(known).outputs(jaxpr, self.jaxpr.consts, names)
         return dict(zip(self.layers, found, strict=True))
 
 
@@ -77,41 +80,63 @@ def computation_of(module: Classifier, inputs: Any = None) -> Computation:
     return Computation(jaxpr, layers, tuple(tuple(str(getattr(step, "key", step)) for step in path) for path in paths))
 
 
-def digest_outputs(
-    jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[str], known: Mapping[Any, str]
-) -> list[str]:
-    """Return a digest of each output of a jaxpr.
+class Digests:
+    """Digests of what a jaxpr computes.
 
     Args:
-        jaxpr: the computation.
-        constants: the values of its constants.
-        inputs: the digests of its inputs.
         known: digests of variables of the jaxpr that count whatever computes them.
     """
-    digests: dict[Any, str] = {}
 
-    def set_digests(variables: Sequence[Any], found: Sequence[str]) -> None:
-        for variable, digest in zip(variables, found, strict=True):
-            digests[variable] = known.get(variable, digest)
+    def __init__(self, known: Mapping[Any, str]):
+        self._known = known
+        self._padded: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = {}  # by digest: of what, by how much
 
-    def read(atom: Any) -> str:
-        return digest_constant(atom.val) if isinstance(atom, Literal) else digests[atom]
+    def outputs(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[str]) -> list[str]:
+        """Return a digest of each output, from those of the inputs."""
+        digests: dict[Any, str] = {}
 
-    set_digests(jaxpr.constvars, [digest_constant(value) for value in constants])
-    set_digests(jaxpr.invars, inputs)
-    for equation in jaxpr.eqns:
-        name, taken = equation.primitive.name, [read(atom) for atom in equation.invars]
-        inner = next((equation.params[key] for key in INNER if key in equation.params), None)
+        def read(atom: Any) -> str:
+            return digest_constant(atom.val) if isinstance(atom, Literal) else digests[atom]
+
+        digests.update(zip(jaxpr.constvars, map(digest_constant, constants), strict=True))
+        digests.update(zip(jaxpr.invars, inputs, strict=True))
+        for equation in jaxpr.eqns:
+            found = self.of_equation(equation, [read(atom) for atom in equation.invars])
+            for variable, digest in zip(equation.outvars, found, strict=True):
+                digests[variable] = self._known.get(variable, digest)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def of_equation(self, equation: Any, taken: list[str]) -> list[str]:
+        """Return the digests of what an equation gives, from those of what it takes."""
+        name, params = equation.primitive.name, dict(equation.params)
+        inner = next((params[key] for key in INNER if key in params), None)
+        if name == "cond" and None in (platforms := params.get("branches_platforms") or ()):
+            inner, taken, name = params["branches"][platforms.index(None)], taken[1:], "closed_call"  # not a CPU's own
         if name in CALLS and inner is not None:
             called, values = (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
-            set_digests(equation.outvars, digest_outputs(called, values, taken, {}))
-            continue
-        taken = sorted(taken) if name in COMMUTATIVE else taken
-        asked = [f"{key}={value}" for key, value in sorted(equation.params.items()) if key not in SILENT]
+            return self.outputs(called, values, taken)
+        if name == "convert_element_type" and taken[0].startswith(SCALAR):
+            return taken
+        if name == "conv_general_dilated" and taken[0] in self._padded:
+            taken, params = self.with_padding(taken, params)
+        if name in COMMUTATIVE:
+            taken = sorted(taken)
+        asked = [f"{key}={value}" for key, value in sorted(params.items()) if key not in SILENT]
         shapes = [str(variable.aval) for variable in equation.outvars]
         digest = digest_text("\n".join([name, *asked, *taken, *shapes]))
-        set_digests(equation.outvars, [f"{digest} {i}" for i in range(len(shapes))])
-    return [read(atom) for atom in jaxpr.outvars]
+        if name == "pad" and taken[1] == f"{SCALAR} 0" and not any(inside for *_, inside in params["padding_config"]):
+            self._padded[f"{digest} 0"] = taken[0], tuple((int(a), int(b)) for a, b, _ in params["padding_config"])
+        return [f"{digest} {i}" for i in range(len(shapes))]
+
+    def with_padding(self, taken: list[str], params: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+        """Let a convolution of what was padded by zeros pad itself, as Keras's "same" does."""
+        source, pads = self._padded[taken[0]]
+        batch, features, *sides = params["dimension_numbers"].lhs_spec
+        if any(pads[batch]) or any(pads[features]) or any(n != 1 for n in params["lhs_dilation"]):
+            return taken, params
+        own = zip(params["padding"], (pads[side] for side in sides), strict=True)
+        padding = tuple((int(a) + c, int(b) + d) for (a, b), (c, d) in own)
+        return [source, *taken[1:]], params | {"padding": padding}
 
 
 def digest_text(text: str) -> str:
@@ -124,7 +149,7 @@ def digest_constant(value: Any) -> str:
     array = np.asarray(value)
     if array.size > SHORT or array.dtype.kind not in "fiu":
         return f"{array.dtype}{array.shape} {digest_text(array.tobytes().hex())}"
-    return f"{array.shape} {' '.join(rounded(array))}"
+    return f"constant {array.shape} {' '.join(rounded(array))}"
 
 
 def rounded(array: np.ndarray) -> Iterator[str]:

@@ -99,14 +99,13 @@ def options_of_file(name: str, path: Path, whole: WholeFile, given: Mapping[str,
         WeightsMismatch: the caller gives another activation than the file's.
     """
     options: list[dict[str, Any]] = [ending_options(path, given)]
-    if whole.module is not None and len(whole.module.graph.inputs) == 1:
-        if any(plan.kind in ("Functional", "Model") for plan in whole.plans):  # a backbone, and a head that may be ours
-            ends = {"classes": whole.module.classes, "classifier_activation": whole.module.classifier_activation}
-            options += [ends] if given.get("include_top", True) else []
-        options[-1]["input_shape"] = whole.module.image_shape
+    nested = any(plan.kind in ("Functional", "Model") for plan in whole.plans)
+    if nested and whole.module is not None and given.get("include_top", True):  # a backbone, and a head, perhaps ours
+        options += [{"classes": whole.module.classes, "classifier_activation": whole.module.classifier_activation}]
+    if whole.module is not None and len(whole.module.graph.inputs) == 1 and (not nested or len(options) > 1):
         usual = create(name, **{**options[-1], **given, "input_shape": given.get("input_shape")})
-        if whole.module.image_shape == (usual.example_shape if usual.known_size else (None, None, 3)):
-            del options[-1]["input_shape"]
+        if whole.module.image_shape != (usual.example_shape if usual.known_size else (None, None, 3)):
+            options[-1]["input_shape"] = whole.module.image_shape
     for option, variant in itertools.product(reversed(options), variants(name)):
         if variant.keys() & given.keys():
             continue
