@@ -15,8 +15,10 @@ from compiled_once import shared_cache
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-#: Every annotated shape and type of fzoo's functions is checked at each call.
-jaxtyping.install_import_hook("fzoo", "strict.checked")
+# Every annotated shape and type of fzoo's functions is checked at each call; for mutants, whose processes are many, the
+# seconds that this adds to an import are too dear.
+if "FZOO_TEST_MUTANT" not in os.environ:
+    jaxtyping.install_import_hook("fzoo", "strict.checked")
 
 
 def pytest_configure(config):

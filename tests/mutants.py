@@ -659,6 +659,7 @@ def flags() -> str:
 def environment(tree: Path) -> dict[str, str]:
     """For tests of a copy: its fzoo, no bytecode of one mutant left for another, and programs compiled once."""
     own = {"FZOO_TEST_FLAGS": flags(), "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "JAX_PLATFORMS": "cpu"}
+    own["FZOO_TEST_MUTANT"] = "1"
     own["PYTEST_ADDOPTS"] = ""  # the session that asks for the mutants may run slow tests
     return {**os.environ, **own, **shared_cache(tree.parent / "xla")}
 
