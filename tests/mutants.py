@@ -29,7 +29,7 @@ from compiled_once import shared_cache
 ROOT = Path(__file__).parent.parent
 
 #: What a copy of the tree needs for its tests.
-COPIED = ("fzoo", "tests", "pyproject.toml", "README.md")
+COPIED = ("fzoo", "tests", "docs", "pyproject.toml", "README.md")
 
 #: Copies, and mutants that are tried at once.
 WORKERS = 2

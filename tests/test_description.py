@@ -371,9 +371,11 @@ def test_a_run_is_taken_wherever_weights_are(run_folder, tmp_path, command_line)
     assert fzoo.inspect_weights(folder).fits[0].options["head"] == fzoo.Head(hidden=4)
     assert command_line("convert", folder, tmp_path / "w.keras") == (0, [str(tmp_path / "w.keras")], [])
     assert fzoo.load(weights=tmp_path / "w.keras")[0] == module
-    code, (line,), errors = command_line("export", "MobileNet", tmp_path / "r.stablehlo", "-w", folder)
+    code, lines, errors = command_line("export", "MobileNet", tmp_path / "r.stablehlo", "-w", folder / "model.h5")
+    assert (code, errors) == (0, []), errors
+    (line,) = lines
     assert code == 0 and not errors and "float32[batch,32,32,3]\tfloat32[batch,3]" in line
-    code, lines, errors = command_line("export", "VGG16", tmp_path / "r.stablehlo", "-w", folder)
+    code, lines, errors = command_line("export", "VGG16", tmp_path / "r.stablehlo", "-w", folder / "model.h5")
     assert code == 2 and not lines and "is of MobileNet, not of VGG16" in errors[0] and len(errors) == 1
     (folder / "model.h5").unlink()
     with pytest.raises(ValueError, match=r"has not finished: .*--resume"):
