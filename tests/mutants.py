@@ -85,8 +85,8 @@ MUTANTS = (
     Mutant(
         "whole models: the head's end is not the file's",
         "pretrained/options.py",
-        "options += [ends] if given",
-        "options += [] if given",
+        "if nested and whole.module is not None and given",
+        "if not nested and whole.module is not None and given",
         "test_same_network.py",
         "head_around",
     ),
