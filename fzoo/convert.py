@@ -20,14 +20,13 @@ from fzoo.models.keras_model import KerasModel, of_a_family
 from fzoo.pretrained import load, load_model
 from fzoo.pretrained.comparison import compare
 from fzoo.pretrained.options import described_network, shown_options, variants
-from fzoo.pretrained.whole import network_in
+from fzoo.pretrained.whole import WholeFile, make_network
 from fzoo.recognition import recognize_backbone
 from fzoo.weights import kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
 from fzoo.weights.ending import ending_options
 from fzoo.weights.files import Contents, FileLayer, array_path
-from fzoo.weights.graph import Plan
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.names import open_named_layers
 from fzoo.weights.whole import match_plan
@@ -168,22 +167,23 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
         if described is not None:
             whole, problem, fits = None, "", (as_described(described, contents, path),)
         else:
-            file, problem = whole_file(contents, path)
+            file = whole_file(contents, path)
             fits = tuple(compared(fit, contents, path, file) for fit in find_fits(contents, path))
-            whole = None if file is None else whole_model(file[0])
+            whole, problem = None if file.module is None else whole_model(file.module), file.problem
     return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits, whole, problem)
 
 
-def whole_file(contents: Contents, path: Path) -> tuple[tuple[KerasModel, tuple[Plan, ...]] | None, str]:
-    """Make the model that a file holds beside its weights; or (None, what keeps it from being loaded)."""
+def whole_file(contents: Contents, path: Path) -> WholeFile:
+    """Make the model that a file holds beside its weights, whose arrays fit; without a problem where it holds none."""
     try:
-        if read_configuration(path) is None:
-            return None, ""
-        module, plans = network_in(path)
+        configuration = read_configuration(path)
+        if configuration is None:
+            return WholeFile(None)
+        module, plans = make_network(configuration, path)
         match_plan(module, plans, contents.layers, str(path))
-        return (module, plans), ""
+        return WholeFile(module, plans)
     except ValueError as e:
-        return None, one_line(e).removeprefix(f"{path}: ")
+        return WholeFile(None, problem=one_line(e).removeprefix(f"{path}: "))
 
 
 def whole_model(module: KerasModel) -> WholeModel:
@@ -195,11 +195,11 @@ def whole_model(module: KerasModel) -> WholeModel:
     return WholeModel(len(found.layers), module.graph.inputs, outputs, name, recognize_backbone(module))
 
 
-def compared(fit: Fit, contents: Contents, path: Path, file: tuple[KerasModel, tuple[Plan, ...]] | None) -> Fit:
+def compared(fit: Fit, contents: Contents, path: Path, file: WholeFile) -> Fit:
     """Add to a fit how the file's own model differs from it."""
-    if file is None:
+    if file.module is None:
         return fit
-    found = compare(create(fit.model, **fit.options), contents, str(path), *file)
+    found = compare(create(fit.model, **fit.options), contents, str(path), file.module, file.plans)
     return dataclasses.replace(fit, difference=found.difference)
 
 

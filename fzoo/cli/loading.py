@@ -255,7 +255,7 @@ def load_model(
         (module, variables, height and width of its images).
     """
     import fzoo
-    from fzoo.pretrained.whole import described_whole
+    from fzoo.pretrained.whole import own_configuration
     from fzoo.weights import read_description
 
     usual = fzoo.spec(model).input_size
@@ -266,7 +266,7 @@ def load_model(
         options["classes"] = classes
     described = None if weights == "imagenet" else read_description(weights)
     shape = described.options.get("input_shape") if described and size is None else None
-    whole = weights != "imagenet" and size is None and described_whole(weights) is not None
+    whole = weights != "imagenet" and size is None and own_configuration(weights) is not None
     if not whole and (not shape or None in shape):
         options["input_shape"] = (size or usual, size or usual, 3)
     module, variables = fzoo.load(model, weights=weights, **options)

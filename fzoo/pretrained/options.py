@@ -106,20 +106,20 @@ def options_of_file(name: str, path: Path, whole: WholeFile, given: Mapping[str,
         usual = create(name, **{**options[-1], **given, "input_shape": given.get("input_shape")})
         if whole.module.image_shape != (usual.example_shape if usual.known_size else (None, None, 3)):
             options[-1]["input_shape"] = whole.module.image_shape
-    for option, variant in itertools.product(reversed(options), variants(name)):
-        if variant.keys() & given.keys():
-            continue
-        try:
-            with open_named_layers(path) as contents:
+    with open_named_layers(path) as contents:
+        for option, variant in itertools.product(reversed(options), variants(name)):
+            if variant.keys() & given.keys():
+                continue
+            try:
                 within = match(create(name, **{**option, **variant, **given}), contents, str(path)).within
-        except ValueError:
-            continue
-        if option is options[0]:
-            return {**option, **variant}
-        if within is None:
-            ending = Ending(option["classes"], option["classifier_activation"])
-            check_activation(ending, given.get("classifier_activation"), path)
-            return {**option, **variant}
+            except ValueError:
+                continue
+            if option is options[0]:
+                return {**option, **variant}
+            if within is None:
+                ending = Ending(option["classes"], option["classifier_activation"])
+                check_activation(ending, given.get("classifier_activation"), path)
+                return {**option, **variant}
     return options[0]
 
 

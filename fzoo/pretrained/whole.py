@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fzoo.files import one_line
 from fzoo.models.keras_model import KerasModel, keras_model, of_a_family
 from fzoo.weights import kind, read_description, weights_file
-from fzoo.weights.config import read_configuration
+from fzoo.weights.config import Configuration, read_configuration
 from fzoo.weights.graph import Plan, build_graph
 from fzoo.zoo import VARIANTS
 
@@ -30,13 +30,22 @@ class WholeFile(NamedTuple):
     problem: str = ""
 
 
-def described_whole(path: str | os.PathLike) -> WholeFile | None:
-    """Read the model that a file of weights describes; None where it has weights alone, or is one that fzoo wrote."""
+def own_configuration(path: str | os.PathLike) -> Configuration | None:
+    """Read the configuration of a whole model; None where a file has weights alone, or is one that fzoo wrote."""
     path = weights_file(path)
-    if kind(path) != "keras" or of_a_family(read_description(path)) is not None or read_configuration(path) is None:
+    if kind(path) != "keras" or of_a_family(read_description(path)) is not None:
+        return None
+    return read_configuration(path)
+
+
+def described_whole(path: str | os.PathLike) -> WholeFile | None:
+    """Make the model that a file of weights describes; None where it has weights alone, or is one that fzoo wrote."""
+    path = weights_file(path)
+    configuration = own_configuration(path)
+    if configuration is None:
         return None
     try:
-        return WholeFile(*network_in(path))
+        return WholeFile(*make_network(configuration, path))
     except ValueError as e:
         return WholeFile(None, problem=one_line(e).removeprefix(f"{path}: "))
 
@@ -51,6 +60,16 @@ def network_in(
     configuration = read_configuration(path)
     if configuration is None:
         raise ValueError(f"{path} has weights alone, without the model they belong to: fzoo.load(NAME, weights=...)")
+    return make_network(configuration, path, dtype, custom_objects)
+
+
+def make_network(
+    configuration: Configuration,
+    path: str | os.PathLike,
+    dtype: Any = jnp.float32,
+    custom_objects: Mapping[str, Callable[..., Any]] | None = None,
+) -> tuple[KerasModel, tuple[Plan, ...]]:
+    """Make the network of a file's configuration; the rest as `network_in`."""
     try:
         graph, plans = build_graph(configuration, custom_objects)
         return keras_model(graph, dtype), plans

@@ -39,7 +39,7 @@ from fzoo.weights.mapping import (
     Slot,
     below_top,
     check_variables,
-    described,
+    described_beside,
     lookup,
     match,
     own_preprocessing,
@@ -288,9 +288,7 @@ def load_planned(
             chosen = dataclasses.replace(chosen, name="")
             plans = (Plan("", "", MODELS[0], True, parts=tuple(plans)),)
         pairs = match_plan(module, plans, chosen.parts or (chosen,), f"{layer} in {path}")
-        inside = {array.name for array in chosen.all_arrays()}
-        others = [(other, array) for other in contents.layers for array in other.all_arrays()]
-        left_out = ", ".join(described(other, array) for other, array in others if array.name not in inside)
+        left_out = ", ".join(described_beside(chosen, contents.layers))
         variables = variables_of(pairs)
     warnings.warn(f"{path}: its layer {layer} was loaded; left out: {left_out or 'nothing'}", stacklevel=3)
     return variables

@@ -212,8 +212,7 @@ def match(module: Classifier, contents: Contents, source: str, chosen: FileLayer
         (chosen,) = fitting
     parts = regrouped(module, chosen.unfolded())
     pairs = match_layers(module, parts, f"{chosen.name} in {source}")
-    inside = {array.name for array in chosen.all_arrays()}
-    others = [described(layer, array) for layer in layers for array in layer.all_arrays() if array.name not in inside]
+    others = described_beside(chosen, layers)
     others += [name for name in contents.listed if PREPROCESSING.fullmatch(name)]
     return Match(pairs, chosen.name, [*others, *dropped(module, parts)], preprocessing(chosen.listed))
 
@@ -301,6 +300,12 @@ def described(layer: FileLayer, array: h5py.Dataset) -> str:
     path = array_path(array)
     tells = f"/{layer.name}/" in f"/{path}"
     return f"{path if tells else f'{layer.name}: {path}'} {array.shape}"
+
+
+def described_beside(chosen: FileLayer, layers: Sequence[FileLayer]) -> list[str]:
+    """List the arrays of a file that are none of one of its layers."""
+    inside = {array.name for array in chosen.all_arrays()}
+    return [described(layer, array) for layer in layers for array in layer.all_arrays() if array.name not in inside]
 
 
 def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, h5py.Dataset]]:
