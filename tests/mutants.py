@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -697,6 +698,7 @@ def run_tests(tree: Path, tests: str, chosen: str) -> Outcome:
     """Run some tests of a copy, those of the default tier, up to the first that fails, in a process of their own."""
     options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--durations=0", "--durations-min=9999"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are there from the fork on
+    options += ["-p", "no:unraisableexception", "-p", "no:threadexception"]  # what a failure leaves open is no matter
     arguments = [*options, *(["-k", chosen] if chosen else []), f"tests/{tests}"]
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
@@ -730,8 +732,11 @@ def run_pytest(tree: Path, arguments: list[str], output: int) -> NoReturn:
         sys.path.insert(0, str(tree))
         sys.dont_write_bytecode = True
         code = int(pytest.main(arguments))
-        sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)  # none of the parent's threads and files is this process's to end
 
 
