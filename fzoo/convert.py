@@ -222,7 +222,7 @@ def find_fits(contents: Contents, path: Path) -> Iterator[Fit]:
     layers = contents.layers
     for parts in (layers, *(parts for layer in layers if (parts := layer.unfolded()))):
         size = sum(int(np.prod(array.shape)) for part in parts for array in part.all_arrays())
-        nearest = sorted(list_models(), key=lambda name: abs(spec(name).parameters - size))
+        nearest = sorted(list_models(tagged=False), key=lambda name: abs(spec(name).parameters - size))
         candidates = [(name, options) for name in nearest for options in variants(name)]
         # A top has up to 3 layers; a nested ConvNeXt has 4 more (see `regrouped`), a minimalistic network 20 fewer.
         likely = [(n, o) for n, o in candidates if abs(spec(n).depth - len(parts)) <= (20 if o else 4)]

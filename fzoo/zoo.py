@@ -37,7 +37,8 @@ def collect_variants(package: ModuleType) -> Mapping[str, ModelSpec]:
     """
     variants: dict[str, ModelSpec] = {}
     for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        for record in vars(importlib.import_module(file.name)).values():
+        members = vars(importlib.import_module(file.name))
+        for record in (*members.values(), *members.get("TAGS", ())):
             if isinstance(record, ModelSpec) and variants.setdefault(record.name, record) is not record:
                 raise ValueError(f"two models are called {record.name}, the second in {file.name}")
     return MappingProxyType(variants)
@@ -45,17 +46,28 @@ def collect_variants(package: ModuleType) -> Mapping[str, ModelSpec]:
 
 VARIANTS = collect_variants(models)
 
-#: The preprocessing that the weights of each family want; `predict` asks at each call.
-FAMILY_MODES: Mapping[type, Mode] = {record.family: record.preprocessing for record in VARIANTS.values()}
+#: The preprocessing that Keras's weights of each family want; `predict` asks at each call.
+FAMILY_MODES: Mapping[type, Mode] = {
+    record.family: record.preprocessing for record in VARIANTS.values() if "preprocessing" not in record.options
+}
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """List the models' names, as Keras's constructors are called, in alphabetical order.
+#: Options of every network that are facts of its weights.
+OF_WEIGHTS = ("tag", "preprocessing")
+
+
+def list_models(pattern: str = "*", *, tagged: bool | None = None) -> list[str]:
+    """List the models' names in alphabetical order: as Keras's constructors are called, and of weights with a tag.
 
     Args:
         pattern: with `fnmatch`'s wildcards; case does not matter.
+        tagged: True for names with a tag ("ResNet50.tv2_in1k") alone, False for those without, None for all.
     """
-    return sorted(name for name in VARIANTS if fnmatch.fnmatch(name.lower(), pattern.lower()))
+    return sorted(
+        name
+        for name, record in VARIANTS.items()
+        if fnmatch.fnmatch(name.lower(), pattern.lower()) and tagged in (None, record.tag is not None)
+    )
 
 
 def spec(name: str) -> ModelSpec:
@@ -65,7 +77,9 @@ def spec(name: str) -> ModelSpec:
         ValueError: there is no such model; the message names the nearest.
     """
     if not isinstance(name, str) or name not in VARIANTS:
-        raise ValueError(unknown("model", name, VARIANTS))
+        model, dot, _ = str(name).partition(".")
+        tags = list_models(f"{model}.*") if dot and model in VARIANTS else []
+        raise ValueError(unknown("model", name, tags or VARIANTS))
     return VARIANTS[name]
 
 
@@ -84,7 +98,7 @@ def create(
     """Make a model's network: a Flax module, without variables. Nothing is read or computed.
 
     Args:
-        name: Keras's name of the model, from `list_models()`.
+        name: of the model, from `list_models()`.
         include_top: whether the classifier at the end is part of the network.
         classes: number of outputs of the classifier; goes with the top.
         pooling: without the top: None for the feature map, "avg" or "max" for a vector.
@@ -92,7 +106,8 @@ def create(
         input_shape: (height, width, channels); see `Classifier`.
         dtype: of the computation; parameters are float32.
         head: a new classifier (`fzoo.Head`) in place of the family's own, for fine-tuning.
-        **family_options: the family's own, e.g. `alpha` of MobileNetV2; see its module.
+        **family_options: the family's own, e.g. `alpha` of MobileNetV2; see its module. Also `preprocessing`, for
+            weights that want another mode of `preprocess_input` than the model's.
 
     Raises:
         ValueError: an unknown model or option, or one that can't be honoured.
@@ -100,7 +115,7 @@ def create(
     record = spec(name)
     known = family_defaults(record)
     for option in family_options:
-        if option not in known:
+        if option not in known and option not in OF_WEIGHTS:
             raise ValueError(unknown(f"option of {name}", option, known or ["none beyond those of every model"]))
     if not include_top and classes != 1000:
         raise ValueError(f"classes={classes} goes with include_top=True: without the top there are no classes")
@@ -128,6 +143,8 @@ def preprocessing_of(module: Any) -> Mode | None:
 
     None for a network whose own was left out (`include_preprocessing=False`), and for one of no family.
     """
+    if getattr(module, "preprocessing", None) is not None:
+        return MODES[module.preprocessing]
     return FAMILY_MODES.get(type(module)) if getattr(module, "include_preprocessing", True) else None
 
 

@@ -355,7 +355,8 @@ def test_the_table():
 
 
 @pytest.mark.parametrize(
-    "models", [("MobileNet", "ResNet50", "VGG16"), pytest.param(tuple(fzoo.list_models()), marks=pytest.mark.slow)]
+    "models",
+    [("MobileNet", "ResNet50", "VGG16"), pytest.param(tuple(fzoo.list_models(tagged=False)), marks=pytest.mark.slow)],
 )
 def test_plots_of_every_kind(tmp_path, models):
     rows = [

@@ -41,21 +41,37 @@ def blocks(language: str, page: Path = README) -> list[str]:
 
 def model_table() -> str:
     rows = ["| model | input | parameters | depth | weights | top-1 | top-5 | preprocessing |", "|-|-|-|-|-|-|-|-|"]
-    for name in fzoo.list_models():
+    for name in fzoo.list_models(tagged=False):
         s = fzoo.spec(name)
+        top1, top5 = ("-" if accuracy is None else f"{accuracy:.1%}" for accuracy in (s.top1, s.top5))
         rows.append(
             f"| [{name}]({s.paper}) | {s.input_size} (at least {s.min_size}) | {s.parameters:,} | {s.depth} | "
-            f"{s.size_mb} MB | {s.top1:.1%} | {'-' if s.top5 is None else f'{s.top5:.1%}'} | {s.preprocessing} |"
+            f"{s.size_mb} MB | {top1} | {top5} | {s.preprocessing} |"
+        )
+    return "\n".join(rows)
+
+
+def tag_table() -> str:
+    """The weights that have tags, those of each model together, beside Keras's own of the model."""
+    rows = ["| weights | top-1 | top-5 | Keras's top-1 | input | crop | preprocessing | licence |", "|-|-|-|-|-|-|-|-|"]
+    for name in fzoo.list_models(tagged=True):
+        s = fzoo.spec(name)
+        keras = fzoo.spec(name.partition(".")[0]).top1
+        crop = "none" if s.crop is None else f"{s.crop:g}"
+        rows.append(
+            f"| `{name}` | {s.top1:.1%} | {s.top5:.1%} | {'-' if keras is None else f'{keras:.1%}'} | {s.input_size} | "
+            f"{crop}, {s.interpolation} | {s.preprocessing} | {s.licence} |"
         )
     return "\n".join(rows)
 
 
 MODELS = re.compile(r"(<!-- models: .*? -->\n).*?(<!-- /models -->)", re.DOTALL)
+TAGS = re.compile(r"(<!-- tags: .*? -->\n).*?(<!-- /tags -->)", re.DOTALL)
 
 
 def test_model_table():
     found = (DOCS / "models.md").read_text()
-    assert model_table() in found, "run `KERAS_BACKEND=jax python tests/test_documentation.py`"
+    assert model_table() in found and tag_table() in found, "run `KERAS_BACKEND=jax python tests/test_documentation.py`"
 
 
 def test_every_public_name_is_told():
@@ -82,8 +98,7 @@ def test_links_lead_somewhere(page):
 
 @functools.cache
 def random_weights(folder: Path, url: str) -> Path:
-    """A Keras file for the model that the URL is of."""
-    path = folder / url.rsplit("/", 1)[1]
+    """A file for the model that the URL is of, in the layout of the published one."""
     (name,) = [n for n in fzoo.list_models() if any(f.url == url for f in fzoo.spec(n).weight_files)]
     options = {"include_top": "notop" not in url}
     if name == "InceptionV3":  # trained in a recipe: by large features its loss would be zero after two steps
@@ -91,7 +106,8 @@ def random_weights(folder: Path, url: str) -> Path:
     else:
         module = fzoo.create(name, **options)
         variables = random_variables(module, statistics={})
-    fzoo.save_keras_weights(module, variables, path)
+    path = folder / f"{name}-{url.rsplit('/', 1)[1]}"
+    fzoo.save_variables(module, variables, path, layout="torch" if fzoo.spec(name).tag else "keras")
     return path
 
 
@@ -263,4 +279,5 @@ def test_fine_tuning_commands(tmp_path):
 
 if __name__ == "__main__":
     page = DOCS / "models.md"
-    page.write_text(MODELS.sub(lambda m: f"{m[1]}{model_table()}\n{m[2]}", page.read_text()))
+    text = MODELS.sub(lambda m: f"{m[1]}{model_table()}\n{m[2]}", page.read_text())
+    page.write_text(TAGS.sub(lambda m: f"{m[1]}{tag_table()}\n{m[2]}", text))

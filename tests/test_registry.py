@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
-from reference import FAMILIES, build
+from reference import CASES, FAMILIES, build
 
 import fzoo
 from fzoo import models
@@ -20,15 +20,19 @@ from fzoo.zoo import collect_variants
 
 
 def test_list_models():
-    assert fzoo.list_models("resnet50*") == ["ResNet50", "ResNet50V2"]
+    assert fzoo.list_models("resnet50*", tagged=False) == ["ResNet50", "ResNet50V2"]
+    assert fzoo.list_models("ResNet50.tv*") == ["ResNet50.tv2_in1k", "ResNet50.tv_in1k"]
+    assert "ResNet50.tv2_in1k" in fzoo.list_models("resnet50*", tagged=True) and "ResNet50" in fzoo.list_models()
     assert fzoo.list_models("*Net*121") == ["DenseNet121"]
+    assert sorted(fzoo.list_models(tagged=False) + fzoo.list_models(tagged=True)) == fzoo.list_models()
     assert fzoo.list_models("nothing*") == []
     assert fzoo.list_models() == sorted(fzoo.list_models())
     theirs = [name for name, value in vars(keras.applications).items() if inspect.isfunction(value)]
-    assert fzoo.list_models() == sorted(theirs)  # all forty of Keras 3.15, and whatever a later one adds
+    assert set(theirs) <= set(fzoo.list_models())  # all forty of Keras 3.15, and whatever a later one adds
+    assert set(theirs) == set(CASES)
 
 
-@pytest.mark.parametrize("name", fzoo.list_models())
+@pytest.mark.parametrize("name", fzoo.list_models(tagged=False))
 def test_a_variant_is_in_its_familys_file(name):
     """By its own name; where the family's class has that name, with "Spec" after it."""
     record = fzoo.spec(name)
@@ -60,7 +64,7 @@ def test_every_option_says_what_it_has_to_be(name):
     assert unchecked == {"classifier_activation", "input_shape", "dtype", "prepared"} | flaxs
 
 
-@pytest.mark.parametrize("name", fzoo.list_models())
+@pytest.mark.parametrize("name", CASES)
 def test_records_are_kerass(name):
     """Least size, and the URLs and hashes of the files, against the source of Keras's constructor."""
     spec = fzoo.spec(name)

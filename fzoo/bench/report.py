@@ -269,16 +269,22 @@ def draw_throughput(rows: Sequence[Row]) -> Any:
 
 
 def draw_accuracy(rows: Sequence[Row]) -> Any:
-    """Draw Keras's published top-1 against images/s, of the batch size with the most rows."""
+    """Draw the published top-1 against images/s, of the batch size with the most rows."""
+    known = {row["model"]: fzoo.spec(row["model"]) for row in rows}
+    published = {name: 100 * record.top1 for name, record in known.items() if record.top1 is not None}
     panels = group_rows(
-        (r for r in rows if r["task"] == "inference" and r["size"] == fzoo.spec(r["model"]).input_size),
+        (
+            r
+            for r in rows
+            if r["task"] == "inference" and r["size"] == known[r["model"]].input_size and r["model"] in published
+        ),
         "batch",
         "devices",
     )
     if not panels:
         return None
     (batch, devices), shown = max(panels.items(), key=lambda item: (len(item[1]), -item[0][0], -item[0][1]))
-    top1 = {row["model"]: 100 * fzoo.spec(row["model"]).top1 for row in shown}
+    top1 = {row["model"]: published[row["model"]] for row in shown}
     models = sorted(top1, key=lambda name: (top1[name], name))
     fig = make_figure(9, 5.5, extra="bench")
     ax = fig.subplots()

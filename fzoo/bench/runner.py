@@ -228,7 +228,7 @@ def bench(
     for batch in batches:
         if batch < 1 or batch % devices:
             raise ValueError(f"a batch of {batch} given, a positive multiple of {devices} devices expected")
-    sizes = {name: size or fzoo.spec(name).input_size for name in models or fzoo.list_models()}
+    sizes = {name: size or fzoo.spec(name).input_size for name in models or fzoo.list_models(tagged=False)}
     for name, side in sizes.items():
         fzoo.create(name, input_shape=(side, side, 3))  # says what is wrong with the size
     engines, rows = available(engines, say), []

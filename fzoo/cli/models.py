@@ -30,8 +30,7 @@ def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildc
                 f"{s.parameters:,}",
                 s.depth,
                 s.size_mb,
-                f"{100 * s.top1:.1f}",
-                "-" if s.top5 is None else f"{100 * s.top5:.1f}",
+                *("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in (s.top1, s.top5)),
             )
             for s in specs
         ],
@@ -55,7 +54,7 @@ def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> Non
         ("parameters", f"{s.parameters:,}"),
         ("depth", s.depth),
         ("size of the weights", f"{s.size_mb} MB"),
-        ("ImageNet top-1, top-5", f"{s.top1:.1%}, {'not published' if s.top5 is None else f'{s.top5:.1%}'}"),
+        ("ImageNet top-1, top-5", ", ".join("not published" if a is None else f"{a:.1%}" for a in (s.top1, s.top5))),
         ("options", ", ".join(f"{k}={v}" for k, v in options.items()) or "none"),
         *(("file", f"{f.url}  {f.hash or 'no hash published'}") for f in s.weight_files),
     ]

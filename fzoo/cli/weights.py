@@ -87,7 +87,8 @@ def download(
         raise ValueError("names of models or --all expected; `fzoo list` shows the names")
     found: dict[str, None] = {}
     for name in names or ["*"]:
-        found |= dict.fromkeys(fzoo.list_models(name) or [fzoo.spec(name).name])
+        matching = fzoo.list_models(name) or [fzoo.spec(name).name]
+        found |= dict.fromkeys(name for name in matching if fzoo.spec(name).weight_files or name in (names or []))
     shape = None if size is None else (size, size, 3)
     files: dict[str, tuple[str, Proof]] = {}  # the URL of each name, and what it is known by
     megabytes = 0
@@ -96,11 +97,12 @@ def download(
         for top in (True, False) if include_top is None else (include_top,):
             module = fzoo.create(name, include_top=top, input_shape=shape, **options)
             file = published(name, module)
+            if file.name not in files:  # a state dict is for both
+                megabytes += fzoo.spec(name).size_mb
             files[file.name] = file.url, proof_of(file, module)
-            megabytes += fzoo.spec(name).size_mb
     if include_top is not False:
         files[CLASS_INDEX_URL.rsplit("/", 1)[1]] = CLASS_INDEX_URL, CLASS_INDEX_HASH
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or every:
         complain(f"{len(files)} files, about {megabytes:,} MB, in {cache_dir()}")
     failed = 0
     for name, (url, proof) in files.items():

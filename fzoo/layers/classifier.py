@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from fzoo.errors import unknown
 from fzoo.layers.activations import ACTIVATIONS, Activation, activation_function
 from fzoo.layers.keras import Layers, Training
-from fzoo.layers.options import COUNT, FLAG, RATE, Check, check_declared, is_count, one_of, option, or_none
+from fzoo.layers.options import COUNT, FLAG, NAME, RATE, Check, check_declared, is_count, one_of, option, or_none
 from fzoo.layers.record import Prepared
 from fzoo.layers.steps import Graph
 
@@ -77,6 +77,10 @@ class Classifier(nn.Module):
             (MobileNetV2): give the size for one that follows an odd input.
         dtype: of the computation; parameters are float32.
         head: a new classifier in place of the family's own; needs the top.
+        tag: whose weights the network is for, as in the name of its model ("tv2_in1k" of "ResNet50.tv2_in1k"); None for
+            Keras's. It changes nothing that is computed.
+        preprocessing: what these weights want of pixels, a mode of `preprocess_input`; None for what Keras's of the
+            family want. It changes nothing that the network computes, which gets the images when that is done.
         prepared: not an option: what `optimize_for_inference` did.
 
     Raises:
@@ -90,6 +94,8 @@ class Classifier(nn.Module):
     input_shape: tuple[int | None, int | None, int] | None = None
     dtype: Any = jnp.float32
     head: Head | None = option(None, or_none(Check("a fzoo.Head", lambda head: isinstance(head, Head))))
+    tag: str | None = option(None, or_none(NAME))
+    preprocessing: str | None = option(None, one_of(None, "caffe", "tf", "torch", "unit", "none"))
     prepared: Prepared | None = None
 
     # Facts of a family; not options.
@@ -97,6 +103,10 @@ class Classifier(nn.Module):
     min_size = 32
     fixed_size = False  # the top flattens, so its weights fix the size of the input
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
+    torch_constants: ClassVar[
+        Mapping[str, tuple[float, ...]]
+    ] = {}  # arrays of Keras's that PyTorch's networks have not
+    torch_unused: ClassVar[tuple[str, ...]] = ()  # how arrays begin that PyTorch's networks have, and these not
     weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
     micro_batch = 4  # how many images a CPU computes together at best, by benchmarks/micro_batches.py
@@ -119,6 +129,16 @@ class Classifier(nn.Module):
     def current_name(old: str) -> str:
         """Return today's name of a layer that older files of the family call otherwise."""
         return old
+
+    @nn.nowrap
+    def torch_names(self) -> Mapping[str, Mapping[str, str]]:
+        """Return what PyTorch's libraries call the layers that have arrays, for those that have this network.
+
+        Returns:
+            For each library ("timm", "torchvision"): PyTorch's name of a layer, by a pattern that Keras's name fits as
+            a whole. "{1}" in it is the pattern's first group, "{1-1}" that number less one.
+        """
+        return {}
 
     @property
     def shared_layers(self) -> frozenset[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,15 +18,16 @@ from fzoo.pretrained.comparison import check_same_network
 from fzoo.pretrained.imagenet import needed, proof_of, published
 from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
-from fzoo.weights import load_planned, load_variables, weights_file
+from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
 from fzoo.weights.download import fetch
-from fzoo.zoo import create
+from fzoo.weights.state_dict import is_state_dict, variables_of_state_dict
+from fzoo.zoo import create, list_models
 
 
 def load(
     name: str | None = None,
     *,
-    weights: str | os.PathLike | None = "imagenet",
+    weights: str | os.PathLike | Mapping[str, Any] | None = "imagenet",
     rng: jax.Array | None = None,
     **create_options: Any,
 ) -> tuple[Classifier, dict[str, Any]]:
@@ -43,10 +45,12 @@ def load(
     published files, wherever they lie, come with `divide_by_std=True`, which their training wants.
 
     Args:
-        name: Keras's name of the model. May be left out where the weights tell it.
-        weights: "imagenet" for what Keras published (downloaded once into Keras's own cache), the path of a file that
+        name: of the model, from `list_models()`: Keras's name, with a tag for weights that others published
+            ("ResNet50.tv2_in1k"). May be left out where the weights tell it.
+        weights: "imagenet" for what was published (downloaded once into Keras's own cache), the path of a file that
             Keras or `save_variables` wrote, the folder of a fine-tuning, or None for random ones, with Keras's
-            initialisers.
+            initialisers. With a tag also a state dict by the names of timm or torchvision: a `.safetensors` or `.pth`
+            file, or a mapping from names to NumPy arrays or PyTorch's tensors.
         rng: a `jax.random.key` for `weights=None`; key 0 by default.
         **create_options: see `create`.
 
@@ -60,8 +64,10 @@ def load(
     """
     if weights is not None and rng is not None:
         raise ValueError(f"rng goes with weights=None, weights={str(weights)!r} given")
+    if isinstance(weights, Mapping):
+        return load_state_dict(name, weights, create_options)
     if weights is not None and (not isinstance(weights, (str, os.PathLike)) or not os.fspath(weights)):
-        raise ValueError(f"weights={weights!r} given, 'imagenet', None or a path expected")
+        raise ValueError(f"weights={weights!r} given, 'imagenet', None, a path or a mapping of arrays expected")
     if weights is not None and weights != "imagenet":
         whole = described_whole(weights)
         name, options = network_of(weights, name, create_options, whole)
@@ -70,7 +76,8 @@ def load(
             trace(module)
         except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for
             raise ValueError(f"{weights}: no such network can be made: {one_line(e)}") from e
-        variables = load_variables(module, weights)
+        with hint_at_tags(name, str(weights)):
+            variables = load_variables(module, weights)
         if whole is not None:
             check_same_network(module, name, weights_file(weights), whole)
         return module, variables
@@ -84,6 +91,30 @@ def load(
     proof = proof_of(file, module)
     path = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
     return module, load_variables(module, path)
+
+
+def load_state_dict(
+    name: str | None, arrays: Mapping[str, Any], create_options: Mapping[str, Any]
+) -> tuple[Classifier, dict[str, Any]]:
+    """Do what `load` does, of a state dict in memory."""
+    if name is None:
+        raise ValueError("the name of a model expected with a mapping of arrays; fzoo.list_models() has them")
+    module = create(name, **create_options)
+    with hint_at_tags(name, "weights"):
+        return module, variables_of_state_dict(module, arrays, "weights")
+
+
+@contextlib.contextmanager
+def hint_at_tags(name: str, weights: str) -> Iterator[None]:
+    """Say, where PyTorch's weights do not fit a model without a tag, which tags it has: graphs of PyTorch's differ."""
+    try:
+        yield
+    except WeightsMismatch as e:
+        tags = list_models(f"{name}.*")
+        if not tags or not (weights == "weights" or is_state_dict(weights_file(weights))):
+            raise
+        hint = f"{weights} is a state dict of PyTorch's, whose {name} has a tag: {', '.join(tags)}"
+        raise WeightsMismatch(hint, e.problems) from e
 
 
 def load_model(

@@ -147,14 +147,18 @@ def described_network(described: Description, name: str | None = None) -> tuple[
 
     def nearness(record: ModelSpec) -> tuple[int, int]:
         """How many of its options the file has, and of models alike in that the smallest."""
-        return sum(options.get(key) == value for key, value in record.options.items()), -record.parameters
+        usual = family_defaults(record)
+        return sum(options.get(key, value) == value for key, value in usual.items()), -record.parameters
 
     def is_exact(record: ModelSpec) -> bool:
         free = record.family.weightless
         return all(options.get(key) == value for key, value in record.options.items() if key not in free)
 
-    models = [record.name for record in family if is_exact(record)]
-    models = models or [record.name for record in sorted(family, key=nearness, reverse=True)]  # a size of one's own
+    same_tag = [record for record in family if record.tag == options.get("tag")]
+    models = [record.name for record in same_tag if is_exact(record)]
+    models = models or [
+        record.name for record in sorted(same_tag or family, key=nearness, reverse=True)
+    ]  # a size of one's own
     if name is not None and (spec(name) not in family or (name not in models)):
         raise WeightsMismatch(f"{described.source} is of {models[0]}, not of {name}", [])
     return name or models[0], options

@@ -364,7 +364,9 @@ def _from(layer: str | int, module: Classifier) -> set[str]:
 def _recognise(params: Any) -> Classifier:
     """The model of the registry with these layers; which is told by their names, not by their shapes."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
-    likely = [name for name in list_models() if 0 <= spec(name).depth - len(params) <= 3]  # a top has up to 3
+    likely = [
+        name for name in list_models(tagged=False) if 0 <= spec(name).depth - len(params) <= 3
+    ]  # a top has up to 3
     for name in sorted(likely, key=lambda n: abs(spec(n).parameters - size)):
         for include_top in (True, False):
             module = create(name, include_top=include_top)

@@ -33,6 +33,7 @@ from fzoo.weights.formats import (
     load_safetensors,
     save_orbax,
     save_safetensors,
+    write_safetensors,
 )
 from fzoo.weights.graph import MODELS, Plan
 from fzoo.weights.mapping import (
@@ -49,6 +50,14 @@ from fzoo.weights.mapping import (
 from fzoo.weights.names import open_named_layers
 from fzoo.weights.partial import Unmatched, match_by_name, select_layer
 from fzoo.weights.rewrite import keras3_configuration, plans_of, saved_layers
+from fzoo.weights.state_dict import (
+    TORCH_ENDINGS,
+    fit_state_dict,
+    is_state_dict,
+    open_torch_arrays,
+    state_dict,
+    variables_of_state_dict,
+)
 from fzoo.weights.whole import match_plan
 from fzoo.weights.writers import WRITERS, SavedLayer
 
@@ -70,17 +79,22 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
 
     Args:
         module: the network, from `fzoo.create`.
-        path: `.safetensors`, the directory of an Orbax checkpoint, a Keras file (see `load_keras_weights`), or the
-            folder of a fine-tuning.
+        path: `.safetensors`, the directory of an Orbax checkpoint, a Keras file (see `load_keras_weights`), the folder
+            of a fine-tuning, or a state dict of PyTorch's by the names of timm or torchvision, as `.safetensors` or as
+            a file of `torch.save` (`.pth`, `.pt`, `.bin`), of which no code is run.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ModuleNotFoundError: safetensors is not installed.
+        ModuleNotFoundError: safetensors or PyTorch is not installed.
         ValueError: a damaged file, or one of another network: by its arrays, or by what fzoo wrote of it.
     """
     path = weights_file(path)
     if kind(path) == "keras":
         return load_keras_weights(module, path)
+    if kind(path) == "torch" or (module.torch_names() and is_state_dict(path)):
+        slots(module)
+        with open_torch_arrays(path) as arrays:
+            return variables_of_state_dict(module, arrays, str(path))
     slots(module)  # before the file: what is no plain network of this package is not the file's fault
     description = read_description(path)
     check_same(description, module)
@@ -100,6 +114,8 @@ def read_description(path: str | os.PathLike) -> Description | None:
         ValueError: a damaged file.
     """
     path = weights_file(path)
+    if kind(path) == "torch":
+        return None
     if kind(path) == "safetensors":
         return parse(described_safetensors(path), str(path))
     if kind(path) == "orbax":
@@ -123,13 +139,21 @@ def weights_file(path: str | os.PathLike) -> Path:
 
 
 def kind(path: str | os.PathLike) -> str:
-    """How what lies at a path is read: "safetensors" and "orbax" by its name or what it holds, otherwise "keras"."""
+    """How what lies at a path is read: "safetensors", "torch" and "orbax" by its name or what it holds, or "keras"."""
     if Path(path).suffix == ".safetensors":
         return "safetensors"
+    if Path(path).suffix in TORCH_ENDINGS:
+        return "torch"
     return "orbax" if Path(path, "_CHECKPOINT_METADATA").exists() else "keras"
 
 
-def save_variables(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
+def save_variables(
+    module: Classifier,
+    variables: Any,
+    path: str | os.PathLike,
+    *,
+    layout: Literal["keras", "torch", "timm", "torchvision"] = "keras",
+) -> None:
     """Write a network's variables; the end of the name says how. The file appears under its name when it is whole.
 
     It carries the network's options, by which `fzoo.load` makes the network again; an activation that is a function of
@@ -141,14 +165,23 @@ def save_variables(module: Classifier, variables: Any, path: str | os.PathLike) 
         path: `.h5`, `.weights.h5` and `.keras` are Keras's (see `save_keras_weights`); `.safetensors` names its arrays
             "params.conv1_conv.kernel"; a name that ends in `.orbax` or has no ending becomes the directory of an Orbax
             checkpoint.
+        layout: of a `.safetensors` file: "timm" or "torchvision" for a state dict by the library's names, which its
+            `load_state_dict` takes strictly, "torch" for the one that has the network (timm where both have it). It
+            says nothing of the network, whose name is given to load it. "keras" for Keras's names and layout.
 
     Raises:
         FileExistsError: a checkpoint is to be written over something.
         ModuleNotFoundError: safetensors is not installed.
-        ValueError: another ending, variables that are not this network's, or an option that no file can hold.
+        ValueError: another ending, variables that are not this network's, an option that no file can hold, or a layout
+            that does not have this network.
         OSError: the file can't be written.
     """
     suffix = Path(path).suffix
+    if layout != "keras":
+        if suffix != ".safetensors":
+            raise ValueError(f"{path}: a name that ends in .safetensors expected for layout={layout!r}")
+        write_safetensors(state_dict(module, variables, layout), path, {"format": "pt"})
+        return
     if suffix not in ("", ".orbax", ".safetensors"):
         save_keras_weights(module, variables, path)
         return
@@ -316,6 +349,8 @@ def open_weights(path: str | os.PathLike) -> Iterator[Mapping[str, FileArray]]:
     path = weights_file(path)
     if kind(path) == "orbax":
         raise ValueError(f"{path} is an Orbax checkpoint, .h5, .keras or .safetensors expected: fzoo.load_variables")
+    if kind(path) == "torch":
+        raise ValueError(f"{path} is a file of PyTorch's, .h5, .keras or .safetensors expected: torch.load reads it")
     with {"keras": keras_arrays, "safetensors": safetensors_arrays}[kind(path)](path) as arrays:
         yield arrays
 
@@ -332,12 +367,16 @@ def variables_of(pairs: Iterable[tuple[Slot, h5py.Dataset]]) -> dict[str, Any]:
 
 
 def check_fit(module: Classifier, path: str | os.PathLike) -> None:
-    """Look whether a Keras file holds a network's arrays, by their number and shapes; none is read.
+    """Look whether a file of Keras's or a state dict holds a network's arrays, by number and shapes; none is read.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, ValueError: as `load_keras_weights`.
+        FileNotFoundError, IsADirectoryError, ValueError: as `load_variables`.
     """
     slots(module)
+    if kind(path) != "keras":
+        with open_torch_arrays(Path(path)) as arrays:
+            fit_state_dict(module, arrays, str(path))
+        return
     with open_named_layers(path) as contents:
         match(module, contents, str(path))
 

@@ -32,7 +32,7 @@ NO_OPTIONS = ("parent", "name", "prepared")
 ENDS = ("include_top", "classes", "head", "pooling", "classifier_activation")
 
 #: Options that never change what a network with given weights computes in inference, beside rates of dropout.
-FREE = ("dtype", "default_size", "prefix", "layer_scale_init_value")
+FREE = ("dtype", "default_size", "prefix", "layer_scale_init_value", "tag")
 
 
 @dataclasses.dataclass(frozen=True)

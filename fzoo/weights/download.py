@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -73,9 +74,10 @@ def fetch(url: str, name: str, proof: Proof, otherwise: str = "") -> Path:
     """The path of a published file, downloaded unless the cache has it.
 
     A file that is there is used without a network, if it is right; one that is not is replaced. A download gets its
-    name when it is whole and its hash is right. For some files no hash is published (MobileNet's, MobileNetV2's): they
-    are accepted when HTTP delivered all that it announced (Content-Length, or the last chunk) and the arrays are the
-    network's by number and shape; a terminal is told so.
+    name when it is whole and its hash is right; of the Hub's files, that is the one that the Hub announces. Where none
+    is known (MobileNet's, MobileNetV2's, and the Hub's on a mirror), a file is accepted when HTTP delivered all that it
+    announced (Content-Length, or the last chunk) and the arrays are the network's by number and shape; a terminal is
+    told so.
 
     The environment variable FZOO_WEIGHTS_URL names a mirror, "https://HOST/FOLDER" or "file:///FOLDER". Files are then
     asked for as $FZOO_WEIGHTS_URL/NAME, and nowhere else; hashes are checked all the same. The folder of a cache that
@@ -106,6 +108,8 @@ def fetch(url: str, name: str, proof: Proof, otherwise: str = "") -> Path:
             if not cached(name, proof):  # the holder before may have downloaded it
                 # Where there are no locks, each process has a partial file of its own.
                 unique = "" if shared else f".{uuid.uuid4().hex}"
+                if not isinstance(proof, str) and name.endswith(".safetensors"):
+                    proof = announced_hash(url) or proof
                 _obtain(url, path, path.with_name(f".{name}{unique}.part"), proof, resume=shared)
                 if not isinstance(proof, str) and sys.stderr.isatty():
                     print(f"fzoo: {name}: {UNPROVEN}", file=sys.stderr)
@@ -140,6 +144,23 @@ def source(url: str, name: str) -> str:
         shown = mirror if "@" not in mirror else mirror.rpartition("@")[2]  # without a password
         raise ValueError(f"FZOO_WEIGHTS_URL={shown!r} given, https://HOST/FOLDER or file:///FOLDER expected")
     return f"{mirror.rstrip('/')}/{quote(name)}"
+
+
+def announced_hash(url: str) -> str | None:
+    """The hash that the Hub of Hugging Face announces for a file when it is asked where that is; None of others.
+
+    It comes before a redirection to where the file lies, whose own ETag is another thing.
+    """
+    import requests
+
+    if urlsplit(url).scheme == "file":
+        return None
+    try:
+        response = requests.head(url, allow_redirects=False, timeout=(CONNECT_TIMEOUT, TIMEOUT))
+    except requests.RequestException:
+        return None  # what is wrong will show, and be said, when the file is asked for
+    digits = response.headers.get("X-Linked-Etag", "").strip('"').lower()
+    return f"sha256:{digits}" if re.fullmatch("[0-9a-f]{64}", digits) else None
 
 
 def _shown(url: str) -> str:

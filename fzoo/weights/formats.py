@@ -81,13 +81,18 @@ def open_safetensors(path: Path) -> Iterator[Any]:
 
 def save_safetensors(variables: Any, path: str | os.PathLike, description: str) -> None:
     """Write variables as safetensors; the file appears under its name when it is whole."""
-    library = safetensors()
     flat = {
         SEPARATOR.join(str(step.key) for step in keys): np.asarray(leaf, order="C")
         for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
+    write_safetensors(flat, path, {"format": "flax", KEY: description})
+
+
+def write_safetensors(arrays: dict[str, np.ndarray], path: str | os.PathLike, metadata: dict[str, str]) -> None:
+    """Write arrays, by their names, with metadata; the file appears under its name when it is whole."""
+    library = safetensors()
     with replacing(path) as temporary:
-        library.save_file(flat, temporary, metadata={"format": "flax", KEY: description})
+        library.save_file(arrays, temporary, metadata=metadata)
 
 
 def safetensors() -> Any:

@@ -1,6 +1,7 @@
-"""The files of ImageNet weights that Keras published, as data: where each lies, its hash, what it was trained for.
+"""The files of published ImageNet weights, as data: where each lies, its hash, what it was trained for.
 
-Keras gives no hash for MobileNet and MobileNetV2: of these, the number and shapes of the arrays are the only check.
+Keras gives no hash for MobileNet and MobileNetV2: of these, the number and shapes of the arrays are the only check. The
+Hub of Hugging Face, where timm's files lie, says a file's hash when it is asked for the file.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from types import MappingProxyType
 from typing import Any
 
 _BASE = "https://storage.googleapis.com/tensorflow/keras-applications/"
+_HUB = "https://huggingface.co/timm/"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightFile:
-    """A file of ImageNet weights that Keras published.
+    """A published file of ImageNet weights.
 
     Attributes:
         url: where it lies.
-        hash: of its content, "md5:..." or "sha256:...", or None where Keras publishes none.
+        hash: of its content, "md5:..." or "sha256:...", or None where none is published beside it.
         include_top: whether it holds the classifier.
         name: in the cache; the URL's last part unless Keras calls it otherwise.
         options: what the model must have been created with, e.g. {"alpha": 0.5}.
@@ -33,9 +35,19 @@ class WeightFile:
     options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     size: int | None = None
 
+    @property
+    def is_state_dict(self) -> bool:
+        """Whether it is PyTorch's, which a network without the top takes as well."""
+        return self.name.endswith(".safetensors")
+
     def __post_init__(self):
         object.__setattr__(self, "name", self.name or self.url.rsplit("/", 1)[1])
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+
+def hub_file(name: str) -> WeightFile:
+    """Return the file of timm's weights of this name, with its tag, on the Hub."""
+    return WeightFile(f"{_HUB}{name}/resolve/main/model.safetensors", None, True, name=f"{name}.safetensors")
 
 
 def _pair(stem: str, with_top: str, without: str, no_top: str = "_notop.h5", **options: Any) -> tuple[WeightFile, ...]:

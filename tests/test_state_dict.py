@@ -1,0 +1,350 @@
+"""Weights of timm's and torchvision's: the graphs of their tags, and state dicts in and out.
+
+PyTorch is needed where it is asked itself, which is in slow tests; for the others its answers are stored.
+"""
+
+import importlib.util
+import itertools
+import pickle
+import re
+
+import jax
+import numpy as np
+import pytest
+from hurry import COMPILER_OPTIONS
+from networks import assert_alive, images_for, random_variables
+from reference import assert_close, assert_equal
+from stored import assert_summaries_close, summarise
+from stored_torch import (
+    CASES,
+    TORCHVISION,
+    arrays_of,
+    measure_torch,
+    small_torch_network,
+    stored_arrays,
+    stored_torch_values,
+    timm_name,
+)
+
+import fzoo
+from fzoo.layers.graph import trace
+from fzoo.weights import WeightsMismatch
+from fzoo.weights.mapping import slots
+from fzoo.weights.state_dict import constants, places, state_dict, variables_of_state_dict
+
+TAGGED = fzoo.list_models(tagged=True)
+
+#: One tag of each network: the others have the same graph.
+GRAPHS = [next(tags) for _, tags in itertools.groupby(TAGGED, lambda name: timm_name(name))]
+
+#: One of each family: the quick tests.
+FIRST = {fzoo.spec(name).family: name for name in reversed(GRAPHS)}
+
+has_torch = all(importlib.util.find_spec(name) for name in ("torch", "timm", "torchvision"))
+needs_torch = pytest.mark.skipif(not has_torch, reason="PyTorch, timm and torchvision are not installed")
+
+SMALL = "ResNet50.tv2_in1k torchvision"
+
+
+def graphs():
+    """One tag of each network; those beyond one of each family are slow."""
+    return [
+        pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.slow, id=timm_name(name))
+        for name in GRAPHS
+    ]
+
+
+# -- what PyTorch gave -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_small_versions(name):
+    """Output and three taps, as the network stands and in its form for inference."""
+    case, (module, variables) = CASES[name], small_torch_network(name)
+    theirs, images = stored_torch_values(), images_for(module, 2)
+    assert_alive(theirs[f"{name} output"])
+    for form in ("plain", "optimized"):
+        if form == "optimized":
+            module, variables = fzoo.optimize_for_inference(module, variables)
+        gone = dict(module.prepared.gone) if module.prepared else {}
+        taps = tuple(layer for layer in case.taps if layer not in gone)
+        output, tapped = jax.jit(
+            lambda v, x, m=module, t=taps: (m.apply(v, x), m.apply(v, x, t, method="endpoints")),
+            compiler_options=COMPILER_OPTIONS,
+        )(variables, images)
+        assert_close(output, theirs[f"{name} output"], f"{name}, {form}")
+        for layer, values in zip(case.taps, theirs[f"{name} values"], strict=True):
+            if layer in tapped:
+                assert_summaries_close(summarise(layer, tapped[layer]), values, f"{name}, {layer}, {form}", 1e-4)
+
+
+@pytest.mark.parametrize("name", graphs())
+def test_every_array_has_its_name(name):
+    """At full depth, in each library that has the network: names and shapes, none missing and none left over."""
+    module, source = fzoo.create(name), timm_name(name)
+    libraries = {"timm", *(["torchvision"] if source in TORCHVISION else [])}
+    assert set(module.torch_names()) == libraries
+    for library in libraries:
+        ours = {key: list(place.shape) for key, place in places(module, library).items()}
+        theirs = {
+            k: s for k, s in stored_arrays()[f"{library} {source}"].items() if not k.startswith(module.torch_unused)
+        }
+        assert ours == theirs
+        taken = {place.slot.path for place in places(module, library).values()}
+        every = {slot.path for slot in itertools.chain.from_iterable(slots(module).values())}
+        assert taken == every - {slot.path for slot, _ in constants(module)}
+
+
+@pytest.mark.slow
+@needs_torch
+@pytest.mark.parametrize("name", CASES)
+def test_stored_values_are_pytorchs(name):
+    """Those of the PyTorch, timm and torchvision that are installed, which load the arrays strictly."""
+    stored = stored_torch_values()
+    found = measure_torch(name, stored[f"{name} statistics"])
+    assert_close(found[f"{name} output"], stored[f"{name} output"], name)
+    for ours, theirs in zip(found[f"{name} values"], stored[f"{name} values"], strict=True):
+        assert_summaries_close(ours, theirs, name, 1e-4)
+
+
+@pytest.mark.slow
+@needs_torch
+@pytest.mark.parametrize("name", GRAPHS)
+def test_stored_names_are_pytorchs(name):
+    source = timm_name(name)
+    for library, theirs in (("timm", source), ("torchvision", TORCHVISION.get(source))):
+        if theirs is not None:
+            assert arrays_of(library, theirs) == stored_arrays()[f"{library} {source}"]
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", graphs())
+def test_records(name):
+    """Parameters and layers with weights are those of the network; so are the tags' beside it."""
+    found = trace(fzoo.create(name))
+    count = sum(leaf.size for leaf in jax.tree.leaves(found.variables))
+    for other in (other for other in TAGGED if timm_name(other) == timm_name(name)):
+        record = fzoo.spec(other)
+        assert record.parameters == count, other
+        assert record.depth == len(slots(fzoo.create(other))), other
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_tags(name):
+    record, module = fzoo.spec(name), fzoo.create(name)
+    model, _, tag = name.partition(".")
+    assert (module.tag, module.preprocessing) == (tag, record.preprocessing) and record.tag == tag
+    (file,) = record.weight_files
+    assert file.url == f"https://huggingface.co/timm/{timm_name(name)}.{tag}/resolve/main/model.safetensors"
+    assert record.top1 is not None and record.top5 is not None and 0.6 < record.top1 < record.top5 < 1
+    assert record.is_noncommercial == record.licence.startswith("CC BY-NC")
+    assert model in fzoo.list_models(tagged=False) and name in fzoo.list_models(f"{model}*")
+
+
+# -- state dicts in and out --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_round_trip(name, tmp_path):
+    """Bit for bit, through a file and from memory, without the top and with another library's counters beside it."""
+    case, (module, variables) = CASES[name], small_torch_network(name)
+    arrays = state_dict(module, variables, case.library)
+    assert all(value.dtype == np.float32 and value.flags["C_CONTIGUOUS"] for value in arrays.values())
+    file = tmp_path / "x.safetensors"
+    fzoo.save_variables(module, variables, file, layout=case.library)
+    with fzoo.open_weights(file) as written:
+        assert {key: np.asarray(value).tobytes() for key, value in written.items()} == {
+            key: value.tobytes() for key, value in arrays.items()
+        }
+    variables = with_constants(module, variables)
+    assert_equal(fzoo.load_variables(module, file), variables)
+    counters = {
+        key.replace("running_mean", "num_batches_tracked"): np.int64(3) for key in arrays if "running_mean" in key
+    }
+    assert_equal(variables_of_state_dict(module, {**arrays, **counters}, "x"), variables)
+    bare = case.create(include_top=False, pooling="avg")
+    kept = variables_of_state_dict(bare, arrays, "x")
+    images = images_for(module, 2)
+    output = jax.jit(bare.apply, compiler_options=COMPILER_OPTIONS)(kept, images)
+    assert output.ndim == 2 and set(kept["params"]) <= set(trace(bare).variables["params"])
+    below = {k: v for k, v in arrays.items() if places(module, case.library)[k].slot.layer in slots(bare)}
+    if set(slots(bare)) <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
+        assert_equal(variables_of_state_dict(bare, below, "x"), kept)
+
+
+def with_constants(module, variables):
+    """The variables with the arrays that a state dict does not have."""
+    for slot, constant in constants(module):
+        at = variables
+        for key in slot.path[:-1]:
+            at = at[key]
+        at[slot.path[-1]] = np.broadcast_to(np.asarray(constant, slot.dtype), slot.shape)
+    return variables
+
+
+def test_load_by_tag(tmp_path):
+    """From a file and a mapping, by `load`, `transfer` and with other classes; what fzoo writes says its tag."""
+    name, options = "ResNet50.tv2_in1k", dict(CASES[SMALL].options) | {"input_shape": (64, 64, 3)}
+    module, variables = small_torch_network(SMALL)
+    arrays, file = state_dict(module, variables), tmp_path / "model.safetensors"
+    fzoo.save_variables(module, variables, file, layout="torch")
+    ends = {"classes": 7, "classifier_activation": None}
+    for weights in (arrays, file, str(file)):
+        loaded, found = fzoo.load(name, weights=weights, **options, **ends)
+        assert loaded == module
+        assert_equal(found, variables)
+    assert loaded.tag == "tv2_in1k" and loaded.preprocessing == "torch"
+    tuned, started = fzoo.transfer(name, weights=file, classes=3, **options)
+    assert tuned.tag == "tv2_in1k" and started["params"]["predictions"]["kernel"].shape == (2048, 3)
+    assert_equal(started["params"]["conv1_conv"], variables["params"]["conv1_conv"])
+    own = tmp_path / "own.safetensors"
+    fzoo.save_variables(module, variables, own)
+    again, found = fzoo.load(weights=own)
+    assert again == module and again.tag == "tv2_in1k"
+    assert_equal(found, variables)
+    with pytest.raises(WeightsMismatch, match=r"is of ResNet50\.tv2_in1k, not of ResNet50"):
+        fzoo.load("ResNet50", weights=own)
+
+
+def test_pixels_are_preprocessed_as_the_weights_want():
+    """Of one family, one tag wants 0.485 and 0.229, another -1 to 1, Keras's BGR."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    for name, mode in (("ResNet34.ra4_e3600_r224_in1k", "tf"), ("ResNet34.a1_in1k", "torch"), ("ResNet50", "caffe")):
+        module = fzoo.create(name, blocks=(1, 1, 1, 1), classes=5, input_shape=(32, 32, 3))
+        variables = random_variables(module)
+        ours = fzoo.predict(module, variables, pixels, preprocess=name)
+        assert_close(ours, module.apply(variables, fzoo.preprocess_input(pixels, mode)), name)
+        with pytest.raises(ValueError, match="unit"):
+            fzoo.predict(module, variables, pixels, preprocess="unit")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("layer1.0.conv1.weight"), r"layer1\.0\.conv1\.weight \(64, 64, 1, 1\) is missing"),
+        (lambda a: a.update(extra=np.zeros(3)), "extra is left over"),
+        (lambda a: a.update({"fc.weight": np.zeros((9, 2048))}), r"fc\.weight is \(9, 2048\), \(7, 2048\) wanted"),
+        (lambda a: a.update({"fc.weight": a["fc.weight"].T}), r"fc\.weight is \(2048, 7\), \(7, 2048\) wanted"),
+        (lambda a: a.update({"fc.bias": np.array(["a"] * 7)}), r"fc\.bias is of <U1, numbers expected"),
+        (lambda a: a.update({"fc.bias": np.zeros(7, complex)}), r"fc\.bias is of complex128, numbers expected"),
+        (lambda a: [a.pop(k) for k in list(a) if k.startswith("fc.")], r"fc\.weight \(7, 2048\) is missing"),
+        (lambda a: [a.update({f"x.{k}": a.pop(k)}) for k in list(a)], "is left over"),
+    ],
+)
+def test_another_state_dict_is_refused(change, message):
+    module, variables = small_torch_network(SMALL)
+    arrays = state_dict(module, variables)
+    change(arrays)
+    with pytest.raises(ValueError, match=message) as error:
+        variables_of_state_dict(module, arrays, "model.pth")
+    assert "\n" not in str(error.value) and str(error.value).startswith("model.pth")
+
+
+def test_keras_graphs_do_not_take_them(tmp_path):
+    """The error says the tags; other messages of names say what would do."""
+    module, variables = small_torch_network(SMALL)
+    arrays, file = state_dict(module, variables), tmp_path / "x.safetensors"
+    fzoo.save_variables(module, variables, file, layout="torchvision")
+    for weights in (arrays, file):
+        with pytest.raises(
+            WeightsMismatch, match=r"ResNet50 has a tag: ResNet50\.a1_in1k, .*conv1\.bias \(64,\) is missing"
+        ):
+            fzoo.load("ResNet50", weights=weights, blocks=(1, 2, 1, 1), classes=7)
+    with pytest.raises(ValueError, match="name of one expected"):
+        fzoo.load(weights=file)
+    with pytest.raises(ValueError, match="the name of a model expected"):
+        fzoo.load(weights=arrays)
+    with pytest.raises(ValueError, match=r"unknown model 'ResNet50\.tv3_in1k': did you mean ResNet50\.tv_in1k"):
+        fzoo.create("ResNet50.tv3_in1k")
+    with pytest.raises(ValueError, match=r"the weights of ResNet18 have tags: ResNet18\.a1_in1k, ResNet18\.tv_in1k"):
+        fzoo.load("ResNet18")
+    with pytest.raises(ValueError, match="its options are those of their training"):
+        fzoo.load("ResNet50.tv2_in1k", stride_in_3x3=False)
+    module, variables = fzoo.load("NASNetMobile", weights=None, include_top=False, input_shape=(32, 32, 3))
+    with pytest.raises(ValueError, match="neither timm's nor torchvision's names are known"):
+        fzoo.save_variables(module, variables, tmp_path / "y.safetensors", layout="torch")
+    assert not (tmp_path / "y.safetensors").exists()
+
+
+@pytest.mark.wrong_types
+def test_layouts(tmp_path):
+    module, variables = small_torch_network(SMALL)
+    with pytest.raises(ValueError, match=r"x\.h5: a name that ends in \.safetensors expected for layout='torch'"):
+        fzoo.save_variables(module, variables, tmp_path / "x.h5", layout="torch")
+    with pytest.raises(ValueError, match="unknown layout 'pytorch': did you mean torch"):
+        fzoo.save_variables(module, variables, tmp_path / "x.safetensors", layout="pytorch")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_files(tmp_path):
+    module, variables = small_torch_network(SMALL)
+    file = tmp_path / "x.safetensors"
+    fzoo.save_variables(module, variables, file, layout="torch")
+    whole = file.read_bytes()
+    for size in (0, 7, 100, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"x\.safetensors is not a readable safetensors file") as error:
+            fzoo.load("ResNet50.tv2_in1k", weights=file)
+        assert "\n" not in str(error.value)
+    for name in ("a.safetensors", "a.pth"):
+        with pytest.raises(FileNotFoundError, match="no such weights file"):
+            fzoo.load("ResNet50.tv2_in1k", weights=tmp_path / name)
+        (tmp_path / name).mkdir()
+        with pytest.raises(IsADirectoryError, match="is a directory"):
+            fzoo.load("ResNet50.tv2_in1k", weights=tmp_path / name)
+
+
+class Code:
+    """What runs when it is unpickled without care."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('run')",)
+
+
+@pytest.mark.slow
+@needs_torch
+def test_files_of_torch_save(tmp_path):
+    """As training scripts write them; no code of them is run, and no object is made."""
+    import torch
+
+    module, variables = small_torch_network(SMALL)
+    arrays = {key: torch.from_numpy(value) for key, value in state_dict(module, variables).items()}
+    file, options = tmp_path / "x.pth", dict(CASES[SMALL].options) | {"input_shape": (64, 64, 3)}
+    options |= {"classes": 7, "classifier_activation": None}
+    prefixed = {f"module.{key}": value for key, value in arrays.items()}
+    for content in (arrays, {"state_dict": arrays, "epoch": 3}, {"model": prefixed}, {"state_dict_ema": prefixed}):
+        torch.save(content, file)
+        _, found = fzoo.load("ResNet50.tv2_in1k", weights=file, **options)
+        assert_equal(found, variables)
+    torch.save(arrays, file, _use_new_zipfile_serialization=False)
+    assert_equal(fzoo.load("ResNet50.tv2_in1k", weights=file, **options)[1], variables)
+    whole = file.read_bytes()
+    torch.save({key: value.half() for key, value in arrays.items()}, file)
+    halved = fzoo.load("ResNet50.tv2_in1k", weights=file, **options)[1]
+    assert_close(halved["params"]["conv1_conv"]["kernel"], variables["params"]["conv1_conv"]["kernel"], "", 1e-3)
+    wrong = [
+        ({"state_dict": arrays, "model": arrays}, "holds state_dict and model"),
+        ({"epoch": 3}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+        ({**arrays, "code": Code()}, "holds more than arrays"),
+    ]
+    for content, message in wrong:
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=rf"x\.pth {message}") as error:
+            fzoo.load("ResNet50.tv2_in1k", weights=file, **options)
+        assert "\n" not in str(error.value)
+    for content in (whole[: len(whole) // 2], b"", b"not torch's", pickle.dumps(Code())):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.pth (is not a readable file of torch\.save|holds more)") as error:
+            fzoo.load("ResNet50.tv2_in1k", weights=file, **options)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_without_pytorch(tmp_path):
+    file = tmp_path / "x.pth"
+    file.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ModuleNotFoundError, match=re.escape("PyTorch is not installed: pip install 'fzoo[torch]'")):
+        fzoo.load("ResNet50.tv2_in1k", weights=file)
