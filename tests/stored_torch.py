@@ -1,9 +1,9 @@
-"""What timm's and torchvision's networks are and give, stored, so that the tests need no PyTorch: `tests/stored/`.
+"""What timm's and torchvision's networks are and give, stored, so that the tests need no PyTorch: `tests/stored/torch/`.
 
-`python tests/stored_torch.py` writes it anew, or what of it is of the models that begin with the words after it; it
-wants torch, torchvision and timm. The slow tests compare it with those that are installed. `torch_arrays.json.gz`:
-names and shapes of the arrays of each network that has a tag, at full depth. `torch_values.npz`: what small versions
-give.
+`python tests/stored_torch.py` writes it anew, or what of it is of the families that are named after it (ResNet); it
+wants torch, torchvision and timm. The slow tests compare it with those that are installed. For each family,
+`resnet.json.gz`: names and shapes of the arrays of each network that has a tag, at full depth; `resnet.npz`: what the
+small versions give.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import fzoo
 from fzoo.layers.classifier import Classifier
 from fzoo.weights.state_dict import COUNTER, state_dict
 
-FOLDER = Path(__file__).parent / "stored"
-ARRAYS, VALUES = FOLDER / "torch_arrays.json.gz", FOLDER / "torch_values.npz"
+FOLDER = Path(__file__).parent / "stored" / "torch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +127,18 @@ def timm_name(model: str) -> str:
 @functools.cache
 def stored_arrays() -> dict[str, dict[str, list[int]]]:
     """{"timm resnet50": {name: shape}}, without the counters of batches."""
-    return json.loads(gzip.decompress(ARRAYS.read_bytes())) if ARRAYS.exists() else {}
+    files = [json.loads(gzip.decompress(path.read_bytes())) for path in sorted(FOLDER.glob("*.json.gz"))]
+    return {network: arrays for file in files for network, arrays in file.items()}
 
 
 @functools.cache
 def stored_torch_values() -> dict[str, np.ndarray]:
     """{"NAME values": (taps, images, ...), "NAME output": (images, classes), "NAME statistics": int8} of each case."""
-    with np.load(VALUES) as arrays:
-        return dict(arrays)
+    values: dict[str, np.ndarray] = {}
+    for path in sorted(FOLDER.glob("*.npz")):
+        with np.load(path) as arrays:
+            values |= arrays
+    return values
 
 
 @functools.cache
@@ -198,27 +201,30 @@ def arrays_of(library: str, name: str) -> dict[str, list[int]]:
     return {key: list(value.shape) for key, value in network.state_dict().items() if not key.endswith(COUNTER)}
 
 
-def write(words: list[str]) -> None:
-    """Ask the libraries for all, or for the models whose names begin with one of these words."""
+def family_of(model: str) -> str:
+    """Return the name of a model's family."""
+    return fzoo.spec(model).family.__name__
 
-    def is_asked(model: str) -> bool:
-        return not words or model.startswith(tuple(words))
 
-    values = dict(stored_torch_values()) if words and VALUES.exists() else {}
-    for name in CASES:
-        if is_asked(name):
+def write(family: str) -> None:
+    """Ask the libraries for the networks of a family."""
+    FOLDER.mkdir(exist_ok=True)
+    values: dict[str, np.ndarray] = {}
+    for name, case in CASES.items():
+        if family_of(case.model) == family:
             values |= measure_torch(name)
-    np.savez_compressed(VALUES, **{key: values[key] for key in sorted(values)})
-    arrays = dict(stored_arrays()) if words else {}
-    for model in fzoo.list_models(tagged=True):
-        name = timm_name(model)
-        if not is_asked(model) or f"timm {name}" in arrays.keys() - stored_arrays().keys():
-            continue
+    np.savez_compressed(FOLDER / f"{family.lower()}.npz", **values)
+    arrays: dict[str, dict[str, list[int]]] = {}
+    for name in dict.fromkeys(
+        timm_name(model) for model in fzoo.list_models(tagged=True) if family_of(model) == family
+    ):
         arrays[f"timm {name}"] = arrays_of("timm", name)
         if name in TORCHVISION:
             arrays[f"torchvision {name}"] = arrays_of("torchvision", TORCHVISION[name])
-    ARRAYS.write_bytes(gzip.compress(json.dumps(arrays, sort_keys=True).encode(), mtime=0))
+    text = json.dumps(arrays, sort_keys=True).encode()
+    (FOLDER / f"{family.lower()}.json.gz").write_bytes(gzip.compress(text, mtime=0))
 
 
 if __name__ == "__main__":
-    write(sys.argv[1:])
+    for family in sys.argv[1:] or sorted({family_of(case.model) for case in CASES.values()}):
+        write(family)

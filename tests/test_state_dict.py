@@ -1,6 +1,6 @@
 """Weights of timm's and torchvision's: the graphs of their tags, and state dicts in and out.
 
-PyTorch is needed where it is asked itself, which is in slow tests; for the others its answers are stored.
+PyTorch is needed where it is itself asked, which is in slow tests; for the others its answers are stored.
 """
 
 import importlib.util

@@ -9,7 +9,10 @@ from pathlib import Path
 FROM_TENSORFLOW = 'open it in TensorFlow, and save it as Keras does: model.save("model.keras")'
 
 #: What would do for weights of PyTorch's.
-FROM_PYTORCH = "its network is code, which is not in it: fzoo's weights come from Keras"
+FROM_PYTORCH = (
+    "its network is code, which is not in it: of a model with a tag (`fzoo list '*.*'`), its state dict is loaded by the "
+    "model's name, from a file whose name ends in .pth"
+)
 
 #: How a file begins: the number of bytes before, the bytes, its kind, and the way out.
 BEGINNINGS: tuple[tuple[int, bytes, str, str], ...] = (

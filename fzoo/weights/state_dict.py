@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import itertools
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -327,10 +326,6 @@ def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
         raise IsADirectoryError(f"{path} is a directory, a file expected")
     if not path.exists():
         raise missing("weights file", path)
-    if not zipfile.is_zipfile(path):
-        kind = describe_foreign(path)
-        if kind is not None and "PyTorch" not in kind:
-            raise ValueError(f"{path} is {kind}, a file of torch.save expected")
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
@@ -342,7 +337,10 @@ def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
             raise ValueError(
                 f"{path} holds more than arrays (objects, or code, which is not run): save its state_dict() alone"
             ) from e
-        raise ValueError(f"{path} is not a readable file of torch.save: {one_line(e)}") from e
+        kind = describe_foreign(path)
+        known = kind is not None and not kind.startswith(("a Python pickle", "a PyTorch file"))
+        reason = f"it is {kind}" if known else one_line(e)
+        raise ValueError(f"{path} is not a readable file of torch.save: {reason}") from e
     yield arrays_inside(loaded, path)
 
 
