@@ -93,7 +93,33 @@ def resnet(*blocks: int, basic: bool = False, **options: Any) -> Callable[[], An
     return build
 
 
+def vgg(library: str, convs: tuple[int, ...], batch_norm: bool = False) -> Callable[[], Any]:
+    """Make what builds a VGG for images of 64 x 64, whose last feature map is 2 x 2."""
+
+    def build() -> Any:
+        from torch import nn
+
+        blocks = zip(convs, (64, 128, 256, 512, 512), strict=True)
+        layers = [layer for count, width in blocks for layer in [width] * count + ["M"]]
+        if library == "timm":
+            from timm.models.vgg import VGG, ConvMlp
+
+            network: Any = VGG(layers, num_classes=7, norm_layer=nn.BatchNorm2d if batch_norm else None)
+            network.pre_logits = ConvMlp(512, 4096, 2)
+        else:
+            from torchvision.models.vgg import VGG, make_layers
+
+            network = VGG(make_layers(layers, batch_norm), num_classes=7, init_weights=False)
+            network.avgpool, network.classifier[0] = nn.AdaptiveAvgPool2d(2), nn.Linear(512 * 2 * 2, 4096)
+        return network
+
+    return build
+
+
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
+
+VGG_CONVS = (1, 1, 2, 1, 1)
+VGG_TAPS = {"block2_pool": "features.5", "block3_conv2": "features.9", "block5_pool": "features.16"}
 
 CASES: dict[str, Case] = {
     case.name: case
@@ -109,6 +135,14 @@ CASES: dict[str, Case] = {
             resnet(1, 2, 1, 1, width_per_group=128),
             RESNET_TAPS,
         ),
+        Case("VGG11.tv_in1k", "timm", {"convs": VGG_CONVS}, vgg("timm", VGG_CONVS), VGG_TAPS),
+        Case(
+            "VGG11_BN.tv_in1k",
+            "torchvision",
+            {"convs": VGG_CONVS},
+            vgg("torchvision", VGG_CONVS, batch_norm=True),
+            {"block2_pool": "features.7", "block3_conv2_relu": "features.13", "block5_pool": "features.22"},
+        ),
     )
 }
 
@@ -116,6 +150,7 @@ CASES: dict[str, Case] = {
 TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
+    **{f"vgg{depth}{bn}": f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")},
 }
 
 

@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 
 
 def test_list_and_info(command_line):
-    code, output, errors = command_line("list", "VGG*")
+    code, output, errors = command_line("list", "VGG1[69]")
     assert (code, errors) == (0, [])
     rows = [line.split("\t") for line in output]
     assert [row[:3] for row in rows] == [["VGG16", "224", "138,357,544"], ["VGG19", "224", "143,667,240"]]
