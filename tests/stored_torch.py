@@ -116,10 +116,27 @@ def vgg(library: str, convs: tuple[int, ...], batch_norm: bool = False) -> Calla
     return build
 
 
+def densenet(*blocks: int, growth_rate: int = 32) -> Callable[[], Any]:
+    """Make what builds a DenseNet of torchvision's."""
+
+    def build() -> Any:
+        from torchvision.models.densenet import DenseNet
+
+        return DenseNet(growth_rate, blocks, 2 * growth_rate, num_classes=7)
+
+    return build
+
+
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
 
 VGG_CONVS = (1, 1, 2, 1, 1)
 VGG_TAPS = {"block2_pool": "features.5", "block3_conv2": "features.9", "block5_pool": "features.16"}
+
+DENSENET_TAPS = {
+    "pool1": "features.pool0",
+    "conv3_block2_1_conv": "features.denseblock2.denselayer2.conv1",
+    "pool4_pool": "features.transition3.pool",
+}
 
 CASES: dict[str, Case] = {
     case.name: case
@@ -143,6 +160,20 @@ CASES: dict[str, Case] = {
             vgg("torchvision", VGG_CONVS, batch_norm=True),
             {"block2_pool": "features.7", "block3_conv2_relu": "features.13", "block5_pool": "features.22"},
         ),
+        Case(
+            "DenseNet121.ra_in1k",
+            "timm",
+            {"blocks": (2, 2, 2, 1)},
+            timm("densenet121", block_config=(2, 2, 2, 1)),
+            DENSENET_TAPS,
+        ),
+        Case(
+            "DenseNet161.tv_in1k",
+            "torchvision",
+            {"blocks": (2, 2, 2, 1)},
+            densenet(2, 2, 2, 1, growth_rate=48),
+            DENSENET_TAPS,
+        ),
     )
 }
 
@@ -151,6 +182,7 @@ TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
     **{f"vgg{depth}{bn}": f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")},
+    **{f"densenet{depth}": f"densenet{depth}" for depth in (121, 161, 169, 201)},
 }
 
 
