@@ -192,13 +192,15 @@ def inspect_state_dict(path: Path) -> WeightsReport:
 
 def fitting_state_dict(name: str, arrays: Mapping[str, Any], path: Path) -> Fit | None:
     """Find how a model with a tag fits a state dict, with its top or without; None if it does not."""
-    for options in ({}, {"include_top": False}):
+    for include_top in (True, False):
+        options: dict[str, Any] = {} if include_top else {"include_top": False}
         module = create(name, **options)
-        network, _, places = nearest_network(module, set(arrays))
-        last = [key for key, place in places.items() if network is module and place.slot.path[-1] == "bias"][-1:]
-        if not options and last and last[0] in arrays and len(np.shape(arrays[last[0]])) == 1:
-            options = options if (count := len(arrays[last[0]])) in (0, 1000) else {"classes": count}
-        options |= {"classifier_activation": "sigmoid"} if options.get("classes") == 1 else {}
+        places = nearest_network(module, set(arrays))[2]
+        biases = [key for key, place in places.items() if place.slot.array == "bias" and key in arrays]
+        if include_top and biases and (classes := np.shape(arrays[biases[-1]])[-1:]) not in ((), (0,), (1000,)):
+            options["classes"] = int(classes[0])
+        if options.get("classes") == 1:
+            options["classifier_activation"] = "sigmoid"  # of one class, a softmax says nothing
         try:
             fit = fit_state_dict(create(name, **options), arrays, str(path))
         except ValueError:

@@ -285,11 +285,9 @@ def test_inspect(tmp_path, command_line):
     ]
     assert report.calls[0] == f"fzoo.load('ResNet18.a1_in1k', weights={str(file)!r}, classes=5)"
     assert report.parameters == sum(array.size for array in arrays.values())
-    code, output, errors = command_line("convert", file, tmp_path / "net.h5")
+    code, _, errors = command_line("convert", file, tmp_path / "net.h5")
     assert code == 2 and len(errors) == 1 and "ResNet18.tv_in1k" in errors[0] and "name one" in errors[0]
-    code, output, errors = command_line(
-        "convert", file, tmp_path / "net.h5", "--model", "ResNet18.tv_in1k", "--classes", 5
-    )
+    code, _, errors = command_line("convert", file, tmp_path / "net.h5", "--model", "ResNet18.tv_in1k", "--classes", 5)
     assert code == 0, errors
     loaded, found = fzoo.load(weights=tmp_path / "net.h5")
     assert loaded.tag == "tv_in1k" and loaded.classes == 5
