@@ -109,12 +109,20 @@ CASES: dict[str, Case] = {
             resnet(1, 2, 1, 1, width_per_group=128),
             RESNET_TAPS,
         ),
+        Case(
+            "ResNeXt50.tv2_in1k",
+            "torchvision",
+            {"blocks": (1, 2, 1, 1)},
+            resnet(1, 2, 1, 1, groups=32, width_per_group=4),
+            RESNET_TAPS,
+        ),
     )
 }
 
 #: Torchvision's names of the networks that have tags, by timm's, where both have them.
 TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+    **{name: name for name in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
 }
 
