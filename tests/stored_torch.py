@@ -1,4 +1,4 @@
-"""What timm's and torchvision's networks are and give, stored, so that the tests need no PyTorch: `tests/stored/torch/`.
+"""What timm's and torchvision's networks are and give, stored so that tests need no PyTorch: `tests/stored/torch/`.
 
 `python tests/stored_torch.py` writes it anew, or what of it is of the families that are named after it (ResNet); it
 wants torch, torchvision and timm. The slow tests compare it with those that are installed. For each family,
@@ -152,6 +152,13 @@ CASES: dict[str, Case] = {
             resnet(1, 2, 1, 1, width_per_group=128),
             RESNET_TAPS,
         ),
+        Case(
+            "ResNeXt50.tv2_in1k",
+            "torchvision",
+            {"blocks": (1, 2, 1, 1)},
+            resnet(1, 2, 1, 1, groups=32, width_per_group=4),
+            RESNET_TAPS,
+        ),
         Case("VGG11.tv_in1k", "timm", {"convs": VGG_CONVS}, vgg("timm", VGG_CONVS), VGG_TAPS),
         Case(
             "VGG11_BN.tv_in1k",
@@ -180,6 +187,7 @@ CASES: dict[str, Case] = {
 #: Torchvision's names of the networks that have tags, by timm's, where both have them.
 TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+    **{name: name for name in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
     **{f"vgg{depth}{bn}": f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")},
     **{f"densenet{depth}": f"densenet{depth}" for depth in (121, 161, 169, 201)},

@@ -37,8 +37,10 @@ TAGGED = fzoo.list_models(tagged=True)
 #: One tag of each network: the others have the same graph.
 GRAPHS = [next(tags) for _, tags in itertools.groupby(TAGGED, lambda name: timm_name(name))]
 
-#: One of each family: the quick tests.
-FIRST = {fzoo.spec(name).family: name for name in reversed(GRAPHS)}
+#: The smallest of each family: the quick tests.
+FIRST = {
+    fzoo.spec(name).family: name for name in sorted(GRAPHS, key=lambda name: fzoo.spec(name).parameters, reverse=True)
+}
 
 has_torch = all(importlib.util.find_spec(name) for name in ("torch", "timm", "torchvision"))
 needs_torch = pytest.mark.skipif(not has_torch, reason="PyTorch, timm and torchvision are not installed")
@@ -83,7 +85,7 @@ def test_every_array_has_its_name(name):
     """At full depth, in each library that has the network: names and shapes, none missing and none left over."""
     module, source = fzoo.create(name), timm_name(name)
     libraries = {"timm", *(["torchvision"] if source in TORCHVISION else [])}
-    assert set(module.torch_names()) == libraries
+    assert libraries <= set(module.torch_names())
     for library in libraries:
         ours = {key: list(place.shape) for key, place in places(module, library).items()}
         theirs = {
@@ -169,8 +171,9 @@ def test_round_trip(name, tmp_path):
     images = images_for(module, 2)
     output = jax.jit(bare.apply, compiler_options=COMPILER_OPTIONS)(kept, images)
     assert output.ndim == 2 and set(kept["params"]) <= set(trace(bare).variables["params"])
-    below = {k: v for k, v in arrays.items() if places(module, case.library)[k].slot.layer in slots(bare)}
-    if set(slots(bare)) <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
+    kept_layers = set(slots(bare))
+    below = {k: arrays[k] for k, place in places(module, case.library).items() if place.slot.layer in kept_layers}
+    if kept_layers <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
         assert_equal(variables_of_state_dict(bare, below, "x"), kept)
 
 
@@ -225,7 +228,10 @@ def test_pixels_are_preprocessed_as_the_weights_want():
     [
         (lambda a: a.pop("layer1.0.conv1.weight"), r"layer1\.0\.conv1\.weight \(64, 64, 1, 1\) is missing"),
         (lambda a: a.update(extra=np.zeros(3)), "extra is left over"),
-        (lambda a: a.update({"fc.weight": np.zeros((9, 2048))}), r"fc\.weight is \(9, 2048\), \(7, 2048\) wanted"),
+        (
+            lambda a: a.update({"fc.weight": np.zeros((9, 2048)), "fc.bias": np.zeros(9)}),
+            r"it has 9 classes, 7 wanted, by .*: fc\.weight is \(9, 2048\), \(7, 2048\) wanted",
+        ),
         (lambda a: a.update({"fc.weight": a["fc.weight"].T}), r"fc\.weight is \(2048, 7\), \(7, 2048\) wanted"),
         (lambda a: a.update({"fc.bias": np.array(["a"] * 7)}), r"fc\.bias is of <U1, numbers expected"),
         (lambda a: a.update({"fc.bias": np.zeros(7, complex)}), r"fc\.bias is of complex128, numbers expected"),
@@ -266,6 +272,33 @@ def test_keras_graphs_do_not_take_them(tmp_path):
     with pytest.raises(ValueError, match="neither timm's nor torchvision's names are known"):
         fzoo.save_variables(module, variables, tmp_path / "y.safetensors", layout="torch")
     assert not (tmp_path / "y.safetensors").exists()
+
+
+def test_inspect(tmp_path, command_line):
+    """All tags of its graph fit, with the number of classes; with other arrays none does."""
+    from safetensors.numpy import save_file
+
+    module = fzoo.create("ResNet18.tv_in1k", classes=5)
+    arrays = state_dict(module, random_variables(module, statistics={}))
+    file = tmp_path / "net.safetensors"
+    save_file(arrays, file)
+    report = fzoo.inspect_weights(file)
+    assert [(fit.model, dict(fit.options)) for fit in report.fits] == [
+        (name, {"classes": 5}) for name in fzoo.list_models("ResNet18.*")
+    ]
+    assert report.calls[0] == f"fzoo.load('ResNet18.a1_in1k', weights={str(file)!r}, classes=5)"
+    assert report.parameters == sum(array.size for array in arrays.values())
+    code, _, errors = command_line("convert", file, tmp_path / "net.h5")
+    assert code == 2 and len(errors) == 1 and "ResNet18.tv_in1k" in errors[0] and "name one" in errors[0]
+    code, _, errors = command_line("convert", file, tmp_path / "net.h5", "--model", "ResNet18.tv_in1k", "--classes", 5)
+    assert code == 0, errors
+    loaded, found = fzoo.load(weights=tmp_path / "net.h5")
+    assert loaded.tag == "tv_in1k" and loaded.classes == 5
+    assert_equal(state_dict(loaded, found), arrays)
+    save_file({key: value for key, value in arrays.items() if not key.startswith("fc.")}, file)
+    assert {str(fit.options) for fit in fzoo.inspect_weights(file).fits} == {"{'include_top': False}"}
+    save_file({**arrays, "more": np.zeros(2, np.float32)}, file)
+    assert fzoo.inspect_weights(file).fits == ()
 
 
 @pytest.mark.wrong_types
@@ -348,3 +381,17 @@ def test_without_pytorch(tmp_path):
     file.write_bytes(b"PK\x03\x04")
     with pytest.raises(ModuleNotFoundError, match=re.escape("PyTorch is not installed: pip install 'fzoo[torch]'")):
         fzoo.load("ResNet50.tv2_in1k", weights=file)
+
+
+def test_a_licence_is_told_once(offline):
+    """Where it forbids commercial use; the file is in the cache."""
+    name, options = "ResNeXt50.fb_swsl_ig1b_ft_in1k", {"include_top": False}
+    module = fzoo.create(name)
+    arrays = state_dict(module, random_variables(module, statistics={}))
+    (file,) = fzoo.spec(name).weight_files
+    from safetensors.numpy import save_file
+
+    save_file(arrays, offline / file.name)
+    with pytest.warns(UserWarning, match=r"ResNeXt50\.fb_swsl_ig1b_ft_in1k are under CC BY-NC 4\.0, which forbids"):
+        fzoo.load(name, **options)
+    fzoo.load(name, **options)  # a warning would be an error

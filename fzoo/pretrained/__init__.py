@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,7 +23,7 @@ from fzoo.pretrained.whole import described_whole, network_in
 from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
 from fzoo.weights.download import fetch
 from fzoo.weights.state_dict import is_state_dict, variables_of_state_dict
-from fzoo.zoo import create, list_models
+from fzoo.zoo import create, list_models, spec
 
 
 def load(
@@ -57,7 +59,11 @@ def load(
     Returns:
         (module, variables), for `module.apply`, `predict` and `features`.
 
+    Warns:
+        UserWarning: once, for published weights whose licence forbids commercial use.
+
     Raises:
+        ModuleNotFoundError: what reads the file is not installed (safetensors, PyTorch).
         ValueError: a bad option, no published file for these options, or a file that does not fit or is of another
             network.
         OSError: the file is not there, or can't be downloaded.
@@ -90,7 +96,17 @@ def load(
     file = published(name, module)
     proof = proof_of(file, module)
     path = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
-    return module, load_variables(module, path)
+    variables = load_variables(module, path)
+    warn_of_licence(name)
+    return module, variables
+
+
+@functools.cache
+def warn_of_licence(name: str) -> None:
+    """Warn, once in a process, where the licence of published weights forbids commercial use."""
+    record = spec(name)
+    if record.is_noncommercial:
+        warnings.warn(f"the weights {name} are under {record.licence}, which forbids commercial use", stacklevel=4)
 
 
 def load_state_dict(
@@ -110,7 +126,7 @@ def hint_at_tags(name: str, weights: str) -> Iterator[None]:
     try:
         yield
     except WeightsMismatch as e:
-        tags = list_models(f"{name}.*")
+        tags = list_models(f"{name}.*") if spec(name).weight_files else []  # else the graph is that of its tags
         if not tags or not (weights == "weights" or is_state_dict(weights_file(weights))):
             raise
         hint = f"{weights} is a state dict of PyTorch's, whose {name} has a tag: {', '.join(tags)}"
