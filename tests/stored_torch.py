@@ -127,6 +127,8 @@ def densenet(*blocks: int, growth_rate: int = 32) -> Callable[[], Any]:
     return build
 
 
+INCEPTION_TAPS = {"mixed2": "Mixed_5d", "mixed4": "Mixed_6b", "mixed9": "Mixed_7b"}
+
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
 
 VGG_CONVS = (1, 1, 2, 1, 1)
@@ -181,6 +183,15 @@ CASES: dict[str, Case] = {
             densenet(2, 2, 2, 1, growth_rate=48),
             DENSENET_TAPS,
         ),
+        Case("InceptionV3.gluon_in1k", "timm", {}, timm("inception_v3"), INCEPTION_TAPS, 75),
+        Case(
+            "InceptionV3.tv_in1k",
+            "torchvision",
+            {},
+            torchvision("inception_v3", init_weights=False),
+            INCEPTION_TAPS,
+            75,
+        ),
     )
 }
 
@@ -191,6 +202,7 @@ TORCHVISION = {
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
     **{f"vgg{depth}{bn}": f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")},
     **{f"densenet{depth}": f"densenet{depth}" for depth in (121, 161, 169, 201)},
+    "inception_v3": "inception_v3",
 }
 
 
