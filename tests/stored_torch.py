@@ -93,7 +93,21 @@ def resnet(*blocks: int, basic: bool = False, **options: Any) -> Callable[[], An
     return build
 
 
+def mobilenet(version: str, alpha: float, **options: Any) -> Callable[[], Any]:
+    """Make what builds a MobileNet of timm's."""
+
+    def build() -> Any:
+        from timm.models import efficientnet, mobilenetv3
+
+        make = getattr(efficientnet if version in ("v1", "v2") else mobilenetv3, f"_gen_mobilenet_{version}")
+        return make("mobilenet", alpha, num_classes=7, **options)
+
+    return build
+
+
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
+
+MOBILENET_TAPS = {"conv1_relu": "bn1", "conv_pw_4_relu": "blocks.2.0.bn2", "conv_pw_13_relu": "blocks.4.1"}
 
 CASES: dict[str, Case] = {
     case.name: case
@@ -109,6 +123,7 @@ CASES: dict[str, Case] = {
             resnet(1, 2, 1, 1, width_per_group=128),
             RESNET_TAPS,
         ),
+        Case("MobileNet.ra4_e3600_r224_in1k", "timm", {"alpha": 0.25}, mobilenet("v1", 0.25), MOBILENET_TAPS),
     )
 }
 
