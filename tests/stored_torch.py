@@ -108,6 +108,14 @@ def mobilenet(version: str, alpha: float, **options: Any) -> Callable[[], Any]:
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
 
 MOBILENET_TAPS = {"conv1_relu": "bn1", "conv_pw_4_relu": "blocks.2.0.bn2", "conv_pw_13_relu": "blocks.4.1"}
+MOBILENET_V2_TAPS = {
+    "timm": {"Conv1_relu": "bn1", "block_5_add": "blocks.2.2", "block_14_depthwise_relu": "blocks.5.1.bn2"},
+    "torchvision": {
+        "Conv1_relu": "features.0",
+        "block_5_add": "features.6",
+        "block_14_depthwise_relu": "features.15.conv.1",
+    },
+}
 
 CASES: dict[str, Case] = {
     case.name: case
@@ -123,6 +131,14 @@ CASES: dict[str, Case] = {
             resnet(1, 2, 1, 1, width_per_group=128),
             RESNET_TAPS,
         ),
+        Case("MobileNetV2.ra_in1k", "timm", {"alpha": 0.35}, mobilenet("v2", 0.35), MOBILENET_V2_TAPS["timm"]),
+        Case(
+            "MobileNetV2.tv_in1k",
+            "torchvision",
+            {"alpha": 0.35},
+            torchvision("mobilenet_v2", width_mult=0.35),
+            MOBILENET_V2_TAPS["torchvision"],
+        ),
         Case("MobileNet.ra4_e3600_r224_in1k", "timm", {"alpha": 0.25}, mobilenet("v1", 0.25), MOBILENET_TAPS),
     )
 }
@@ -131,12 +147,17 @@ CASES: dict[str, Case] = {
 TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
+    "mobilenetv2_100": "mobilenet_v2",
 }
 
 
 def timm_name(model: str) -> str:
-    """Return what timm calls the network of a model with a tag."""
-    return fzoo.spec(model).weight_files[0].name.partition(".")[0]
+    """Return what timm calls the network of a model with a tag, by the name of its file."""
+    name, _, ending = fzoo.spec(model).weight_files[0].name.partition(".")
+    if ending != "pth":
+        return name
+    (timms,) = (timms for timms, theirs in TORCHVISION.items() if theirs == name.partition("-")[0])
+    return timms
 
 
 @functools.cache

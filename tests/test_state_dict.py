@@ -137,7 +137,13 @@ def test_tags(name):
     model, _, tag = name.partition(".")
     assert (module.tag, module.preprocessing) == (tag, record.preprocessing) and record.tag == tag
     (file,) = record.weight_files
-    assert file.url == f"https://huggingface.co/timm/{timm_name(name)}.{tag}/resolve/main/model.safetensors"
+    if file.name.endswith(".pth"):
+        theirs, digits = file.name.removesuffix(".pth").split("-")
+        assert theirs == TORCHVISION[timm_name(name)] and file.hash == f"sha256:{digits}"
+        assert file.url == f"https://download.pytorch.org/models/{file.name}"
+    else:
+        assert file.url == f"https://huggingface.co/timm/{timm_name(name)}.{tag}/resolve/main/model.safetensors"
+    assert file.is_state_dict
     assert record.top1 is not None and record.top5 is not None and 0.6 < record.top1 < record.top5 < 1
     assert record.is_noncommercial == record.licence.startswith("CC BY-NC")
     assert model in fzoo.list_models(tagged=False) and name in fzoo.list_models(f"{model}*")
@@ -342,9 +348,32 @@ def test_files_of_torch_save(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
+@needs_torch
+def test_torchvisions_files_are_known_by_their_names():
+    """Address and figures; the first digits of the hash are in the name."""
+    from torchvision import models
+
+    for name in (name for name in TAGGED if fzoo.spec(name).weight_files[0].name.endswith(".pth")):
+        record = fzoo.spec(name)
+        (weights,) = (
+            weights
+            for weights in models.get_model_weights(TORCHVISION[timm_name(name)])
+            if weights.url == record.weight_files[0].url
+        )
+        figures = weights.meta["_metrics"]["ImageNet-1K"]
+        assert (record.top1, record.top5) == (figures["acc@1"] / 100, figures["acc@5"] / 100), name
+        made = weights.transforms()
+        assert made.crop_size == [record.input_size] and made.interpolation.value == record.interpolation
+        assert abs(record.input_size / record.crop - made.resize_size[0]) < 0.5, name
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
 def test_without_pytorch(tmp_path):
+    """What is to be downloaded isn't, as it could not be read."""
     file = tmp_path / "x.pth"
     file.write_bytes(b"PK\x03\x04")
     with pytest.raises(ModuleNotFoundError, match=re.escape("PyTorch is not installed: pip install 'fzoo[torch]'")):
         fzoo.load("ResNet50.tv2_in1k", weights=file)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("PyTorch is not installed: pip install 'fzoo[torch]'")):
+        fzoo.load("MobileNetV2.tv_in1k")
