@@ -23,6 +23,7 @@ from stored import pack_statistics, summarise, unpack_statistics
 
 import fzoo
 from fzoo.layers.classifier import Classifier
+from fzoo.models.mobilenet_v3 import SMALL, Block
 from fzoo.weights.state_dict import COUNTER, state_dict
 
 FOLDER = Path(__file__).parent / "stored" / "torch"
@@ -105,6 +106,32 @@ def mobilenet(version: str, alpha: float, **options: Any) -> Callable[[], Any]:
     return build
 
 
+def mobilenet_v3(last: int, *blocks: Block) -> Callable[[], Any]:
+    """Make what builds a MobileNetV3 of torchvision's, of rows of fzoo's."""
+
+    def build() -> Any:
+        from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
+
+        inputs = [16, *(block.filters for block in blocks)]
+        rows = [
+            InvertedResidualConfig(
+                before,
+                block.kernel,
+                round(before * block.expansion),
+                block.filters,
+                block.squeeze,
+                "HS" if block.hard_swish else "RE",
+                block.stride,
+                1,
+                1.0,
+            )
+            for before, block in zip(inputs, blocks, strict=False)
+        ]
+        return MobileNetV3(rows, last, 7)
+
+    return build
+
+
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
 
 MOBILENET_TAPS = {"conv1_relu": "bn1", "conv_pw_4_relu": "blocks.2.0.bn2", "conv_pw_13_relu": "blocks.4.1"}
@@ -115,6 +142,11 @@ MOBILENET_V2_TAPS = {
         "block_5_add": "features.6",
         "block_14_depthwise_relu": "features.15.conv.1",
     },
+}
+MOBILENET_V3_TAPS = {
+    "expanded_conv_project_bn": "blocks.0.0.bn2",
+    "expanded_conv_5_add": "blocks.2.2",
+    "conv_2": "conv_head",
 }
 
 CASES: dict[str, Case] = {
@@ -139,6 +171,22 @@ CASES: dict[str, Case] = {
             torchvision("mobilenet_v2", width_mult=0.35),
             MOBILENET_V2_TAPS["torchvision"],
         ),
+        Case("MobileNetV3Small.lamb_in1k", "timm", {"alpha": 0.5}, timm("mobilenetv3_small_050"), MOBILENET_V3_TAPS),
+        Case("MobileNetV3Small.in1k", "timm", {"alpha": 0.75}, timm("tf_mobilenetv3_small_075"), MOBILENET_V3_TAPS),
+        Case(
+            "MobileNetV3Large.in1k",
+            "timm",
+            {"minimalistic": True},
+            timm("tf_mobilenetv3_large_minimal_100"),
+            MOBILENET_V3_TAPS,
+        ),
+        Case(
+            "MobileNetV3Large.tv2_in1k",
+            "torchvision",
+            {"blocks": SMALL[:6], "last_filters": 64},
+            mobilenet_v3(64, *SMALL[:6]),
+            {"expanded_conv_project_bn": "features.1", "expanded_conv_5_add": "features.6", "conv_1": "features.7.0"},
+        ),
         Case("MobileNet.ra4_e3600_r224_in1k", "timm", {"alpha": 0.25}, mobilenet("v1", 0.25), MOBILENET_TAPS),
     )
 }
@@ -148,6 +196,7 @@ TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
     "mobilenetv2_100": "mobilenet_v2",
+    **{f"mobilenetv3_{size}_100": f"mobilenet_v3_{size}" for size in ("small", "large")},
 }
 
 
