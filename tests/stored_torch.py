@@ -188,12 +188,20 @@ CASES: dict[str, Case] = {
             {"expanded_conv_project_bn": "features.1", "expanded_conv_5_add": "features.6", "conv_1": "features.7.0"},
         ),
         Case("MobileNet.ra4_e3600_r224_in1k", "timm", {"alpha": 0.25}, mobilenet("v1", 0.25), MOBILENET_TAPS),
+        Case(
+            "ResNeXt50.tv2_in1k",
+            "torchvision",
+            {"blocks": (1, 2, 1, 1)},
+            resnet(1, 2, 1, 1, groups=32, width_per_group=4),
+            RESNET_TAPS,
+        ),
     )
 }
 
 #: Torchvision's names of the networks that have tags, by timm's, where both have them.
 TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+    **{name: name for name in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
     "mobilenetv2_100": "mobilenet_v2",
     **{f"mobilenetv3_{size}_100": f"mobilenet_v3_{size}" for size in ("small", "large")},

@@ -14,7 +14,7 @@ from fzoo.cli.options import Classes, Option, Size, parse_options
 
 @command
 def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildcards, e.g. 'ResNet*'.")] = "*") -> None:
-    """List the models: size, parameters, depth, and accuracy on ImageNet as Keras publishes it."""
+    """List the models: size, parameters, depth, accuracy on ImageNet as it is published, and licence of the weights."""
     import fzoo
 
     names = fzoo.list_models(pattern)
@@ -22,7 +22,7 @@ def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildc
         raise ValueError(f"no model matches {pattern!r}: `fzoo list` shows all")
     specs = [fzoo.spec(name) for name in names]
     show(
-        ("model", "input", "parameters", "depth", "MB", "top-1 %", "top-5 %"),
+        ("model", "input", "parameters", "depth", "MB", "top-1 %", "top-5 %", "licence"),
         [
             (
                 s.name,
@@ -31,6 +31,7 @@ def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildc
                 s.depth,
                 s.size_mb,
                 *("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in (s.top1, s.top5)),
+                s.licence,
             )
             for s in specs
         ],

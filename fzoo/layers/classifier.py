@@ -103,6 +103,7 @@ class Classifier(nn.Module):
     min_size = 32
     fixed_size = False  # the top flattens, so its weights fix the size of the input
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
+    groups_as_depthwise: ClassVar[bool] = False  # whether Keras's files keep grouped convolutions as depthwise ones
     torch_constants: ClassVar[
         Mapping[str, tuple[float, ...]]
     ] = {}  # arrays of Keras's that PyTorch's networks have not

@@ -47,6 +47,7 @@ class ResNet(Classifier):
 
     top_pool = "avg_pool"
     named_pools = True
+    groups_as_depthwise = True  # by the number of channels in a group, as Keras Applications 1.0.8 wrote ResNeXt's
 
     @nn.nowrap
     def check_options(self) -> None:
@@ -208,6 +209,58 @@ ResNet152 = variant(
     weight_files=published.RESNET["ResNet152"],
 )
 
+#: As Keras Applications 1.0.8 had them, the paper's 32x4d; no later Keras has such constructors. Accuracies are those that
+#: the README of qubvel/classification_models has for the same weights.
+resnext = partial(
+    variant,
+    preprocessing="torch",
+    licence="not stated",
+    paper="https://arxiv.org/abs/1611.05431",
+)
+
+#: What makes ResNeXt's graph, whose epsilon is Keras's.
+RESNEXT = {"stride_in_3x3": True, "use_bias": False, "preprocessing": "torch"}
+
+ResNeXt50 = resnext(
+    name="ResNeXt50",
+    parameters=25_097_128,
+    depth=107,
+    size_mb=96,
+    top1=0.7736,
+    top5=0.9348,
+    options={"blocks": (3, 4, 6, 3), "groups": 32, "width": 128, **RESNEXT},
+    weight_files=published.RESNET["ResNeXt50"],
+)
+
+ResNeXt101 = resnext(
+    name="ResNeXt101",
+    parameters=44_315_560,
+    depth=209,
+    size_mb=170,
+    top1=0.7848,
+    top5=0.94,
+    options={"blocks": (3, 4, 23, 3), "groups": 32, "width": 128, **RESNEXT},
+    weight_files=published.RESNET["ResNeXt101"],
+)
+
+ResNeXt101_32x8d = untagged(
+    name="ResNeXt101_32x8d",
+    parameters=88_994_216,
+    depth=209,
+    size_mb=356,
+    paper="https://arxiv.org/abs/1611.05431",
+    options={"blocks": (3, 4, 23, 3), "groups": 32, "width": 256, **TORCH, "preprocessing": "torch"},
+)
+
+ResNeXt101_64x4d = untagged(
+    name="ResNeXt101_64x4d",
+    parameters=83_658_152,
+    depth=209,
+    size_mb=335,
+    paper="https://arxiv.org/abs/1611.05431",
+    options={"blocks": (3, 4, 23, 3), "groups": 64, "width": 256, **TORCH, "preprocessing": "torch"},
+)
+
 WideResNet50_2 = untagged(
     name="WideResNet50_2",
     parameters=68_951_464,
@@ -268,6 +321,36 @@ TAGS = (
         Tag("a1h_in1k", top1=0.82818, top5=0.96124, crop=0.95),
         torchvision_tag("tv_in1k", top1=0.7833, top5=0.94046),
         torchvision_tag2(top1=0.82294, top5=0.96),
+    ),
+    *ResNeXt50.with_tags(
+        "resnext50_32x4d",
+        TORCH,
+        25_097_128,
+        Tag("a1_in1k", top1=0.80526, top5=0.94458, crop=0.95),
+        Tag("a1h_in1k", top1=0.8114, top5=0.9532, crop=0.95),
+        torchvision_tag("fb_swsl_ig1b_ft_in1k", top1=0.82162, top5=0.96224, licence="CC BY-NC 4.0"),
+        torchvision_tag("tv_in1k", top1=0.77632, top5=0.93674),
+        torchvision_tag2(top1=0.8119, top5=0.95344),
+    ),
+    *ResNeXt101.with_tags(
+        "resnext101_32x4d",
+        TORCH,
+        44_315_560,
+        torchvision_tag("fb_swsl_ig1b_ft_in1k", top1=0.83268, top5=0.9676, licence="CC BY-NC 4.0"),
+        Tag("gluon_in1k", top1=0.80336, top5=0.94908),
+    ),
+    *ResNeXt101_32x8d.with_tags(
+        "resnext101_32x8d",
+        {},
+        88_994_216,
+        torchvision_tag("tv_in1k", top1=0.79308, top5=0.9453),
+        torchvision_tag2(top1=0.82832, top5=0.96234),
+    ),
+    *ResNeXt101_64x4d.with_tags(
+        "resnext101_64x4d",
+        {},
+        83_658_152,
+        torchvision_tag("tv_in1k", top1=0.82978, top5=0.96252),
     ),
     *WideResNet50_2.with_tags(
         "wide_resnet50_2",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -57,7 +59,11 @@ def load(
     Returns:
         (module, variables), for `module.apply`, `predict` and `features`.
 
+    Warns:
+        UserWarning: once, for published weights whose licence forbids commercial use.
+
     Raises:
+        ModuleNotFoundError: what reads the file is not installed (safetensors, PyTorch).
         ValueError: a bad option, no published file for these options, or a file that does not fit or is of another
             network.
         OSError: the file is not there, or can't be downloaded.
@@ -92,7 +98,17 @@ def load(
         import_torch()  # before anything is downloaded
     proof = proof_of(file, module)
     path = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
-    return module, load_variables(module, path)
+    variables = load_variables(module, path)
+    warn_of_licence(name)
+    return module, variables
+
+
+@functools.cache
+def warn_of_licence(name: str) -> None:
+    """Warn, once in a process, where the licence of published weights forbids commercial use."""
+    record = spec(name)
+    if record.is_noncommercial:
+        warnings.warn(f"the weights {name} are under {record.licence}, which forbids commercial use", stacklevel=4)
 
 
 def load_state_dict(

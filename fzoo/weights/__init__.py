@@ -401,7 +401,7 @@ def read(array: h5py.Dataset, slot: Slot) -> np.ndarray | np.generic:
     with np.errstate(all="ignore"):  # any bits may be in a file
         if np.issubdtype(slot.dtype, np.integer):  # a count of images, which no result depends on
             value = np.clip(np.nan_to_num(value.astype(np.float64)), 0, np.iinfo(slot.dtype).max)
-        return value.astype(slot.dtype, copy=False).reshape(slot.shape)
+        return slot.from_keras(value.astype(slot.dtype, copy=False))
 
 
 def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
@@ -458,4 +458,4 @@ def saved(node: Node, arrays: dict[Slot, np.ndarray]) -> SavedLayer:
 def to_keras(value: Any, slot: Slot) -> np.ndarray:
     """A variable as Keras keeps it."""
     dtype = np.int32 if np.issubdtype(slot.dtype, np.integer) else np.float32
-    return np.asarray(value, dtype).reshape(slot.keras_shape)
+    return slot.to_keras(np.asarray(value, dtype))

@@ -68,9 +68,10 @@ class Slot:
         part: Keras's name of the layer inside of that one, if it is a Sequential; otherwise None.
         array: Keras's name of the array.
         path: (collection, layer, ...) in the variables.
-        keras_shape: as Keras keeps it; a reshape leads to `shape` and back.
+        keras_shape: as Keras keeps it; a reshape leads to `shape` and back, where there are no groups.
         shape: as Flax keeps it.
         dtype: of the variable.
+        groups: of a grouped convolution that Keras's files keep as a depthwise one, whose outputs are summed; else 1.
     """
 
     layer: str
@@ -80,11 +81,26 @@ class Slot:
     keras_shape: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: Any
+    groups: int = 1
 
     @property
     def name(self) -> str:
         """The array's name below the layer."""
         return f"{self.part}/{self.array}" if self.part else self.array
+
+    def from_keras(self, array: np.ndarray) -> np.ndarray:
+        """Turn an array of a file into the variable's layout."""
+        if self.groups > 1:
+            height, width, channels, multiplier = self.keras_shape
+            array = array.reshape(height, width, self.groups, channels // self.groups, multiplier).swapaxes(2, 3)
+        return array.reshape(self.shape)
+
+    def to_keras(self, value: np.ndarray) -> np.ndarray:
+        """Turn a variable into the layout of a file."""
+        if self.groups > 1:
+            height, width, channels, features = self.shape
+            value = value.reshape(height, width, channels, self.groups, features // self.groups).swapaxes(2, 3)
+        return value.reshape(self.keras_shape)
 
 
 def slots(module: Classifier) -> dict[str, list[Slot]]:
@@ -102,12 +118,16 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
                 leaf = lookup(variables, path)
                 if leaf is None:
                     continue
-                keras_shape = leaf.shape
+                keras_shape, groups = leaf.shape, 1
                 if (node.kind.startswith("DepthwiseConv") and array == "kernel") or array == "depthwise_kernel":
                     # Keras: (h, w, channels, multiplier). Flax: (h, w, 1, channels * multiplier).
                     channels = by_name[node.inputs[0]].shape[-1]
                     keras_shape = (*leaf.shape[:-2], channels, leaf.shape[-1] // channels)
-                slot = Slot(layer.name, part, array, path, keras_shape, leaf.shape, leaf.dtype)
+                elif module.groups_as_depthwise and node.kind == "Conv2D" and array == "kernel":
+                    channels = by_name[node.inputs[0]].shape[-1]
+                    groups = channels // leaf.shape[-2]
+                    keras_shape = (*leaf.shape[:-2], channels, leaf.shape[-1] // groups) if groups > 1 else leaf.shape
+                slot = Slot(layer.name, part, array, path, keras_shape, leaf.shape, leaf.dtype, groups)
                 found.setdefault(layer.name, []).append(slot)
     for arrays in found.values():
         arrays.sort(key=lambda slot: slot.path[0] != "params")
