@@ -3,6 +3,7 @@
 PyTorch is needed where it is itself asked, which is in slow tests; for the others its answers are stored.
 """
 
+import hashlib
 import importlib.util
 import itertools
 import pickle
@@ -395,10 +396,33 @@ def test_torchvisions_files_are_known_by_their_names():
             if weights.url == record.weight_files[0].url
         )
         figures = weights.meta["_metrics"]["ImageNet-1K"]
-        assert (record.top1, record.top5) == (figures["acc@1"] / 100, figures["acc@5"] / 100), name
+        assert [record.top1, record.top5] == pytest.approx([figures["acc@1"] / 100, figures["acc@5"] / 100]), name
         made = weights.transforms()
         assert made.crop_size == [record.input_size] and made.interpolation.value == record.interpolation
         assert abs(record.input_size / record.crop - made.resize_size[0]) < 0.5, name
+
+
+@pytest.mark.slow
+@needs_torch
+def test_a_file_of_torchvisions_is_downloaded(offline, monkeypatch, tmp_path):
+    """By the digits of its name, for the network with the top and without; one with others is refused."""
+    import torch
+
+    name = "MobileNetV3Small.tv_in1k"
+    module = fzoo.create(name)
+    variables = random_variables(module, statistics={})
+    (file,) = fzoo.spec(name).weight_files
+    arrays = state_dict(module, variables, "torchvision")
+    torch.save({key: torch.from_numpy(value) for key, value in arrays.items()}, tmp_path / file.name)
+    monkeypatch.setenv("FZOO_WEIGHTS_URL", tmp_path.as_uri())
+    with pytest.raises(OSError, match="its hash is not the published one"):
+        fzoo.load(name)
+    assert not (offline / file.name).exists()
+    digits = hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(file.__dict__, "hash", f"sha256:{digits}")
+    assert_equal(fzoo.load(name)[1], variables)
+    kept = fzoo.load(name, include_top=False)[1]
+    assert_equal(kept, {part: {layer: variables[part][layer] for layer in kept[part]} for part in kept})
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
