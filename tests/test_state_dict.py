@@ -308,6 +308,21 @@ def test_inspect(tmp_path, command_line):
     assert fzoo.inspect_weights(file).fits == ()
 
 
+def test_heads(tmp_path):
+    """MobileNet's new head is the last layer of timm's, too; no library has MobileNetV3 without its hidden layer."""
+    size = {"classes": 3, "input_shape": (32, 32, 3)}
+    module = fzoo.create("MobileNet.ra4_e3600_r224_in1k", alpha=0.25, head=fzoo.Head(), **size)
+    arrays = state_dict(module, random_variables(module, statistics={}))
+    own = stored_arrays()["timm mobilenetv1_100"]
+    assert arrays.keys() == own.keys() and arrays["classifier.weight"].shape == (3, 256)
+    module = fzoo.create("MobileNetV3Small.lamb_in1k", alpha=0.5, head=fzoo.Head(), **size)
+    with pytest.raises(
+        ValueError, match="timm has no such MobileNetV3: neither timm's nor torchvision's names are known"
+    ):
+        fzoo.save_variables(module, random_variables(module, statistics={}), tmp_path / "x.safetensors", layout="timm")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.wrong_types
 def test_layouts(tmp_path):
     module, variables = small_torch_network(SMALL)

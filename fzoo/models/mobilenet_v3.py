@@ -109,6 +109,8 @@ class MobileNetV3(Classifier):
     @nn.nowrap
     def torch_names(self) -> dict[str, dict[str, str]]:
         """Return the names that both libraries have; torchvision pads symmetrically alone."""
+        if self.head is not None:  # theirs have a layer between the pooling and the classifier
+            return {}
         timm = {"conv": "conv_stem", "conv_bn": "bn1", "conv_2": "conv_head", "logits": "classifier as linear"}
         torchvision = {
             "conv": "features.0.0",
