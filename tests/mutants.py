@@ -609,6 +609,30 @@ MUTANTS = (
         "test_jobs.py",
         "test_classes",
     ),
+    Mutant(
+        "downloads: no digits of a hash are a hash, too",
+        "weights/download.py",
+        "not DIGITS <= len(digits) <= 2 *",
+        "not len(digits) <= 2 *",
+        "test_download.py",
+        "digits",
+    ),
+    Mutant(
+        "downloads: of the digits of a hash, the first alone counts",
+        "weights/download.py",
+        '.startswith(f"{algorithm}:{digits}")',
+        '.startswith(f"{algorithm}:{digits[:1]}")',
+        "test_download.py",
+        "digits",
+    ),
+    Mutant(
+        "state dicts: what has a stride is padded as by TF, in MobileNetV3",
+        "models/mobilenet_v3.py",
+        "kernel // 2 if self.symmetric_padding else k.correct_pad(x, kernel)",
+        "k.correct_pad(x, kernel)",
+        "test_state_dict.py",
+        "test_small_versions and MobileNetV3Small",
+    ),
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 PyTorch is needed where it is itself asked, which is in slow tests; for the others its answers are stored.
 """
 
+import hashlib
 import importlib.util
 import itertools
 import pickle
@@ -139,7 +140,13 @@ def test_tags(name):
     model, _, tag = name.partition(".")
     assert (module.tag, module.preprocessing) == (tag, record.preprocessing) and record.tag == tag
     (file,) = record.weight_files
-    assert file.url == f"https://huggingface.co/timm/{timm_name(name)}.{tag}/resolve/main/model.safetensors"
+    if file.name.endswith(".pth"):
+        theirs, digits = file.name.removesuffix(".pth").split("-")
+        assert theirs == TORCHVISION[timm_name(name)] and file.hash == f"sha256:{digits}"
+        assert file.url == f"https://download.pytorch.org/models/{file.name}"
+    else:
+        assert file.url == f"https://huggingface.co/timm/{timm_name(name)}.{tag}/resolve/main/model.safetensors"
+    assert file.is_state_dict
     assert record.top1 is not None and record.top5 is not None and 0.6 < record.top1 < record.top5 < 1
     assert record.is_noncommercial == record.licence.startswith("CC BY-NC")
     assert model in fzoo.list_models(tagged=False) and name in fzoo.list_models(f"{model}*")
@@ -172,9 +179,9 @@ def test_round_trip(name, tmp_path):
     images = images_for(module, 2)
     output = jax.jit(bare.apply, compiler_options=COMPILER_OPTIONS)(kept, images)
     assert output.ndim == 2 and set(kept["params"]) <= set(trace(bare).variables["params"])
-    kept_layers = set(slots(bare))
-    below = {k: arrays[k] for k, place in places(module, case.library).items() if place.slot.layer in kept_layers}
-    if kept_layers <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
+    layers, where = set(slots(bare)), places(module, case.library)
+    below = {key: value for key, value in arrays.items() if where[key].slot.layer in layers}
+    if layers <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
         assert_equal(variables_of_state_dict(bare, below, "x"), kept)
 
 
@@ -302,6 +309,21 @@ def test_inspect(tmp_path, command_line):
     assert fzoo.inspect_weights(file).fits == ()
 
 
+def test_heads(tmp_path):
+    """MobileNet's new head is the last layer of timm's, too; no library has MobileNetV3 without its hidden layer."""
+    size = {"classes": 3, "input_shape": (32, 32, 3)}
+    module = fzoo.create("MobileNet.ra4_e3600_r224_in1k", alpha=0.25, head=fzoo.Head(), **size)
+    arrays = state_dict(module, random_variables(module, statistics={}))
+    own = stored_arrays()["timm mobilenetv1_100"]
+    assert arrays.keys() == own.keys() and arrays["classifier.weight"].shape == (3, 256)
+    module = fzoo.create("MobileNetV3Small.lamb_in1k", alpha=0.5, head=fzoo.Head(), **size)
+    with pytest.raises(
+        ValueError, match="timm has no such MobileNetV3: neither timm's nor torchvision's names are known"
+    ):
+        fzoo.save_variables(module, random_variables(module, statistics={}), tmp_path / "x.safetensors", layout="timm")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.wrong_types
 def test_layouts(tmp_path):
     module, variables = small_torch_network(SMALL)
@@ -376,12 +398,58 @@ def test_files_of_torch_save(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
+@needs_torch
+def test_torchvisions_files_are_known_by_their_names():
+    """Address and figures; the first digits of the hash are in the name."""
+    from torchvision import models
+
+    for name in (name for name in TAGGED if fzoo.spec(name).weight_files[0].name.endswith(".pth")):
+        record = fzoo.spec(name)
+        (weights,) = (
+            weights
+            for weights in models.get_model_weights(TORCHVISION[timm_name(name)])
+            if weights.url == record.weight_files[0].url
+        )
+        figures = weights.meta["_metrics"]["ImageNet-1K"]
+        assert [record.top1, record.top5] == pytest.approx([figures["acc@1"] / 100, figures["acc@5"] / 100]), name
+        made = weights.transforms()
+        assert made.crop_size == [record.input_size] and made.interpolation.value == record.interpolation
+        assert abs(record.input_size / record.crop - made.resize_size[0]) < 0.5, name
+
+
+@pytest.mark.slow
+@needs_torch
+def test_a_file_of_torchvisions_is_downloaded(offline, monkeypatch, tmp_path):
+    """By the digits of its name, for the network with the top and without; one with others is refused."""
+    import torch
+
+    name = "MobileNetV3Small.tv_in1k"
+    module = fzoo.create(name)
+    variables = random_variables(module, statistics={})
+    (file,) = fzoo.spec(name).weight_files
+    arrays = state_dict(module, variables, "torchvision")
+    torch.save({key: torch.from_numpy(value) for key, value in arrays.items()}, tmp_path / file.name)
+    monkeypatch.setenv("FZOO_WEIGHTS_URL", tmp_path.as_uri())
+    with pytest.raises(OSError, match="its hash is not the published one"):
+        fzoo.load(name)
+    assert not (offline / file.name).exists()
+    digits = hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(file.__dict__, "hash", f"sha256:{digits}")
+    assert_equal(fzoo.load(name)[1], variables)
+    kept = fzoo.load(name, include_top=False)[1]
+    assert_equal(kept, {part: {layer: variables[part][layer] for layer in kept[part]} for part in kept})
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
 def test_without_pytorch(tmp_path):
+    """What is to be downloaded isn't, as it could not be read."""
     file = tmp_path / "x.pth"
     file.write_bytes(b"PK\x03\x04")
     with pytest.raises(ModuleNotFoundError, match=re.escape("PyTorch is not installed: pip install 'fzoo[torch]'")):
         fzoo.load("ResNet50.tv2_in1k", weights=file)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("PyTorch is not installed: pip install 'fzoo[torch]'")):
+        fzoo.load("MobileNetV2.tv_in1k")
 
 
 def test_a_licence_is_told_once(offline):

@@ -24,12 +24,13 @@ class Tag:
     Attributes:
         name: timm's.
         top1, top5: accuracy on ImageNet's validation images by this size, crop and interpolation, as timm's table of
-            results has it, from 0 to 1.
+            results has it, or torchvision of a file of its own, from 0 to 1.
         size: height and width, in pixels; None for the model's own.
         crop, interpolation: see `Recipe`.
         preprocessing: see `preprocess_input`.
         licence: of the weights.
         options: of the graph, beside those of all tags.
+        file: where they lie, if it is not the Hub.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Tag:
     preprocessing: Mode = "torch"
     licence: str = "Apache 2.0"
     options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    file: WeightFile | None = None
 
 
 #: Of torchvision's first weights, and of its second ones, which are trained for longer.
@@ -64,8 +66,8 @@ class ModelSpec:
         parameters: of the default model with the top, batch statistics included.
         depth: number of layers with weights, the top's included, which is how Keras's documentation counts it.
         size_mb: of the weights file, in MB.
-        top1, top5: accuracy on ImageNet's validation images, as Keras publishes it, or timm for a tag, from 0 to 1;
-            None where it is not published.
+        top1, top5: accuracy on ImageNet's validation images, as Keras publishes it, or timm or torchvision for a tag,
+            from 0 to 1; None where it is not published.
         licence: of the weights.
         paper: its URL.
         weight_files: what was published; the first that fits is the one for the default options. A network whose
@@ -139,7 +141,7 @@ class ModelSpec:
                 top5=tag.top5,
                 licence=tag.licence,
                 paper=paper or self.paper,
-                weight_files=(hub_file(f"{source}.{tag.name}"),),
+                weight_files=(tag.file or hub_file(f"{source}.{tag.name}"),),
             )
             for tag in tags
         )

@@ -22,7 +22,7 @@ from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
 from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
 from fzoo.weights.download import fetch
-from fzoo.weights.state_dict import is_state_dict, variables_of_state_dict
+from fzoo.weights.state_dict import TORCH_ENDINGS, import_torch, is_state_dict, variables_of_state_dict
 from fzoo.zoo import create, list_models, spec
 
 
@@ -94,6 +94,8 @@ def load(
         return module, random_variables(module, jax.random.key(0) if rng is None else rng)
     module = create(name, **{**needed(name), **create_options})
     file = published(name, module)
+    if file.name.endswith(TORCH_ENDINGS):
+        import_torch()  # before anything is downloaded
     proof = proof_of(file, module)
     path = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
     variables = load_variables(module, path)

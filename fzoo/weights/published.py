@@ -1,7 +1,8 @@
 """The files of published ImageNet weights, as data: where each lies, its hash, what it was trained for.
 
 Keras gives no hash for MobileNet and MobileNetV2: of these, the number and shapes of the arrays are the only check. The
-Hub of Hugging Face, where timm's files lie, says a file's hash when it is asked for the file.
+Hub of Hugging Face, where timm's files lie, says a file's hash when it is asked for the file. PyTorch's own files have
+the first digits of theirs in their names.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 _BASE = "https://storage.googleapis.com/tensorflow/keras-applications/"
 _HUB = "https://huggingface.co/timm/"
+_TORCHVISION = "https://download.pytorch.org/models/"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,7 +23,8 @@ class WeightFile:
 
     Attributes:
         url: where it lies.
-        hash: of its content, "md5:..." or "sha256:...", or None where none is published beside it.
+        hash: of its content, "md5:..." or "sha256:...", where its first digits may be all that is published; None where
+            none is published beside it.
         include_top: whether it holds the classifier.
         name: in the cache; the URL's last part unless Keras calls it otherwise.
         options: what the model must have been created with, e.g. {"alpha": 0.5}.
@@ -38,7 +41,7 @@ class WeightFile:
     @property
     def is_state_dict(self) -> bool:
         """Whether it is PyTorch's, which a network without the top takes as well."""
-        return self.name.endswith(".safetensors")
+        return self.name.endswith((".safetensors", ".pth"))
 
     def __post_init__(self):
         object.__setattr__(self, "name", self.name or self.url.rsplit("/", 1)[1])
@@ -48,6 +51,14 @@ class WeightFile:
 def hub_file(name: str) -> WeightFile:
     """Return the file of timm's weights of this name, with its tag, on the Hub."""
     return WeightFile(f"{_HUB}{name}/resolve/main/model.safetensors", None, True, name=f"{name}.safetensors")
+
+
+def torchvision_file(name: str) -> WeightFile:
+    """Return torchvision's own file of this name, whose end are the first eight digits of its SHA-256.
+
+    It is one of `torch.save`, which fzoo[torch] reads.
+    """
+    return WeightFile(f"{_TORCHVISION}{name}.pth", f"sha256:{name.rpartition('-')[2]}", True)
 
 
 def _pair(stem: str, with_top: str, without: str, no_top: str = "_notop.h5", **options: Any) -> tuple[WeightFile, ...]:

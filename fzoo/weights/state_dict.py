@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -328,6 +329,19 @@ def state_dict(module: Classifier, variables: Any, library: str = "torch") -> di
     return {name: place.from_variable(values[place.slot.path]) for name, place in places(module, library).items()}
 
 
+def import_torch() -> ModuleType:
+    """Return PyTorch.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("PyTorch is not installed: pip install 'fzoo[torch]'") from None
+    return torch
+
+
 @contextlib.contextmanager
 def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
     """Open a file that `torch.save` wrote: its arrays by their names. No code of it is run.
@@ -341,10 +355,7 @@ def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
         raise IsADirectoryError(f"{path} is a directory, a file expected")
     if not path.exists():
         raise missing("weights file", path)
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("PyTorch is not installed: pip install 'fzoo[torch]'") from None
+    torch = import_torch()
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # pickle, zipfile, and PyTorch's own reader raise many classes
