@@ -93,7 +93,40 @@ def resnet(*blocks: int, basic: bool = False, **options: Any) -> Callable[[], An
     return build
 
 
+def convnext(*depths: int, widths: tuple[int, ...]) -> Callable[[], Any]:
+    """Make what builds a ConvNeXt of torchvision's."""
+
+    def build() -> Any:
+        from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+        rows = zip(widths, (*widths[1:], None), depths, strict=True)
+        return ConvNeXt([CNBlockConfig(*row) for row in rows], num_classes=7)
+
+    return build
+
+
+#: ImageNet's, of values from 0 to 1.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def of_pixels(
+    build: Callable[[], Any], mean: tuple[float, ...] = IMAGENET[0], std: tuple[float, ...] = IMAGENET[1]
+) -> Callable[[], Any]:
+    """Have a network take pixels from 0 to 255, as fzoo's does that preprocesses by itself."""
+
+    def built() -> Any:
+        import torch
+
+        network, (shift, scale) = build(), (torch.tensor(values)[:, None, None] for values in (mean, std))
+        network.register_forward_pre_hook(lambda _, images: ((images[0] / 255 - shift) / scale,))
+        return network
+
+    return built
+
+
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
+
+CONVNEXT: dict[str, Any] = {"depths": (1, 2, 1, 1), "projection_dims": (8, 16, 24, 32)}
 
 CASES: dict[str, Case] = {
     case.name: case
@@ -109,6 +142,28 @@ CASES: dict[str, Case] = {
             resnet(1, 2, 1, 1, width_per_group=128),
             RESNET_TAPS,
         ),
+        Case(
+            "ConvNeXtTiny.in12k_ft_in1k",
+            "timm",
+            CONVNEXT,
+            of_pixels(timm("convnext_tiny", depths=CONVNEXT["depths"], dims=CONVNEXT["projection_dims"])),
+            {
+                "convnext_tiny_stem": "stem",
+                "convnext_tiny_stage_1_block_1_depthwise_conv": "stages.1.blocks.1.conv_dw",
+                "convnext_tiny_downsampling_block_2": "stages.3.downsample",
+            },
+        ),
+        Case(
+            "ConvNeXtBase.fb_in1k",
+            "torchvision",
+            CONVNEXT,
+            of_pixels(convnext(*CONVNEXT["depths"], widths=CONVNEXT["projection_dims"])),
+            {
+                "convnext_base_stem": "features.0",
+                "convnext_base_stage_1_block_1_depthwise_conv": "features.3.1.block.0",
+                "convnext_base_downsampling_block_2": "features.6",
+            },
+        ),
     )
 }
 
@@ -116,6 +171,7 @@ CASES: dict[str, Case] = {
 TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
+    **{f"convnext_{size}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
 }
 
 

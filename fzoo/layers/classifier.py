@@ -302,6 +302,10 @@ def check_common_options(module: Classifier) -> None:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
     if module.default_size < module.min_size:
         raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")
+    if getattr(module, "include_preprocessing", False) and module.preprocessing not in (None, "none"):
+        raise ValueError(
+            f"preprocessing={module.preprocessing!r} goes with include_preprocessing=False: {family} does its own"
+        )
     constant = (ACTIVATIONS["softmax"], ACTIVATIONS["log_softmax"])
     own_end = module.include_top and module.keras_graph is None  # a file's runs as it is
     if own_end and module.classes == 1 and activation_function(module.classifier_activation) in constant:
