@@ -23,7 +23,7 @@ from stored import pack_statistics, summarise, unpack_statistics
 
 import fzoo
 from fzoo.layers.classifier import Classifier
-from fzoo.weights.state_dict import COUNTER, state_dict
+from fzoo.weights.state_dict import COUNTER, constants, put, state_dict
 
 FOLDER = Path(__file__).parent / "stored" / "torch"
 
@@ -105,6 +105,31 @@ def convnext(*depths: int, widths: tuple[int, ...]) -> Callable[[], Any]:
     return build
 
 
+def timm_efficientnet(scale: float, **options: Any) -> Callable[[], Any]:
+    """Make what builds an EfficientNet of timm's, scaled in width and depth, whose names have no such options."""
+
+    def build() -> Any:
+        from timm.models.efficientnet import _gen_efficientnet
+
+        return _gen_efficientnet(
+            "efficientnet_b0", channel_multiplier=scale, depth_multiplier=scale, num_classes=7, **options
+        )
+
+    return build
+
+
+def torchvision_efficientnet(scale: float) -> Callable[[], Any]:
+    """Make what builds an EfficientNet of torchvision's, scaled in width and depth."""
+
+    def build() -> Any:
+        from torchvision.models.efficientnet import EfficientNet, _efficientnet_conf
+
+        rows, last = _efficientnet_conf("efficientnet_b0", width_mult=scale, depth_mult=scale)
+        return EfficientNet(rows, 0.2, num_classes=7, last_channel=last)
+
+    return build
+
+
 #: ImageNet's, of values from 0 to 1.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -125,6 +150,13 @@ def of_pixels(
 
 
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
+
+EFFICIENTNET = {"width_coefficient": 0.3, "depth_coefficient": 0.3}
+EFFICIENTNET_TAPS = {
+    "stem_activation": ("bn1", "features.0"),
+    "block3a_expand_activation": ("blocks.2.0.bn1", "features.3.0.block.0"),
+    "block6b_add": ("blocks.5.1", "features.6.1"),
+}
 
 CONVNEXT: dict[str, Any] = {"depths": (1, 2, 1, 1), "projection_dims": (8, 16, 24, 32)}
 
@@ -164,6 +196,29 @@ CASES: dict[str, Case] = {
                 "convnext_base_downsampling_block_2": "features.6",
             },
         ),
+        Case(
+            "EfficientNetB0.ns_jft_in1k",
+            "timm",
+            EFFICIENTNET,
+            of_pixels(timm_efficientnet(0.3, bn_eps=1e-3, pad_type="same")),
+            {layer: inside for layer, (inside, _) in EFFICIENTNET_TAPS.items()},
+            side=75,
+        ),
+        Case(
+            "EfficientNetB0.ra4_e3600_r224_in1k",
+            "timm",
+            EFFICIENTNET,
+            of_pixels(timm_efficientnet(0.3), (0.5,), (0.5,)),
+            {layer: inside for layer, (inside, _) in EFFICIENTNET_TAPS.items()},
+            side=75,
+        ),
+        Case(
+            "EfficientNetB0.ra_in1k",
+            "torchvision",
+            EFFICIENTNET,
+            of_pixels(torchvision_efficientnet(0.3)),
+            {layer: inside for layer, (_, inside) in EFFICIENTNET_TAPS.items()},
+        ),
     )
 }
 
@@ -171,6 +226,7 @@ CASES: dict[str, Case] = {
 TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
+    **{f"efficientnet_b{number}": f"efficientnet_b{number}" for number in range(6)},
     **{f"convnext_{size}": f"convnext_{size}" for size in ("tiny", "small", "base", "large")},
 }
 
@@ -202,7 +258,15 @@ def small_torch_network(name: str) -> tuple[Classifier, dict[str, Any]]:
     """The small version of a case, with the variables that the stored values are of."""
     module = CASES[name].create()
     statistics = unpack_statistics(module, stored_torch_values()[f"{name} statistics"])
-    return module, random_variables(module, statistics=statistics)
+    return module, torch_variables(module, statistics)
+
+
+def torch_variables(module: Classifier, statistics: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Random variables that a state dict can hold: with the constants that PyTorch's networks do not have as arrays."""
+    variables = random_variables(module, statistics=statistics)
+    for slot, constant in constants(module):
+        put(variables, slot, np.broadcast_to(np.asarray(constant, slot.dtype), slot.shape))
+    return variables
 
 
 def measure_torch(name: str, packed: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -212,10 +276,10 @@ def measure_torch(name: str, packed: np.ndarray | None = None) -> dict[str, np.n
     case = CASES[name]
     module = case.create()
     if packed is None:
-        statistics = measured_statistics(module, random_variables(module, statistics={}))
+        statistics = measured_statistics(module, torch_variables(module, {}))
     else:
         statistics = unpack_statistics(module, packed)
-    variables = random_variables(module, statistics=statistics)
+    variables = torch_variables(module, statistics)
     network = case.build().eval()
     arrays = {key: torch.from_numpy(value) for key, value in state_dict(module, variables, case.library).items()}
     left_out = network.load_state_dict(arrays, strict=not module.torch_unused)

@@ -103,9 +103,6 @@ class Classifier(nn.Module):
     min_size = 32
     fixed_size = False  # the top flattens, so its weights fix the size of the input
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
-    torch_constants: ClassVar[
-        Mapping[str, tuple[float, ...]]
-    ] = {}  # arrays of Keras's that PyTorch's networks have not
     torch_unused: ClassVar[tuple[str, ...]] = ()  # how arrays begin that PyTorch's networks have, and these not
     weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
@@ -136,8 +133,14 @@ class Classifier(nn.Module):
 
         Returns:
             For each library ("timm", "torchvision"): PyTorch's name of a layer, by a pattern that Keras's name fits as
-            a whole. "{1}" in it is the pattern's first group, "{1-1}" that number less one.
+            a whole. "{1}" in it is the pattern's first group, "{1-1}" that number less one, "{1-a}" the number of its
+            letters: 0 for "a", 25 for "z", 26 for "aa".
         """
+        return {}
+
+    @property
+    def torch_constants(self) -> Mapping[str, float | tuple[float, ...]]:
+        """The arrays of Keras's, as "layer/array", that PyTorch's networks have not, with their values there."""
         return {}
 
     @property
