@@ -13,7 +13,7 @@ import functools
 import gzip
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from stored import pack_statistics, summarise, unpack_statistics
 
 import fzoo
 from fzoo.layers.classifier import Classifier
+from fzoo.models.efficientnet_v2 import Stage
 from fzoo.weights.state_dict import COUNTER, constants, put, state_dict
 
 FOLDER = Path(__file__).parent / "stored" / "torch"
@@ -130,6 +131,43 @@ def torchvision_efficientnet(scale: float) -> Callable[[], Any]:
     return build
 
 
+def timm_efficientnet_v2(stages: Sequence[Stage], stem_filters: int, **options: Any) -> Callable[[], Any]:
+    """Make what builds an EfficientNetV2 of timm's, from the rows of fzoo's."""
+
+    def build() -> Any:
+        from timm.models._efficientnet_builder import decode_arch_def
+        from timm.models.efficientnet import EfficientNet
+        from torch import nn
+
+        rows = []
+        for fused, expansion, filters, repeats, stride in stages:
+            kind = ("cn" if expansion == 1 else "er") if fused else "ir"
+            end = {"cn": "_skip", "er": "", "ir": "_se0.25"}[kind]
+            rows.append([f"{kind}_r{repeats}_k3_s{stride}_e{expansion}_c{filters}{end}"])
+        arguments = {"num_classes": 7, "num_features": 1280, "stem_size": stem_filters, "act_layer": nn.SiLU}
+        norm = functools.partial(nn.BatchNorm2d, eps=1e-3)
+        return EfficientNet(decode_arch_def(rows), norm_layer=norm, **arguments, **options)
+
+    return build
+
+
+def torchvision_efficientnet_v2(stages: Sequence[Stage], stem_filters: int) -> Callable[[], Any]:
+    """Make what builds an EfficientNetV2 of torchvision's, from the rows of fzoo's."""
+
+    def build() -> Any:
+        from torch import nn
+        from torchvision.models.efficientnet import EfficientNet, FusedMBConvConfig, MBConvConfig
+
+        rows, before = [], stem_filters
+        for fused, expansion, filters, repeats, stride in stages:
+            rows.append((FusedMBConvConfig if fused else MBConvConfig)(expansion, 3, stride, before, filters, repeats))
+            before = filters
+        norm = functools.partial(nn.BatchNorm2d, eps=1e-3)
+        return EfficientNet(rows, 0.2, num_classes=7, norm_layer=norm, last_channel=1280)
+
+    return build
+
+
 #: ImageNet's, of values from 0 to 1.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -156,6 +194,22 @@ EFFICIENTNET_TAPS = {
     "stem_activation": ("bn1", "features.0"),
     "block3a_expand_activation": ("blocks.2.0.bn1", "features.3.0.block.0"),
     "block6b_add": ("blocks.5.1", "features.6.1"),
+}
+
+EFFICIENTNET_V2: dict[str, Any] = {
+    "stages": (
+        Stage(True, 1, 8, 2, 1),
+        Stage(True, 4, 16, 1, 2),
+        Stage(True, 4, 24, 2, 2),
+        Stage(False, 4, 32, 2, 2),
+        Stage(False, 6, 40, 1, 1),
+    ),
+    "stem_filters": 8,
+}
+EFFICIENTNET_V2_TAPS = {
+    "stem_activation": ("bn1", "features.0"),
+    "block3b_add": ("blocks.2.1", "features.3.1"),
+    "block4b_add": ("blocks.3.1", "features.4.1"),
 }
 
 CONVNEXT: dict[str, Any] = {"depths": (1, 2, 1, 1), "projection_dims": (8, 16, 24, 32)}
@@ -218,6 +272,21 @@ CASES: dict[str, Case] = {
             EFFICIENTNET,
             of_pixels(torchvision_efficientnet(0.3)),
             {layer: inside for layer, (_, inside) in EFFICIENTNET_TAPS.items()},
+        ),
+        Case(
+            "EfficientNetV2B0.in1k",
+            "timm",
+            EFFICIENTNET_V2,
+            of_pixels(timm_efficientnet_v2(**EFFICIENTNET_V2, pad_type="same")),
+            {layer: inside for layer, (inside, _) in EFFICIENTNET_V2_TAPS.items()},
+            side=75,
+        ),
+        Case(
+            "EfficientNetV2S.in21k_ft_in1k",
+            "torchvision",
+            {**EFFICIENTNET_V2, "symmetric_padding": True},
+            torchvision_efficientnet_v2(**EFFICIENTNET_V2),
+            {layer: inside for layer, (_, inside) in EFFICIENTNET_V2_TAPS.items()},
         ),
     )
 }

@@ -30,7 +30,7 @@ import fzoo
 from fzoo.layers.graph import trace
 from fzoo.weights import WeightsMismatch
 from fzoo.weights.mapping import slots
-from fzoo.weights.state_dict import constants, places, state_dict, variables_of_state_dict
+from fzoo.weights.state_dict import constants, places, state_dict, torch_name, variables_of_state_dict
 
 TAGGED = fzoo.list_models(tagged=True)
 
@@ -93,6 +93,26 @@ def test_every_array_has_its_name(name):
         taken = {place.slot.path for place in places(module, library).values()}
         every = {slot.path for slot in itertools.chain.from_iterable(slots(module).values())}
         assert taken == every - {slot.path for slot, _ in constants(module)}
+
+
+@pytest.mark.parametrize(("letters", "number"), [("a", 0), ("b", 1), ("z", 25), ("aa", 26), ("af", 31)])
+def test_blocks_with_letters(letters, number):
+    assert torch_name(f"block6{letters}_bn", {r"block(\d)([a-z]+)_bn": "blocks.{1-1}.{2-a}.bn2"}) == (
+        f"blocks.5.{number}.bn2",
+        "",
+    )
+
+
+def test_names_say_the_padding():
+    """Torchvision's are not for TensorFlow's padding, and none are for Keras's division by the deviation's root."""
+    assert set(fzoo.create("EfficientNetB0.ns_jft_in1k").torch_names()) == {"timm"}
+    assert set(fzoo.create("EfficientNetV2S").torch_names()) == {"timm"}
+    assert fzoo.create("EfficientNetB0", divide_by_std=True).torch_names() == {}
+    module, variables = small_torch_network("EfficientNetB0.ns_jft_in1k timm")
+    with pytest.raises(ValueError, match="torchvision has no such EfficientNet, timm has it"):
+        state_dict(module, variables, "torchvision")
+    with pytest.raises(ValueError, match=r"normalization/mean is \[0\.48\S* .*, 0\.5 in timm"):
+        state_dict(module.clone(imagenet_statistics=False), variables)
 
 
 @pytest.mark.slow
