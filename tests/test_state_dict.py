@@ -31,12 +31,12 @@ import fzoo
 from fzoo.layers.graph import trace
 from fzoo.weights import WeightsMismatch
 from fzoo.weights.mapping import slots
-from fzoo.weights.state_dict import constants, places, state_dict, variables_of_state_dict
+from fzoo.weights.state_dict import constants, places, state_dict, torch_name, variables_of_state_dict
 
 TAGGED = fzoo.list_models(tagged=True)
 
 #: One tag of each network: the others have the same graph.
-GRAPHS = [next(tags) for _, tags in itertools.groupby(TAGGED, lambda name: timm_name(name))]
+GRAPHS = list({timm_name(name): name for name in reversed(TAGGED)}.values())[::-1]
 
 #: The smallest of each family: the quick tests.
 FIRST = {
@@ -86,7 +86,7 @@ def test_every_array_has_its_name(name):
     """At full depth, in each library that has the network: names and shapes, none missing and none left over."""
     module, source = fzoo.create(name), timm_name(name)
     libraries = {"timm", *(["torchvision"] if source in TORCHVISION else [])}
-    assert libraries <= set(module.torch_names())
+    assert libraries <= set(module.torch_names())  # a library may build a size that it has no name for
     for library in libraries:
         ours = {key: list(place.shape) for key, place in places(module, library).items()}
         theirs = {
@@ -96,6 +96,26 @@ def test_every_array_has_its_name(name):
         taken = {place.slot.path for place in places(module, library).values()}
         every = {slot.path for slot in itertools.chain.from_iterable(slots(module).values())}
         assert taken == every - {slot.path for slot, _ in constants(module)}
+
+
+@pytest.mark.parametrize(("letters", "number"), [("a", 0), ("b", 1), ("z", 25), ("aa", 26), ("af", 31)])
+def test_blocks_with_letters(letters, number):
+    assert torch_name(f"block6{letters}_bn", {r"block(\d)([a-z]+)_bn": "blocks.{1-1}.{2-a}.bn2"}) == (
+        f"blocks.5.{number}.bn2",
+        "",
+    )
+
+
+def test_names_say_the_padding():
+    """Torchvision's are not for TensorFlow's padding, and none are for Keras's division by the deviation's root."""
+    assert set(fzoo.create("EfficientNetB0.ns_jft_in1k").torch_names()) == {"timm"}
+    assert set(fzoo.create("EfficientNetV2S").torch_names()) == {"timm"}
+    assert fzoo.create("EfficientNetB0", divide_by_std=True).torch_names() == {}
+    module, variables = small_torch_network("EfficientNetB0.ns_jft_in1k timm")
+    with pytest.raises(ValueError, match="torchvision has no such EfficientNet, timm has it"):
+        state_dict(module, variables, "torchvision")
+    with pytest.raises(ValueError, match=r"normalization/mean is \[0\.48\S* .*, 0\.5 in timm"):
+        state_dict(module.clone(imagenet_statistics=False), variables)
 
 
 @pytest.mark.slow
@@ -148,6 +168,8 @@ def test_tags(name):
         assert file.url == f"https://huggingface.co/timm/{timm_name(name)}.{tag}/resolve/main/model.safetensors"
     assert file.is_state_dict
     assert record.top1 is not None and record.top5 is not None and 0.6 < record.top1 < record.top5 < 1
+    if "default_size" in record.options:
+        assert module.default_size == record.input_size
     assert record.is_noncommercial == record.licence.startswith("CC BY-NC")
     assert model in fzoo.list_models(tagged=False) and name in fzoo.list_models(f"{model}*")
 
@@ -167,7 +189,6 @@ def test_round_trip(name, tmp_path):
         assert {key: np.asarray(value).tobytes() for key, value in written.items()} == {
             key: value.tobytes() for key, value in arrays.items()
         }
-    variables = with_constants(module, variables)
     assert_equal(fzoo.load_variables(module, file), variables)
     counters = {
         key.replace("running_mean", "num_batches_tracked"): np.int64(3) for key in arrays if "running_mean" in key
@@ -180,19 +201,9 @@ def test_round_trip(name, tmp_path):
     output = jax.jit(bare.apply, compiler_options=COMPILER_OPTIONS)(kept, images)
     assert output.ndim == 2 and set(kept["params"]) <= set(trace(bare).variables["params"])
     layers, where = set(slots(bare)), places(module, case.library)
-    below = {key: value for key, value in arrays.items() if where[key].slot.layer in layers}
+    below = {k: v for k, v in arrays.items() if where[k].slot.layer in layers}
     if layers <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
         assert_equal(variables_of_state_dict(bare, below, "x"), kept)
-
-
-def with_constants(module, variables):
-    """The variables with the arrays that a state dict does not have."""
-    for slot, constant in constants(module):
-        at = variables
-        for key in slot.path[:-1]:
-            at = at[key]
-        at[slot.path[-1]] = np.broadcast_to(np.asarray(constant, slot.dtype), slot.shape)
-    return variables
 
 
 def test_load_by_tag(tmp_path):
@@ -229,6 +240,26 @@ def test_pixels_are_preprocessed_as_the_weights_want():
         assert_close(ours, module.apply(variables, fzoo.preprocess_input(pixels, mode)), name)
         with pytest.raises(ValueError, match="unit"):
             fzoo.predict(module, variables, pixels, preprocess="unit")
+
+
+def test_pixels_are_preprocessed_once(tmp_path):
+    """Inside, where the tag's network does it; by the caller, where that is left out."""
+    name, small = "ConvNeXtTiny.in12k_ft_in1k", dict(CASES["ConvNeXtTiny.in12k_ft_in1k timm"].options)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    inside = fzoo.create(name, **small, input_shape=(32, 32, 3))
+    variables = random_variables(inside)
+    outside = inside.clone(include_preprocessing=False, preprocessing="torch")
+    assert_close(fzoo.predict(inside, variables, pixels), fzoo.predict(outside, variables, pixels), name)
+    bare = fzoo.create(name, **small, input_shape=(32, 32, 3), include_preprocessing=False)
+    fzoo.save_variables(bare, variables, tmp_path / "x.safetensors")
+    again, found = fzoo.load(weights=tmp_path / "x.safetensors")
+    assert again == bare and bare.preprocessing is None
+    with pytest.raises(ValueError, match="images of uint8 given, floats expected"):
+        fzoo.predict(again, found, pixels)
+    floats = fzoo.preprocess_input(pixels, "torch")
+    assert_close(fzoo.predict(again, found, floats), fzoo.predict(inside, variables, pixels), name)
+    with pytest.raises(ValueError, match="preprocessing='torch' goes with include_preprocessing=False: ConvNeXt does"):
+        fzoo.create(name, preprocessing="torch")
 
 
 @pytest.mark.parametrize(

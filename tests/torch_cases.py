@@ -506,7 +506,6 @@ CASES: dict[str, Case] = {
 
 #: Torchvision's names of the networks that have tags, by timm's, where both have them.
 TORCHVISION = {
-TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{name: name for name in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -129,7 +130,7 @@ def places(module: Classifier, library: str) -> dict[str, Place]:
     """
     names = module.torch_names()
     if library not in names:
-        have = f", {' and '.join(names)} have it" if names else ": neither timm's nor torchvision's names are known"
+        have = f", {' and '.join(names)} {'has' if len(names) == 1 else 'have'} it" if names else ": neither timm's nor torchvision's names are known"
         raise ValueError(f"{library} has no such {type(module).__name__}{have}")
     nodes = {node.name: node for node in trace(module).nodes}
     fixed = {slot.path for slot, _ in constants(module)}
@@ -186,9 +187,11 @@ def torch_name(layer: str, rules: Mapping[str, str]) -> tuple[str, str]:
 
     def filled(place: re.Match[str]) -> str:
         group, less = fit[int(place[1])], place[2]
+        if less == "-a":
+            return str(functools.reduce(lambda number, letter: 26 * number + ord(letter) - 96, group, 0) - 1)
         return group if less is None else str(int(group) + int(less))
 
-    return re.sub(r"\{(\d)([+-]\d+)?\}", filled, name), kept_as
+    return re.sub(r"\{(\d)([+-]\d+|-a)?\}", filled, name), kept_as
 
 
 def variables_of_state_dict(module: Classifier, arrays: Mapping[str, Any], source: str) -> dict[str, Any]:
