@@ -126,6 +126,10 @@ def _regnet(kind: str, with_top: str, without: str) -> tuple[WeightFile, ...]:
     return _pair(f"{_BASE}regnet/regnet{kind}", f"sha256:{with_top}", f"sha256:{without}")
 
 
+def _resnet_rs(kind: str, with_top: str, without: str) -> tuple[WeightFile, ...]:
+    return _pair(f"{_BASE}resnet_rs/resnet-rs-{kind}", f"md5:{with_top}", f"md5:{without}")
+
+
 # For each model of a family: its files, that for its default options first.
 
 CONVNEXT = {
@@ -357,6 +361,20 @@ RESNET = {
     "ResNet101": _resnet("resnet101", "f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
     "ResNet152": _resnet("resnet152", "100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
     "ResNet50": _resnet("resnet50", "2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+}
+
+RESNET_RS = {
+    "ResNetRS50.i160": _resnet_rs("50-i160", "69d9d925319f00a8bdd4af23c04e4102", "90daa68cd26c95aa6c5d25451e095529"),
+    "ResNetRS101.i160": _resnet_rs("101-i160", "544b3434d00efc199d66e9058c7f3379", "82d5b90c5ce9d710da639d6216d0f979"),
+    "ResNetRS101.i192": _resnet_rs("101-i192", "eb285be29ab42cf4835ff20a5e3b5d23", "f9a0f6b85faa9c3db2b6e233c4eebb5b"),
+    "ResNetRS152.i192": _resnet_rs("152-i192", "8d72a301ed8a6f11a47c4ced4396e338", "5fbf7ac2155cb4d5a6180ee9e3aa8704"),
+    "ResNetRS152.i224": _resnet_rs("152-i224", "31a46a92ab21b84193d0d71dd8c3d03b", "dc8b2cba2005552eafa3167f00dc2133"),
+    "ResNetRS152.i256": _resnet_rs("152-i256", "ba6271b99bdeb4e7a9b15c05964ef4ad", "fa79794252dbe47c89130f65349d654a"),
+    "ResNetRS200.i256": _resnet_rs("200-i256", "a76930b741884e09ce90fa7450747d5f", "bbdb3994718dfc0d1cd45d7eff3f3d9c"),
+    "ResNetRS270.i256": _resnet_rs("270-i256", "20d575825ba26176b03cb51012a367a8", "2c42ecb22e35f3e23d2f70babce0a2aa"),
+    "ResNetRS350.i256": _resnet_rs("350-i256", "f4a039dc3c421321b7fc240494574a68", "6e44b55025bbdff8f51692a023143d66"),
+    "ResNetRS350.i320": _resnet_rs("350-i320", "7ccb858cc738305e8ceb3c0140bee393", "ab0c1f9079d2f85a9facbd2c88aa6079"),
+    "ResNetRS420.i320": _resnet_rs("420-i320", "ae0eb9bed39e64fc8d7e0db4018dc7e8", "fe6217c32be8305b1889657172b98884"),
 }
 
 RESNET_V2 = {
