@@ -29,6 +29,7 @@ from fzoo.weights.ending import ending_options
 from fzoo.weights.files import Contents, FileLayer, array_path
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.names import open_named_layers
+from fzoo.weights.state_dict import fit_state_dict, is_state_dict, nearest_network, open_torch_arrays
 from fzoo.weights.whole import match_plan
 from fzoo.zoo import create, list_models, spec
 
@@ -101,7 +102,7 @@ class WeightsReport:
 
     Attributes:
         path: of the file.
-        layout: "legacy h5", "Keras 3 .weights.h5" or ".keras archive".
+        layout: "legacy h5", "Keras 3 .weights.h5", ".keras archive" or "PyTorch's state dict".
         arrays: (layer, array, shape, dtype) of all that it holds.
         fits: the model it fits; several where several models are nested in it, and none where none fits.
         whole: the model that it describes; None where it has weights alone.
@@ -138,23 +139,27 @@ class WeightsReport:
 
 
 def inspect_weights(path: str | os.PathLike) -> WeightsReport:
-    """Find out what a Keras file is: its layout, its arrays, its own model, and the models that it fits.
+    """Find out what a file of weights is: its layout, its arrays, its own model, and the models that it fits.
 
     No array is read. A whole model is what `fzoo.load_model` makes of it. A file that fzoo wrote says its model and
     options. Otherwise a model is found with its published variants (`alpha`, `minimalistic`), for any number of classes
     and channels, with what its layers show (`divide_by_std`, `include_preprocessing`), and also as a layer of a larger
-    model; not with other options of its family.
+    model; not with other options of its family. A state dict of PyTorch's fits all tags of its graph alike.
 
     Args:
-        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`, or the folder of a fine-tuning.
+        path: legacy `.h5` (weights or whole model), `.weights.h5` or `.keras`, the folder of a fine-tuning, or a state
+            dict as `.safetensors` or as a file of `torch.save`.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no file at `path`.
-        ValueError: not a Keras file (the message says what it is, and what would do), or a damaged one.
+        ModuleNotFoundError: safetensors or PyTorch is not installed.
+        ValueError: not such a file (the message says what it is, and what would do), or a damaged one.
     """
     path = weights_file(path)
+    if kind(path) in ("torch", "safetensors") and is_state_dict(path):
+        return inspect_state_dict(path)
     if kind(path) != "keras":
-        raise ValueError(f"{path} is not Keras's, whose files alone are inspected; fzoo.load reads it")
+        raise ValueError(f"{path} is not Keras's or PyTorch's, whose files are inspected; fzoo.load reads it")
     with open_named_layers(path) as contents:
         layers = contents.layers
         layout = "legacy h5" if layers[0].kind is None else "Keras 3 .weights.h5"
@@ -171,6 +176,38 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
             fits = tuple(compared(fit, contents, path, file) for fit in find_fits(contents, path))
             whole, problem = None if file.module is None else whole_model(file.module), file.problem
     return WeightsReport(path, ".keras archive" if zipfile.is_zipfile(path) else layout, arrays, fits, whole, problem)
+
+
+def inspect_state_dict(path: Path) -> WeightsReport:
+    """Do what `inspect_weights` does, of a state dict of PyTorch's."""
+    with open_torch_arrays(path) as opened:
+        arrays = {name: (tuple(np.shape(array)), str(array.dtype)) for name, array in opened.items()}
+        layers = {name.rpartition(".")[0] for name in arrays}
+        # An array that is a layer's alone (LayerScale's) counts as none here, and a top has up to 4 layers.
+        likely = [n for n in list_models(tagged=True) if -4 <= spec(n).depth - len(layers) <= spec(n).depth // 4 + 4]
+        fits = tuple(fit for name in likely if (fit := fitting_state_dict(name, opened, path)) is not None)
+    listed = tuple((name.rpartition(".")[0], name, *facts) for name, facts in arrays.items())
+    return WeightsReport(path, "PyTorch's state dict", listed, fits)
+
+
+def fitting_state_dict(name: str, arrays: Mapping[str, Any], path: Path) -> Fit | None:
+    """Find how a model with a tag fits a state dict, with its top or without; None if it does not."""
+    for include_top in (True, False):
+        options: dict[str, Any] = {} if include_top else {"include_top": False}
+        module = create(name, **options)
+        places = nearest_network(module, set(arrays))[2]
+        biases = [key for key, place in places.items() if place.slot.array == "bias" and key in arrays]
+        if include_top and biases and (classes := np.shape(arrays[biases[-1]])[-1:]) not in ((), (0,), (1000,)):
+            options["classes"] = int(classes[0])
+        if options.get("classes") == 1:
+            options["classifier_activation"] = "sigmoid"  # of one class, a softmax says nothing
+        try:
+            fit = fit_state_dict(create(name, **options), arrays, str(path))
+        except ValueError:
+            continue
+        named = tuple((key, "/".join(place.slot.path), place.shape) for key, place in fit.places.items())
+        return Fit(name, options, None, named, tuple(key for key in arrays if key not in fit.places))
+    return None
 
 
 def whole_file(contents: Contents, path: Path) -> WholeFile:
@@ -278,7 +315,7 @@ def convert(
     if model is None and of_a_family(read_description(source)) is None:
         if create_options:
             raise ValueError(f"options without a model given: {', '.join(create_options)}")
-        if kind(source) != "keras":
+        if kind(source) != "keras" and not is_state_dict(Path(source)):
             raise ValueError(f"{source} does not tell its model, as fzoo's and Keras's do: name it (--model NAME)")
         report = inspect_weights(source)
         fits = report.fits

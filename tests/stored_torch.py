@@ -1,4 +1,4 @@
-"""What timm's and torchvision's networks are and give, stored, so that the tests need no PyTorch: `tests/stored/torch/`.
+"""What timm's and torchvision's networks are and give, stored so that tests need no PyTorch: `tests/stored/torch/`.
 
 `python tests/stored_torch.py` writes it anew, or what of it is of the families that are named after it (ResNet); it
 wants torch, torchvision and timm. The slow tests compare it with those that are installed. For each family,

@@ -63,8 +63,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
     "silent" (nothing at all).
     """
 
+    def do_HEAD(self):
+        """What the Hub of Hugging Face answers: where a file lies, and its hash; "wrong" is not what lies there."""
+        self.send_response(302 if "/resolve/" in self.path else 405)
+        if "/resolve/" in self.path:
+            digits = hashlib.sha256(CONTENT).hexdigest()
+            self.send_header("X-Linked-Etag", f'"{digits}"')
+            self.send_header("Location", f"/cdn/{self.path.rsplit('/', 1)[1]}")
+        self.end_headers()
+
     def do_GET(self):
         name = self.path.rsplit("/", 1)[1]
+        if "/resolve/" in self.path:
+            self.do_HEAD()
+            return
         self.server.requests.append((self.path, self.headers.get("Range")))
         script = self.server.script.get(name, [])
         action = script.pop(0) if script else {"missing": 404, "broken": 500, "truncated": "break"}.get(name)
@@ -186,6 +198,31 @@ def test_downloaded_once(server, offline, proof):
         path = fetch(url(server, "good"), "file.h5", proof)
         assert path == offline / "file.h5" and path.read_bytes() == CONTENT
     assert server.requests == [("/good", None)] and names(offline) == ["file.h5"]
+
+
+def any_file(path):
+    """What takes anything for a published file."""
+
+
+def test_the_hash_that_the_hub_announces(server, offline):
+    """It tells whether a file is right, and lets a download go on where it broke; once there, no network is asked."""
+    server.script["good"] = ["break"]
+    path = fetch(url(server, "timm/resolve/main/good"), "x.safetensors", any_file)
+    assert path.read_bytes() == CONTENT and names(offline) == ["x.safetensors"]
+    assert server.requests == [("/cdn/good", None), ("/cdn/good", f"bytes={HALF}-")]
+    assert fetch(url(server, "timm/resolve/main/good"), "x.safetensors", any_file) == path
+    assert len(server.requests) == 2
+    with pytest.raises(OSError, match="its hash is not the published one"):
+        fetch(url(server, "timm/resolve/main/wrong"), "y.safetensors", any_file)
+    assert names(offline) == ["x.safetensors"]
+
+
+def test_a_mirror_announces_none(server, offline, capsys):
+    """What there is of a file is checked."""
+    assert fetch(url(server, "good"), "x.safetensors", any_file).read_bytes() == CONTENT
+    with pytest.raises(OSError, match="no HDF5 file"):
+        fetch(url(server, "page"), "y.safetensors", opens)
+    assert names(offline) == ["x.safetensors"]
 
 
 @pytest.mark.parametrize("path", ["hdf5", "chunked"])

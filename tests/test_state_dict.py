@@ -225,7 +225,10 @@ def test_pixels_are_preprocessed_as_the_weights_want():
     [
         (lambda a: a.pop("layer1.0.conv1.weight"), r"layer1\.0\.conv1\.weight \(64, 64, 1, 1\) is missing"),
         (lambda a: a.update(extra=np.zeros(3)), "extra is left over"),
-        (lambda a: a.update({"fc.weight": np.zeros((9, 2048))}), r"fc\.weight is \(9, 2048\), \(7, 2048\) wanted"),
+        (
+            lambda a: a.update({"fc.weight": np.zeros((9, 2048)), "fc.bias": np.zeros(9)}),
+            r"it has 9 classes, 7 wanted, by .*: fc\.weight is \(9, 2048\), \(7, 2048\) wanted",
+        ),
         (lambda a: a.update({"fc.weight": a["fc.weight"].T}), r"fc\.weight is \(2048, 7\), \(7, 2048\) wanted"),
         (lambda a: a.update({"fc.bias": np.array(["a"] * 7)}), r"fc\.bias is of <U1, numbers expected"),
         (lambda a: a.update({"fc.bias": np.zeros(7, complex)}), r"fc\.bias is of complex128, numbers expected"),
@@ -266,6 +269,33 @@ def test_keras_graphs_do_not_take_them(tmp_path):
     with pytest.raises(ValueError, match="neither timm's nor torchvision's names are known"):
         fzoo.save_variables(module, variables, tmp_path / "y.safetensors", layout="torch")
     assert not (tmp_path / "y.safetensors").exists()
+
+
+def test_inspect(tmp_path, command_line):
+    """All tags of its graph fit, with the number of classes; with other arrays none does."""
+    from safetensors.numpy import save_file
+
+    module = fzoo.create("ResNet18.tv_in1k", classes=5)
+    arrays = state_dict(module, random_variables(module, statistics={}))
+    file = tmp_path / "net.safetensors"
+    save_file(arrays, file)
+    report = fzoo.inspect_weights(file)
+    assert [(fit.model, dict(fit.options)) for fit in report.fits] == [
+        (name, {"classes": 5}) for name in fzoo.list_models("ResNet18.*")
+    ]
+    assert report.calls[0] == f"fzoo.load('ResNet18.a1_in1k', weights={str(file)!r}, classes=5)"
+    assert report.parameters == sum(array.size for array in arrays.values())
+    code, _, errors = command_line("convert", file, tmp_path / "net.h5")
+    assert code == 2 and len(errors) == 1 and "ResNet18.tv_in1k" in errors[0] and "name one" in errors[0]
+    code, _, errors = command_line("convert", file, tmp_path / "net.h5", "--model", "ResNet18.tv_in1k", "--classes", 5)
+    assert code == 0, errors
+    loaded, found = fzoo.load(weights=tmp_path / "net.h5")
+    assert loaded.tag == "tv_in1k" and loaded.classes == 5
+    assert_equal(state_dict(loaded, found), arrays)
+    save_file({key: value for key, value in arrays.items() if not key.startswith("fc.")}, file)
+    assert {str(fit.options) for fit in fzoo.inspect_weights(file).fits} == {"{'include_top': False}"}
+    save_file({**arrays, "more": np.zeros(2, np.float32)}, file)
+    assert fzoo.inspect_weights(file).fits == ()
 
 
 @pytest.mark.wrong_types

@@ -438,9 +438,9 @@ def archive_of(**members: bytes) -> bytes:
     [
         ("m.tflite", b"\x1c\0\0\0TFL3" + bytes(100), "a TensorFlow Lite model: .* give the Keras file"),
         ("m.onnx", b"\x08\x07\x12\x07pytorch" + bytes(100), "an ONNX model"),
-        ("m.pth", b"\x80\x02\x8a\nl\xfc\x9cF" + bytes(100), "a Python pickle"),
+        ("m.ckpt", b"\x80\x02\x8a\nl\xfc\x9cF" + bytes(100), "a Python pickle"),
         ("m.pkl", b"\x80\x04\x95" + bytes(100), "a Python pickle: pickles run code"),
-        ("m.pt", archive_of(archive__data_dot_pkl=b""), "a PyTorch file"),
+        ("m.ckpt", archive_of(archive__data_dot_pkl=b""), "a PyTorch file"),
         (
             "m.h5",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",

@@ -21,7 +21,7 @@ from fzoo.pretrained.whole import described_whole, network_in
 from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
 from fzoo.weights.download import fetch
 from fzoo.weights.state_dict import is_state_dict, variables_of_state_dict
-from fzoo.zoo import create, list_models
+from fzoo.zoo import create, list_models, spec
 
 
 def load(
@@ -110,7 +110,7 @@ def hint_at_tags(name: str, weights: str) -> Iterator[None]:
     try:
         yield
     except WeightsMismatch as e:
-        tags = list_models(f"{name}.*")
+        tags = list_models(f"{name}.*") if spec(name).weight_files else []  # else the graph is that of its tags
         if not tags or not (weights == "weights" or is_state_dict(weights_file(weights))):
             raise
         hint = f"{weights} is a state dict of PyTorch's, whose {name} has a tag: {', '.join(tags)}"

@@ -10,8 +10,8 @@ FROM_TENSORFLOW = 'open it in TensorFlow, and save it as Keras does: model.save(
 
 #: What would do for weights of PyTorch's.
 FROM_PYTORCH = (
-    "its network is code, which is not in it: of a model with a tag (`fzoo list '*.*'`), its state dict is loaded by the "
-    "model's name, from a file whose name ends in .pth"
+    "its network is code, which is not in it: the state dict of a model with a tag (`fzoo list '*.*'`) is loaded by "
+    "that model's name, from a file whose own ends in .pth"
 )
 
 #: How a file begins: the number of bytes before, the bytes, its kind, and the way out.

@@ -240,8 +240,23 @@ def fit_state_dict(module: Classifier, arrays: Mapping[str, Any], source: str) -
         elif place.slot.layer in kept and tuple(np.shape(arrays[name])) != place.shape:
             problems.append(f"{name} is {tuple(np.shape(arrays[name]))}, {place.shape} wanted")
     if problems:
-        raise WeightsMismatch(f"{source} does not fit this {type(module).__name__}, by {library}'s names", problems)
+        hint = classes_hint(module, wanted, arrays, problems)
+        summary = f"{source} does not fit this {type(module).__name__}{hint}, by {library}'s names"
+        raise WeightsMismatch(summary, problems)
     return Fit(network, {name: place for name, place in wanted.items() if place.slot.layer in kept})
+
+
+def classes_hint(module: Classifier, wanted: dict[str, Place], arrays: Mapping[str, Any], problems: list[str]) -> str:
+    """Return what would do, where all but the classifier fits."""
+    *_, last = slots(module)
+    of_last = [name for name, place in wanted.items() if place.slot.layer == last and name in arrays]
+    if (
+        not module.include_top
+        or not of_last
+        or not all(p.startswith(tuple(f"{n} is (" for n in of_last)) for p in problems)
+    ):
+        return ""
+    return f": it has {np.shape(arrays[of_last[0]])[0]} classes, {module.classes} wanted"
 
 
 def nearest_network(module: Classifier, names: set[str]) -> tuple[Classifier, str, dict[str, Place]]:
