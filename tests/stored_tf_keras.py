@@ -1,8 +1,8 @@
 """What tf-keras says of the networks that Keras 3 has no more, stored, so that tests need no TensorFlow.
 
 `python tests/stored_tf_keras.py` writes `tests/stored/tf_keras/` anew; it wants tf_keras and tensorflow. The slow tests
-compare it with the tf-keras that is installed. `layers.json.xz`: each layer of each model. `values.npz`: what each layer
-of small versions gives. `regnet.h5.xz`: a whole model as tf-keras saved it, the second of its session, with the
+compare it with the tf-keras that is installed. `layers.json.xz`: each layer of each model. `values.npz`: what each
+layer of small versions gives. `regnet.h5.xz`: a whole model as tf-keras saved it, the second of its session, with the
 `random_variables` of `FILE`.
 """
 
@@ -78,17 +78,15 @@ def small_network(name: str) -> tuple[Classifier, dict[str, Any]]:
 
 def build_small(name: str, options: Mapping[str, Any]) -> Any:
     """Build tf-keras's network with fzoo's options."""
-    module = fzoo.create(name, **options)
+    module: Any = fzoo.create(name, **options)
     common = {"weights": None, "classes": module.classes, "input_shape": module.input_shape}
     if name.startswith("RegNet"):
         constructor = importlib.import_module("tf_keras.src.applications.regnet").RegNet
         sizes = ("depths", "widths", "group_width", "block_type", "default_size")
-        own = {key: getattr(module, key) for key in sizes} | {"model_name": getattr(module, "prefix")}
+        own = {key: getattr(module, key) for key in sizes} | {"model_name": module.prefix}
     else:
         constructor = importlib.import_module("tf_keras.src.applications.resnet_rs").ResNetRS
-        blocks = [
-            {"input_filters": 64 << i, "num_repeats": count} for i, count in enumerate(getattr(module, "blocks"))
-        ]
+        blocks = [{"input_filters": 64 << i, "num_repeats": count} for i, count in enumerate(module.blocks)]
         rates = {key: getattr(module, key) for key in ("dropout_rate", "drop_connect_rate")}
         own = {"depth": 50, "block_args": blocks, **rates}
     return constructor(**common, **own)

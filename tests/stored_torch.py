@@ -93,6 +93,42 @@ def resnet(*blocks: int, basic: bool = False, **options: Any) -> Callable[[], An
     return build
 
 
+def torchvision_regnet(widths: tuple[int, ...], group_width: int, excite: bool) -> Callable[[], Any]:
+    """Make what builds a RegNet of torchvision's, of five blocks."""
+
+    def build() -> Any:
+        from torchvision.models.regnet import BlockParams, RegNet
+
+        groups = [min(width, group_width) for width in widths]
+        blocks = BlockParams([1, 1, 2, 1], list(widths), groups, [1.0] * 4, [2] * 4, 0.25 if excite else None)
+        return RegNet(blocks, 7)
+
+    return build
+
+
+def timm_regnet(group_width: int, excite: bool) -> Callable[[], Any]:
+    """Make what builds a RegNet of timm's, of five blocks: 16, 24, 32, 32 and 40 wide."""
+
+    def build() -> Any:
+        from timm.models.regnet import RegNet, RegNetCfg
+
+        sizes = {"depth": 5, "w0": 16, "wa": 6.0, "wm": 1.4}
+        return RegNet(RegNetCfg(**sizes, group_size=group_width, se_ratio=0.25 * excite), num_classes=7)
+
+    return build
+
+
+def regnet_taps(kind: str, library: str) -> dict[str, str]:
+    """The outputs of the stem and of two blocks."""
+    prefix, block = f"regnet{kind.lower()}_", f"{kind[0]}Block"
+    inside = "trunk_output.block{0}.block{0}-{1}"
+    places = {"timm": ("stem", "s3.b2", "s4.b1"), "torchvision": ("stem", inside.format(3, 1), inside.format(4, 0))}
+    layers = ("stem_relu", f"Stage_2_{block}_1_exit_relu", f"Stage_3_{block}_0_exit_relu")
+    return {prefix + layer: place for layer, place in zip(layers, places[library], strict=True)}
+
+
+REGNET = {"depths": (1, 1, 2, 1), "widths": (16, 24, 32, 40), "group_width": 8}
+
 RESNET_TAPS = {"pool1_pool": "maxpool", "conv3_block2_out": "layer2.1", "conv5_block1_out": "layer4.0"}
 
 CASES: dict[str, Case] = {
@@ -109,6 +145,35 @@ CASES: dict[str, Case] = {
             resnet(1, 2, 1, 1, width_per_group=128),
             RESNET_TAPS,
         ),
+        Case("RegNetX002.pycls_in1k", "timm", REGNET, timm_regnet(8, False), regnet_taps("X002", "timm")),
+        Case("RegNetY160.swag_ft_in1k", "timm", REGNET, timm_regnet(8, True), regnet_taps("Y160", "timm")),
+        Case(
+            "RegNetX080.tv2_in1k",
+            "torchvision",
+            {**REGNET, "widths": (16, 24, 48, 72), "group_width": 24},
+            torchvision_regnet((16, 24, 48, 72), 24, False),
+            regnet_taps("X080", "torchvision"),
+            65,
+        ),
+        Case(
+            "RegNetY080.tv2_in1k",
+            "torchvision",
+            REGNET,
+            torchvision_regnet((16, 24, 32, 40), 8, True),
+            regnet_taps("Y080", "torchvision"),
+        ),
+        Case(
+            "ResNetRS200.tf_in1k",
+            "timm",
+            {"blocks": (1, 2, 1, 1), "include_preprocessing": False},
+            timm("resnetrs200", layers=(1, 2, 1, 1)),
+            {
+                "stem_1_stem_act_4": "maxpool",
+                "BlockGroup3__block_1__output_act": "layer2.1",
+                "BlockGroup5__block_0__output_act": "layer4.0",
+            },
+            65,
+        ),
     )
 }
 
@@ -116,6 +181,14 @@ CASES: dict[str, Case] = {
 TORCHVISION = {
     **{f"resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
     **{f"wide_resnet{depth}_2": f"wide_resnet{depth}_2" for depth in (50, 101)},
+    **{
+        f"regnet{kind}_{size}": f"regnet_{kind}_{flops}"
+        for kind, sizes in (
+            ("x", {"004_tv": "400mf", "008": "800mf", "080": "8gf"}),
+            ("y", {"004": "400mf", "008_tv": "800mf", "080_tv": "8gf"}),
+        )
+        for size, flops in {**sizes, "016": "1_6gf", "032": "3_2gf", "160": "16gf", "320": "32gf"}.items()
+    },
 }
 
 
@@ -186,10 +259,10 @@ def measure_torch(name: str, packed: np.ndarray | None = None) -> dict[str, np.n
 
 
 def arrays_of(library: str, name: str) -> dict[str, list[int]]:
-    """Ask a library that is installed for the names and shapes of a network's arrays; none is made."""
+    """Ask a library that is installed for the names and shapes of a network's arrays; few are made."""
     import torch
 
-    with torch.device("meta"):
+    with torch.device("cpu" if name.startswith("regnet_") else "meta"):  # torchvision computes its widths by tensors
         if library == "timm":
             from timm import create_model
 
@@ -216,7 +289,9 @@ def write(family: str) -> None:
     np.savez_compressed(FOLDER / f"{family.lower()}.npz", **values)
     arrays: dict[str, dict[str, list[int]]] = {}
     for name in dict.fromkeys(
-        timm_name(model) for model in fzoo.list_models(tagged=True) if family_of(model) == family
+        timm_name(model)
+        for model in fzoo.list_models(tagged=True)
+        if family_of(model) == family and fzoo.spec(model).is_torch
     ):
         arrays[f"timm {name}"] = arrays_of("timm", name)
         if name in TORCHVISION:

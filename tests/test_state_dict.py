@@ -32,7 +32,7 @@ from fzoo.weights import WeightsMismatch
 from fzoo.weights.mapping import slots
 from fzoo.weights.state_dict import constants, places, state_dict, variables_of_state_dict
 
-TAGGED = fzoo.list_models(tagged=True)
+TAGGED = [name for name in fzoo.list_models(tagged=True) if fzoo.spec(name).is_torch]
 
 #: One tag of each network: the others have the same graph.
 GRAPHS = [next(tags) for _, tags in itertools.groupby(TAGGED, lambda name: timm_name(name))]
@@ -83,7 +83,7 @@ def test_every_array_has_its_name(name):
     """At full depth, in each library that has the network: names and shapes, none missing and none left over."""
     module, source = fzoo.create(name), timm_name(name)
     libraries = {"timm", *(["torchvision"] if source in TORCHVISION else [])}
-    assert set(module.torch_names()) == libraries
+    assert libraries <= set(module.torch_names())  # torchvision's RegNet makes any, and has a name for some
     for library in libraries:
         ours = {key: list(place.shape) for key, place in places(module, library).items()}
         theirs = {

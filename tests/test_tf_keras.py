@@ -3,8 +3,8 @@
 What tf-keras gave is stored (`stored_tf_keras.py`); the slow tests ask the one that is installed.
 """
 
-import lzma
 import importlib.util
+import lzma
 import re
 
 import h5py

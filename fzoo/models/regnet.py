@@ -20,6 +20,7 @@ from __future__ import annotations
 import operator
 import re
 from functools import partial
+from types import MappingProxyType
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -28,7 +29,7 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.initializers import he_normal
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import COUNT, FLAG, NAME, counts, one_of, option
-from fzoo.models.spec import ModelSpec
+from fzoo.models.spec import ModelSpec, Tag
 from fzoo.weights import published
 
 
@@ -44,6 +45,7 @@ class RegNet(Classifier):
         include_preprocessing: whether pixels from 0 to 255 are taken; otherwise preprocessed values, which for Keras's
             weights are from 0 to 1.
         symmetric_padding: whether a 3x3 convolution with a stride is padded on both sides, as PyTorch does.
+        default_size: height and width when `input_shape` does not say.
     """
 
     depths: tuple[int, ...] = option((1, 1, 4, 7), counts(4))
@@ -53,8 +55,9 @@ class RegNet(Classifier):
     prefix: str = option("regnetx002", NAME)
     include_preprocessing: bool = option(True, FLAG)
     symmetric_padding: bool = option(False, FLAG)
+    default_size: int = option(224, COUNT)
 
-    weightless = ("prefix", "include_preprocessing")
+    weightless = ("prefix", "include_preprocessing", "default_size")
 
     @nn.nowrap
     def check_options(self) -> None:
@@ -217,3 +220,76 @@ RegNetY080 = variant("Y080", (2, 4, 10, 1), (168, 448, 896, 2016), 56, 39_265_81
 RegNetY120 = variant("Y120", (2, 5, 11, 1), (224, 448, 896, 2240), 112, 51_918_928, 163)
 RegNetY160 = variant("Y160", (2, 4, 11, 1), (224, 448, 1232, 3024), 112, 83_712_956, 155)
 RegNetY320 = variant("Y320", (2, 5, 12, 1), (232, 696, 1392, 3712), 232, 145_205_058, 171)
+
+#: What makes timm's and torchvision's graphs.
+TORCH = {"symmetric_padding": True, "include_preprocessing": False}
+
+pycls = partial(Tag, "pycls_in1k", licence="MIT")
+torchvision2 = partial(Tag, "tv2_in1k", crop=0.965, licence="BSD 3-Clause")
+augmented = partial(Tag, crop=0.95)
+swag_tuned = partial(
+    Tag, "swag_ft_in1k", size=384, crop=1.0, licence="CC BY-NC 4.0", options=MappingProxyType({"default_size": 384})
+)
+swag_linear = partial(Tag, "swag_lc_in1k", crop=0.965, licence="CC BY-NC 4.0")
+
+
+def tagged(model: ModelSpec, *tags: Tag) -> tuple[ModelSpec, ...]:
+    """Make the records of timm's weights: regnetx_002 is RegNetX002."""
+    return model.with_tags(f"regnet{model.name[6].lower()}_{model.name[7:]}", TORCH, model.parameters, *tags)
+
+
+def tagged_as_wide(model: ModelSpec, widths: tuple[int, ...], parameters: int, tag: Tag) -> tuple[ModelSpec, ...]:
+    """Make the record of torchvision's weights where its widths are others: of timm's regnetx_004_tv."""
+    source = f"regnet{model.name[6].lower()}_{model.name[7:]}_tv"
+    return model.with_tags(source, {**TORCH, "widths": widths}, parameters, tag)
+
+
+TAGS = (
+    *tagged(RegNetX002, pycls(top1=0.68758, top5=0.88568)),
+    *tagged(RegNetX004, pycls(top1=0.72482, top5=0.9084)),
+    *tagged(RegNetX006, pycls(top1=0.73904, top5=0.9164)),
+    *tagged(RegNetX008, pycls(top1=0.75054, top5=0.92338), torchvision2(top1=0.77294, top5=0.93664)),
+    *tagged(RegNetX016, pycls(top1=0.76936, top5=0.93432), torchvision2(top1=0.7944, top5=0.94768)),
+    *tagged(RegNetX032, pycls(top1=0.7816, top5=0.94088), torchvision2(top1=0.80916, top5=0.95248)),
+    *tagged(RegNetX040, pycls(top1=0.78486, top5=0.94252)),
+    *tagged(RegNetX064, pycls(top1=0.79062, top5=0.94468)),
+    *tagged(RegNetX080, pycls(top1=0.79214, top5=0.94542), torchvision2(top1=0.81552, top5=0.9554)),
+    *tagged(RegNetX120, pycls(top1=0.79608, top5=0.94734)),
+    *tagged(RegNetX160, pycls(top1=0.79844, top5=0.94852), torchvision2(top1=0.82574, top5=0.96058)),
+    *tagged(RegNetX320, pycls(top1=0.80258, top5=0.95016), torchvision2(top1=0.82824, top5=0.962)),
+    *tagged(RegNetY002, pycls(top1=0.70288, top5=0.89544)),
+    *tagged(RegNetY004, pycls(top1=0.74004, top5=0.91756), torchvision2(top1=0.75594, top5=0.92706)),
+    *tagged(RegNetY006, pycls(top1=0.75274, top5=0.92532)),
+    *tagged(RegNetY008, pycls(top1=0.76334, top5=0.9306)),
+    *tagged(RegNetY016, pycls(top1=0.7788, top5=0.93726), torchvision2(top1=0.80668, top5=0.95336)),
+    *tagged(
+        RegNetY032,
+        pycls(top1=0.78902, top5=0.94426),
+        augmented("ra_in1k", top1=0.81948, top5=0.95972),
+        torchvision2(top1=0.81788, top5=0.95826),
+    ),
+    *tagged(RegNetY040, pycls(top1=0.79246, top5=0.94666), augmented("ra3_in1k", top1=0.82308, top5=0.96078)),
+    *tagged(RegNetY064, pycls(top1=0.79734, top5=0.94768), augmented("ra3_in1k", top1=0.83006, top5=0.96296)),
+    *tagged(RegNetY080, pycls(top1=0.79874, top5=0.94834), augmented("ra3_in1k", top1=0.83166, top5=0.9648)),
+    *tagged(RegNetY120, pycls(top1=0.80382, top5=0.95104), augmented("sw_in12k_ft_in1k", top1=0.84994, top5=0.97412)),
+    *tagged(
+        RegNetY160,
+        augmented("deit_in1k", top1=0.83, top5=0.96502),
+        augmented("lion_in12k_ft_in1k", top1=0.85602, top5=0.97668),
+        pycls(top1=0.80284, top5=0.94982),
+        augmented("sw_in12k_ft_in1k", top1=0.85596, top5=0.97668),
+        swag_tuned(top1=0.8602, top5=0.98046),
+        swag_linear(top1=0.83806, top5=0.97284),
+        torchvision2(top1=0.82646, top5=0.9623),
+    ),
+    *tagged(
+        RegNetY320,
+        pycls(top1=0.80796, top5=0.95246),
+        swag_tuned(top1=0.8683, top5=0.98362),
+        swag_linear(top1=0.84654, top5=0.97492),
+        torchvision2(top1=0.8317, top5=0.96416),
+    ),
+    *tagged_as_wide(RegNetX004, (32, 64, 160, 400), 5_533_832, torchvision2(top1=0.74596, top5=0.9214)),
+    *tagged_as_wide(RegNetY008, (64, 144, 320, 784), 6_462_944, torchvision2(top1=0.78672, top5=0.9438)),
+    *tagged_as_wide(RegNetY080, (224, 448, 896, 2016), 39_468_000, torchvision2(top1=0.8258, top5=0.9626)),
+)

@@ -22,7 +22,7 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.initializers import VarianceScaling
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import COUNT, FLAG, RATE, counts, option
-from fzoo.models.spec import ModelSpec
+from fzoo.models.spec import ModelSpec, Tag
 from fzoo.weights import published
 
 CONV_INIT = VarianceScaling(2.0, "fan_out", "truncated_normal")
@@ -204,6 +204,16 @@ ResNetRS270 = variant("ResNetRS270", (4, 29, 53, 4), 130_104_520, 737, 256)
 ResNetRS350 = variant("ResNetRS350", (4, 36, 72, 4), 164_268_360, 945, 320, dropout_rate=0.4)
 ResNetRS420 = variant("ResNetRS420", (4, 44, 87, 4), 192_262_216, 1129, 320, dropout_rate=0.4)
 
+
+def tagged(model: ModelSpec, top1: float, top5: float, size: int, crop: float) -> tuple[ModelSpec, ...]:
+    """Make the record of the weights in timm, which are TensorFlow's as Keras's are, measured at another size.
+
+    The network does what PyTorch's preprocessing would: it divides by 255, and takes ImageNet's mean and deviation.
+    """
+    tag = Tag("tf_in1k", top1, top5, size, crop, preprocessing="none", options={"default_size": size})
+    return model.with_tags(model.name.lower(), {}, model.parameters, tag)
+
+
 TAGS = (
     trained_at(ResNetRS50, 160, 0.789, 0.943),
     trained_at(ResNetRS101, 160, 0.803, 0.95),
@@ -216,4 +226,11 @@ TAGS = (
     trained_at(ResNetRS350, 256, 0.84, 0.968),
     trained_at(ResNetRS350, 320, 0.843, 0.968),
     trained_at(ResNetRS420, 320, 0.844, 0.968),
+    *tagged(ResNetRS50, 0.79934, 0.94972, 224, 0.91),
+    *tagged(ResNetRS101, 0.82288, 0.96, 288, 0.94),
+    *tagged(ResNetRS152, 0.8371, 0.96614, 320, 1.0),
+    *tagged(ResNetRS200, 0.84448, 0.97074, 320, 1.0),
+    *tagged(ResNetRS270, 0.84438, 0.96972, 352, 1.0),
+    *tagged(ResNetRS350, 0.8471, 0.96992, 384, 1.0),
+    *tagged(ResNetRS420, 0.8501, 0.9711, 416, 1.0),
 )
