@@ -13,6 +13,7 @@ import importlib
 import json
 import lzma
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,9 @@ def save_file(path: Path) -> None:
     build_small(name, options)
     model = set_variables(build_small(name, options), random_variables(module, statistics={}))
     assert model.layers[-1].name == "2head_dense"
-    model.save(path, include_optimizer=False, save_format="h5")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are saving your model as an HDF5 file")
+        model.save(path, include_optimizer=False, save_format="h5")
 
 
 def write() -> None:

@@ -21,8 +21,12 @@ from stored_tf_keras import (
     SAVED,
     SMALL,
     build,
+    build_small,
+    create_options,
+    create_small,
     describe_layers,
     measure_small,
+    own_layers,
     save_file,
     small_network,
     stored_layers,
@@ -106,6 +110,50 @@ def test_stored_layers_are_tf_keras(name):
     model = build(name)
     assert describe_layers(model) == stored_layers()[name]
     assert model.count_params() == fzoo.spec(name).parameters
+
+
+@pytest.mark.slow
+@needs_tf_keras
+@pytest.mark.parametrize("name", SMALL)
+def test_what_training_starts_from_is_tf_keras(name):
+    """Initial values, and how often what is dropped."""
+    module = create_small(name)
+    nodes = {node.name: node for node in trace(module).layers}
+    drawn = 0
+    for layer in own_layers(build_small(name, create_options(module)))[1:]:
+        node = nodes[re.sub(r"\A\d+(_?head)", r"1\1", re.sub(r"\Astem_\d+", "stem_1", layer.name))]
+        if hasattr(layer, "kernel_initializer"):
+            start = layer.kernel_initializer
+            assert node.kernel_init == (start.scale, start.mode, start.distribution), layer.name
+            drawn += 1
+        if hasattr(layer, "rate"):
+            assert node.config["rate"] == pytest.approx(layer.rate), layer.name
+    assert drawn == sum(node.kind in ("Conv2D", "Dense") for node in nodes.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "momentum"), [("RegNetX080", "regnetx080_stem", 0.9), ("ResNetRS200", "stem_1_stem", 0.0)]
+)
+def test_statistics_move_as_keras_moves_them(name, layer, momentum):
+    """ResNet-RS forgets all but the last batch."""
+    module, variables = small_network(name)
+    conv, norm = (f"{layer}_{end}" for end in (("conv", "bn") if momentum else ("conv_1", "batch_norm_1")))
+    tapped, updates = jax.jit(
+        lambda v, x: module.apply(v, x, [conv], train=frozenset([norm]), mutable=["batch_stats"], method="endpoints")
+    )(variables, images_for(module, 2))
+    mean = np.asarray(tapped[conv]).mean((0, 1, 2))
+    before, after = (tree["batch_stats"][norm]["mean"] for tree in (variables, updates))
+    assert_close(after, momentum * before + (1 - momentum) * mean, norm)
+
+
+def test_stochastic_depth():
+    """Blocks of the last stage are dropped most; those of 50, 101 and 152 never."""
+    for name, most in (("ResNetRS50", 0.0), ("ResNetRS200", 0.1)):
+        nodes = [node for node in trace(fzoo.create(name)).layers if node.name.endswith("_drop")]
+        rates = {node.name.partition("__")[0]: node.config["rate"] for node in nodes}
+        assert rates == pytest.approx({f"BlockGroup{stage}": most * stage / 5 for stage in range(2, 6)} if most else {})
+    dropouts = {name: fzoo.spec(name).options["dropout_rate"] for name in MODELS if name.startswith("ResNetRS")}
+    assert {name for name, rate in dropouts.items() if rate == 0.4} == {"ResNetRS350", "ResNetRS420"}
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
