@@ -33,7 +33,7 @@ from fzoo.weights import WeightsMismatch
 from fzoo.weights.mapping import slots
 from fzoo.weights.state_dict import constants, places, state_dict, torch_name, variables_of_state_dict
 
-TAGGED = fzoo.list_models(tagged=True)
+TAGGED = [name for name in fzoo.list_models(tagged=True) if fzoo.spec(name).is_torch]
 
 #: One tag of each network: the others have the same graph.
 GRAPHS = list({timm_name(name): name for name in reversed(TAGGED)}.values())[::-1]

@@ -77,8 +77,8 @@ class Classifier(nn.Module):
             (MobileNetV2): give the size for one that follows an odd input.
         dtype: of the computation; parameters are float32.
         head: a new classifier in place of the family's own; needs the top.
-        tag: whose weights the network is for, as in the name of its model ("tv2_in1k" of "ResNet50.tv2_in1k"); None for
-            Keras's. It changes nothing that is computed.
+        tag: which weights the network is for, as in the name of its model ("tv2_in1k" of "ResNet50.tv2_in1k"); None for
+            Keras's usual ones. It changes nothing that is computed.
         preprocessing: what these weights want of pixels, a mode of `preprocess_input`; None for what Keras's of the
             family want. It changes nothing that the network computes, which gets the images when that is done.
         prepared: not an option: what `optimize_for_inference` did.

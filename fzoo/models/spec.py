@@ -55,7 +55,8 @@ class ModelSpec:
     """What is known of a model.
 
     Attributes:
-        name: Keras's constructor; of weights that others published, with timm's tag after a dot ("ResNet50.tv2_in1k").
+        name: Keras's constructor; of other weights with a tag after a dot: timm's ("ResNet50.tv2_in1k"), or the size of
+            images that Keras's are for ("ResNetRS152.i192").
         family: the Flax module.
         options: what makes the family this model.
         input_size: default height and width, in pixels.
@@ -100,8 +101,13 @@ class ModelSpec:
 
     @property
     def tag(self) -> str | None:
-        """What comes after the dot of the name; None for Keras's weights."""
+        """What comes after the dot of the name; None for Keras's usual weights."""
         return self.name.partition(".")[2] or None
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether the published weights are a state dict of PyTorch's."""
+        return any(file.is_state_dict for file in self.weight_files)
 
     @property
     def is_noncommercial(self) -> bool:

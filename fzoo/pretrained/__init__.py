@@ -128,7 +128,8 @@ def hint_at_tags(name: str, weights: str) -> Iterator[None]:
     try:
         yield
     except WeightsMismatch as e:
-        tags = list_models(f"{name}.*") if spec(name).weight_files else []  # else the graph is that of its tags
+        tags = [tag for tag in list_models(f"{name}.*") if spec(tag).is_torch]
+        tags = tags if spec(name).weight_files else []  # else the graph is that of its tags
         if not tags or not (weights == "weights" or is_state_dict(weights_file(weights))):
             raise
         hint = f"{weights} is a state dict of PyTorch's, whose {name} has a tag: {', '.join(tags)}"
