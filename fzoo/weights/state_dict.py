@@ -130,7 +130,8 @@ def places(module: Classifier, library: str) -> dict[str, Place]:
     """
     names = module.torch_names()
     if library not in names:
-        have = f", {' and '.join(names)} {'has' if len(names) == 1 else 'have'} it" if names else ": neither timm's nor torchvision's names are known"
+        verb = "has" if len(names) == 1 else "have"
+        have = f", {' and '.join(names)} {verb} it" if names else ": neither timm's nor torchvision's names are known"
         raise ValueError(f"{library} has no such {type(module).__name__}{have}")
     nodes = {node.name: node for node in trace(module).nodes}
     fixed = {slot.path for slot, _ in constants(module)}
