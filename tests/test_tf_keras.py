@@ -185,7 +185,7 @@ def test_files(saved, tmp_path):
     module = fzoo.create(name, **options)
     variables = random_variables(module, statistics={})
     with h5py.File(saved) as file:
-        assert "2head_dense" in file["model_weights"]
+        assert "model_weights/2head_dense" in file
     alone = weights_only(saved, tmp_path / "weights.h5")
     loaded, found = fzoo.load(name, weights=alone, **options)
     assert loaded == module and loaded.classifier_activation == "softmax"

@@ -222,6 +222,8 @@ def keras_model(job: Job) -> Any:
     if job.dtype == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     options = {"classifier_activation": None} if job.task == "train" else {}
+    if not hasattr(keras.applications, job.model):
+        raise Missing(f"Keras {keras.__version__} has no {job.model}")
     model = getattr(keras.applications, job.model)(weights=None, input_shape=(job.size, job.size, 3), **options)
     return keras.Model(model.input, model.get_layer(job.layer).output) if job.task == "features" else model
 

@@ -209,8 +209,8 @@ ResNet152 = variant(
     weight_files=published.RESNET["ResNet152"],
 )
 
-#: As Keras Applications 1.0.8 had them, the paper's 32x4d; no later Keras has such constructors. Accuracies are those that
-#: the README of qubvel/classification_models has for the same weights.
+#: As Keras Applications 1.0.8 had them, the paper's 32x4d; no later Keras has such constructors. Accuracies are those
+#: that the README of qubvel/classification_models has for the same weights.
 resnext = partial(
     variant,
     preprocessing="torch",
