@@ -177,7 +177,7 @@ def torch_name(layer: str, rules: Mapping[str, str]) -> tuple[str, str]:
     Raises:
         ValueError: none does, or several.
     """
-    fitting = [(fit, rule) for pattern, rule in rules.items() for fit in re.finditer(rf"\A(?:{pattern})\Z", layer)]
+    fitting = [(fit, rule) for pattern, rule in rules.items() if (fit := re.fullmatch(pattern, layer))]
     if len(fitting) != 1:
         raise ValueError(f"the layer {layer!r} has {len(fitting)} names in a state dict, one expected")
     ((fit, rule),) = fitting
