@@ -183,8 +183,9 @@ def inspect_state_dict(path: Path) -> WeightsReport:
     with open_torch_arrays(path) as opened:
         arrays = {name: (tuple(np.shape(array)), str(array.dtype)) for name, array in opened.items()}
         layers = {name.rpartition(".")[0] for name in arrays}
+        torch_models = [name for name in list_models(tagged=True) if spec(name).is_torch]
         # An array that is a layer's alone (LayerScale's) counts as none here, and a top has up to 4 layers.
-        likely = [n for n in list_models(tagged=True) if -4 <= spec(n).depth - len(layers) <= spec(n).depth // 4 + 4]
+        likely = [n for n in torch_models if -4 <= spec(n).depth - len(layers) <= spec(n).depth // 4 + 4]
         fits = tuple(fit for name in likely if (fit := fitting_state_dict(name, opened, path)) is not None)
     listed = tuple((name.rpartition(".")[0], name, *facts) for name, facts in arrays.items())
     return WeightsReport(path, "PyTorch's state dict", listed, fits)

@@ -119,6 +119,10 @@ def create(
             raise ValueError(unknown(f"option of {name}", option, known or ["none beyond those of every model"]))
     if not include_top and classes != 1000:
         raise ValueError(f"classes={classes} goes with include_top=True: without the top there are no classes")
+    options = {**record.options, **family_options}
+    left_out = options.get("include_preprocessing") is False and "preprocessing" not in family_options
+    if left_out and options.get("preprocessing") == "none":  # that was said of the network that does it by itself
+        del options["preprocessing"]
     return record.family(
         include_top=include_top,
         classes=classes,
@@ -127,7 +131,7 @@ def create(
         input_shape=input_shape,
         dtype=dtype,
         head=head,
-        **{**record.options, **family_options},
+        **options,
     )
 
 

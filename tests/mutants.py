@@ -60,6 +60,38 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "RegNet: squeezed to a fourth of the block's own width",
+        "models/regnet.py",
+        "skip, squeezed = x, x.shape[-1] // 4",
+        "skip, squeezed = x, width // 4",
+        "test_tf_keras.py",
+        "layers or small",
+    ),
+    Mutant(
+        "RegNet: the head of a file has to be the first of its session",
+        "models/regnet.py",
+        r"""r"1\1", old)""",
+        r"""r"\g<0>", old)""",
+        "test_tf_keras.py",
+        "files",
+    ),
+    Mutant(
+        "ResNet-RS: blocks of all stages are dropped as often",
+        "models/resnet_rs.py",
+        "self.drop_connect_rate * stage / 5",
+        "self.drop_connect_rate",
+        "test_tf_keras.py",
+        "stochastic_depth",
+    ),
+    Mutant(
+        "ResNet-RS: a tag's network takes images of the model's size",
+        "models/resnet_rs.py",
+        """"tag": f"i{size}", "default_size": size""",
+        """"tag": f"i{size}", "default_size": 224""",
+        "test_tf_keras.py",
+        "of_a_size",
+    ),
+    Mutant(
         "whole models: any network is taken for the file's",
         "pretrained/comparison.py",
         "if target is not None and wanted[target] in given:",
@@ -608,6 +640,30 @@ MUTANTS = (
         'np.argsort(p, axis=1, kind="stable")',
         "test_jobs.py",
         "test_classes",
+    ),
+    Mutant(
+        "downloads: no digits of a hash are a hash, too",
+        "weights/download.py",
+        "not DIGITS <= len(digits) <= 2 *",
+        "not len(digits) <= 2 *",
+        "test_download.py",
+        "digits",
+    ),
+    Mutant(
+        "downloads: of the digits of a hash, the first alone counts",
+        "weights/download.py",
+        '.startswith(f"{algorithm}:{digits}")',
+        '.startswith(f"{algorithm}:{digits[:1]}")',
+        "test_download.py",
+        "digits",
+    ),
+    Mutant(
+        "state dicts: what has a stride is padded as by TF, in MobileNetV3",
+        "models/mobilenet_v3.py",
+        "kernel // 2 if self.symmetric_padding else k.correct_pad(x, kernel)",
+        "k.correct_pad(x, kernel)",
+        "test_state_dict.py",
+        "test_small_versions and MobileNetV3Small",
     ),
 )  # fmt: skip
 

@@ -197,7 +197,7 @@ def damaged():
         changed(dtype="int8"): "damaged",
         changed(head={"layers": 3}): "damaged",
         changed(blocks={}): "blocks={} given",
-        changed(blocks=[1, 1, 1, 10**7]): "no such network can be made: a network has 2,048 layers at the most",
+        changed(blocks=[1, 1, 1, 10**7]): "no such network can be made: a network has 4,096 layers at the most",
         changed(input_shape=[1, 1, 3]): "input_shape=",
         changed(classes=10**400): "can't be: classes=|missing",
         changed(include_top=True, classes=10**30): "missing|does not fit|too large|has no top",

@@ -22,7 +22,7 @@ from reference import assert_equal, build, randomise, save_weights_only, variabl
 import fzoo
 from fzoo.pretrained.imagenet import published
 from fzoo.weights import download
-from fzoo.weights.download import cache_dir, cached, fetch
+from fzoo.weights.download import cache_dir, cached, checked_by, fetch
 
 CONTENT = bytes(range(256)) * 4096
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -198,6 +198,26 @@ def test_downloaded_once(server, offline, proof):
         path = fetch(url(server, "good"), "file.h5", proof)
         assert path == offline / "file.h5" and path.read_bytes() == CONTENT
     assert server.requests == [("/good", None)] and names(offline) == ["file.h5"]
+
+
+@pytest.mark.parametrize("digits", [8, 63])
+def test_the_first_digits_of_a_hash(server, offline, digits):
+    """All that PyTorch publishes; a file with others is refused, and what shows less than eight is no hash."""
+    begun = SHA256[: len("sha256:") + digits]
+    assert fetch(url(server, "good"), "file.h5", begun).read_bytes() == CONTENT
+    assert cached("file.h5", begun.upper()) == offline / "file.h5"
+    assert checked_by(begun) == f"the first {digits} digits of its hash are right, all that are published"
+    assert checked_by(SHA256) == checked_by(MD5) == checked_by(MD5[4:]) == "hash is right"
+    wrong = begun[:-1] + ("0" if begun[-1] != "0" else "1")
+    assert cached("file.h5", wrong) is None
+    (offline / "file.h5").unlink()
+    with pytest.raises(OSError, match="its hash is not the published one"):
+        fetch(url(server, "good"), "file.h5", wrong)
+    assert names(offline) == []
+    (offline / "file.h5").write_bytes(CONTENT)
+    for proof in (SHA256[:14], "sha256:", begun[7:], f"{SHA256}0", f"crc32:{'0' * 8}"):
+        with pytest.raises(ValueError, match="with 8 digits or more expected"):
+            cached("file.h5", proof)
 
 
 def any_file(path):
@@ -558,7 +578,8 @@ def test_a_bad_mirror_is_one_clear_error(offline, monkeypatch, mirror):
 def test_names_in_the_cache_are_unique():
     """A mirror is asked by them."""
     files = [file for name in fzoo.list_models() for file in fzoo.spec(name).weight_files]
-    assert Counter(file.name for file in files).most_common(1)[0][1] == 1
+    urls = {file.url: file.name for file in files}  # ResNetRS50 and ResNetRS50.i160 have the same
+    assert Counter(urls.values()).most_common(1)[0][1] == 1
     assert all(file.hash is None or file.hash.startswith(("md5:", "sha256:")) for file in files)
 
 

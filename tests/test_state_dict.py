@@ -3,6 +3,7 @@
 PyTorch is needed where it is itself asked, which is in slow tests; for the others its answers are stored.
 """
 
+import hashlib
 import importlib.util
 import itertools
 import pickle
@@ -30,12 +31,12 @@ import fzoo
 from fzoo.layers.graph import trace
 from fzoo.weights import WeightsMismatch
 from fzoo.weights.mapping import slots
-from fzoo.weights.state_dict import constants, places, state_dict, variables_of_state_dict
+from fzoo.weights.state_dict import constants, places, state_dict, torch_name, variables_of_state_dict
 
-TAGGED = fzoo.list_models(tagged=True)
+TAGGED = [name for name in fzoo.list_models(tagged=True) if fzoo.spec(name).is_torch]
 
 #: One tag of each network: the others have the same graph.
-GRAPHS = [next(tags) for _, tags in itertools.groupby(TAGGED, lambda name: timm_name(name))]
+GRAPHS = list({timm_name(name): name for name in reversed(TAGGED)}.values())[::-1]
 
 #: The smallest of each family: the quick tests.
 FIRST = {
@@ -85,7 +86,7 @@ def test_every_array_has_its_name(name):
     """At full depth, in each library that has the network: names and shapes, none missing and none left over."""
     module, source = fzoo.create(name), timm_name(name)
     libraries = {"timm", *(["torchvision"] if source in TORCHVISION else [])}
-    assert libraries <= set(module.torch_names())
+    assert libraries <= set(module.torch_names())  # a library may build a size that it has no name for
     for library in libraries:
         ours = {key: list(place.shape) for key, place in places(module, library).items()}
         theirs = {
@@ -95,6 +96,26 @@ def test_every_array_has_its_name(name):
         taken = {place.slot.path for place in places(module, library).values()}
         every = {slot.path for slot in itertools.chain.from_iterable(slots(module).values())}
         assert taken == every - {slot.path for slot, _ in constants(module)}
+
+
+@pytest.mark.parametrize(("letters", "number"), [("a", 0), ("b", 1), ("z", 25), ("aa", 26), ("af", 31)])
+def test_blocks_with_letters(letters, number):
+    assert torch_name(f"block6{letters}_bn", {r"block(\d)([a-z]+)_bn": "blocks.{1-1}.{2-a}.bn2"}) == (
+        f"blocks.5.{number}.bn2",
+        "",
+    )
+
+
+def test_names_say_the_padding():
+    """Torchvision's are not for TensorFlow's padding, and none are for Keras's division by the deviation's root."""
+    assert set(fzoo.create("EfficientNetB0.ns_jft_in1k").torch_names()) == {"timm"}
+    assert set(fzoo.create("EfficientNetV2S").torch_names()) == {"timm"}
+    assert fzoo.create("EfficientNetB0", divide_by_std=True).torch_names() == {}
+    module, variables = small_torch_network("EfficientNetB0.ns_jft_in1k timm")
+    with pytest.raises(ValueError, match="torchvision has no such EfficientNet, timm has it"):
+        state_dict(module, variables, "torchvision")
+    with pytest.raises(ValueError, match=r"normalization/mean is \[0\.48\S* .*, 0\.5 in timm"):
+        state_dict(module.clone(imagenet_statistics=False), variables)
 
 
 @pytest.mark.slow
@@ -139,8 +160,16 @@ def test_tags(name):
     model, _, tag = name.partition(".")
     assert (module.tag, module.preprocessing) == (tag, record.preprocessing) and record.tag == tag
     (file,) = record.weight_files
-    assert file.url == f"https://huggingface.co/timm/{timm_name(name)}.{tag}/resolve/main/model.safetensors"
+    if file.name.endswith(".pth"):
+        theirs, digits = file.name.removesuffix(".pth").split("-")
+        assert theirs == TORCHVISION[timm_name(name)] and file.hash == f"sha256:{digits}"
+        assert file.url == f"https://download.pytorch.org/models/{file.name}"
+    else:
+        assert file.url == f"https://huggingface.co/timm/{timm_name(name)}.{tag}/resolve/main/model.safetensors"
+    assert file.is_state_dict
     assert record.top1 is not None and record.top5 is not None and 0.6 < record.top1 < record.top5 < 1
+    if "default_size" in record.options:
+        assert module.default_size == record.input_size
     assert record.is_noncommercial == record.licence.startswith("CC BY-NC")
     assert model in fzoo.list_models(tagged=False) and name in fzoo.list_models(f"{model}*")
 
@@ -160,7 +189,6 @@ def test_round_trip(name, tmp_path):
         assert {key: np.asarray(value).tobytes() for key, value in written.items()} == {
             key: value.tobytes() for key, value in arrays.items()
         }
-    variables = with_constants(module, variables)
     assert_equal(fzoo.load_variables(module, file), variables)
     counters = {
         key.replace("running_mean", "num_batches_tracked"): np.int64(3) for key in arrays if "running_mean" in key
@@ -172,20 +200,10 @@ def test_round_trip(name, tmp_path):
     images = images_for(module, 2)
     output = jax.jit(bare.apply, compiler_options=COMPILER_OPTIONS)(kept, images)
     assert output.ndim == 2 and set(kept["params"]) <= set(trace(bare).variables["params"])
-    kept_layers = set(slots(bare))
-    below = {k: arrays[k] for k, place in places(module, case.library).items() if place.slot.layer in kept_layers}
-    if kept_layers <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
+    layers, where = set(slots(bare)), places(module, case.library)
+    below = {k: v for k, v in arrays.items() if where[k].slot.layer in layers}
+    if layers <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
         assert_equal(variables_of_state_dict(bare, below, "x"), kept)
-
-
-def with_constants(module, variables):
-    """The variables with the arrays that a state dict does not have."""
-    for slot, constant in constants(module):
-        at = variables
-        for key in slot.path[:-1]:
-            at = at[key]
-        at[slot.path[-1]] = np.broadcast_to(np.asarray(constant, slot.dtype), slot.shape)
-    return variables
 
 
 def test_load_by_tag(tmp_path):
@@ -222,6 +240,26 @@ def test_pixels_are_preprocessed_as_the_weights_want():
         assert_close(ours, module.apply(variables, fzoo.preprocess_input(pixels, mode)), name)
         with pytest.raises(ValueError, match="unit"):
             fzoo.predict(module, variables, pixels, preprocess="unit")
+
+
+def test_pixels_are_preprocessed_once(tmp_path):
+    """Inside, where the tag's network does it; by the caller, where that is left out."""
+    name, small = "ConvNeXtTiny.in12k_ft_in1k", dict(CASES["ConvNeXtTiny.in12k_ft_in1k timm"].options)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    inside = fzoo.create(name, **small, input_shape=(32, 32, 3))
+    variables = random_variables(inside)
+    outside = inside.clone(include_preprocessing=False, preprocessing="torch")
+    assert_close(fzoo.predict(inside, variables, pixels), fzoo.predict(outside, variables, pixels), name)
+    bare = fzoo.create(name, **small, input_shape=(32, 32, 3), include_preprocessing=False)
+    fzoo.save_variables(bare, variables, tmp_path / "x.safetensors")
+    again, found = fzoo.load(weights=tmp_path / "x.safetensors")
+    assert again == bare and bare.preprocessing is None
+    with pytest.raises(ValueError, match="images of uint8 given, floats expected"):
+        fzoo.predict(again, found, pixels)
+    floats = fzoo.preprocess_input(pixels, "torch")
+    assert_close(fzoo.predict(again, found, floats), fzoo.predict(inside, variables, pixels), name)
+    with pytest.raises(ValueError, match="preprocessing='torch' goes with include_preprocessing=False: ConvNeXt does"):
+        fzoo.create(name, preprocessing="torch")
 
 
 @pytest.mark.parametrize(
@@ -302,6 +340,21 @@ def test_inspect(tmp_path, command_line):
     assert fzoo.inspect_weights(file).fits == ()
 
 
+def test_heads(tmp_path):
+    """MobileNet's new head is the last layer of timm's, too; no library has MobileNetV3 without its hidden layer."""
+    size = {"classes": 3, "input_shape": (32, 32, 3)}
+    module = fzoo.create("MobileNet.ra4_e3600_r224_in1k", alpha=0.25, head=fzoo.Head(), **size)
+    arrays = state_dict(module, random_variables(module, statistics={}))
+    own = stored_arrays()["timm mobilenetv1_100"]
+    assert arrays.keys() == own.keys() and arrays["classifier.weight"].shape == (3, 256)
+    module = fzoo.create("MobileNetV3Small.lamb_in1k", alpha=0.5, head=fzoo.Head(), **size)
+    with pytest.raises(
+        ValueError, match="timm has no such MobileNetV3: neither timm's nor torchvision's names are known"
+    ):
+        fzoo.save_variables(module, random_variables(module, statistics={}), tmp_path / "x.safetensors", layout="timm")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.wrong_types
 def test_layouts(tmp_path):
     module, variables = small_torch_network(SMALL)
@@ -376,12 +429,58 @@ def test_files_of_torch_save(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
+@needs_torch
+def test_torchvisions_files_are_known_by_their_names():
+    """Address and figures; the first digits of the hash are in the name."""
+    from torchvision import models
+
+    for name in (name for name in TAGGED if fzoo.spec(name).weight_files[0].name.endswith(".pth")):
+        record = fzoo.spec(name)
+        (weights,) = (
+            weights
+            for weights in models.get_model_weights(TORCHVISION[timm_name(name)])
+            if weights.url == record.weight_files[0].url
+        )
+        figures = weights.meta["_metrics"]["ImageNet-1K"]
+        assert [record.top1, record.top5] == pytest.approx([figures["acc@1"] / 100, figures["acc@5"] / 100]), name
+        made = weights.transforms()
+        assert made.crop_size == [record.input_size] and made.interpolation.value == record.interpolation
+        assert abs(record.input_size / record.crop - made.resize_size[0]) < 0.5, name
+
+
+@pytest.mark.slow
+@needs_torch
+def test_a_file_of_torchvisions_is_downloaded(offline, monkeypatch, tmp_path):
+    """By the digits of its name, for the network with the top and without; one with others is refused."""
+    import torch
+
+    name = "MobileNetV3Small.tv_in1k"
+    module = fzoo.create(name)
+    variables = random_variables(module, statistics={})
+    (file,) = fzoo.spec(name).weight_files
+    arrays = state_dict(module, variables, "torchvision")
+    torch.save({key: torch.from_numpy(value) for key, value in arrays.items()}, tmp_path / file.name)
+    monkeypatch.setenv("FZOO_WEIGHTS_URL", tmp_path.as_uri())
+    with pytest.raises(OSError, match="its hash is not the published one"):
+        fzoo.load(name)
+    assert not (offline / file.name).exists()
+    digits = hashlib.sha256((tmp_path / file.name).read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(file.__dict__, "hash", f"sha256:{digits}")
+    assert_equal(fzoo.load(name)[1], variables)
+    kept = fzoo.load(name, include_top=False)[1]
+    assert_equal(kept, {part: {layer: variables[part][layer] for layer in kept[part]} for part in kept})
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
 def test_without_pytorch(tmp_path):
+    """What is to be downloaded isn't, as it could not be read."""
     file = tmp_path / "x.pth"
     file.write_bytes(b"PK\x03\x04")
     with pytest.raises(ModuleNotFoundError, match=re.escape("PyTorch is not installed: pip install 'fzoo[torch]'")):
         fzoo.load("ResNet50.tv2_in1k", weights=file)
+    with pytest.raises(ModuleNotFoundError, match=re.escape("PyTorch is not installed: pip install 'fzoo[torch]'")):
+        fzoo.load("MobileNetV2.tv_in1k")
 
 
 def test_a_licence_is_told_once(offline):

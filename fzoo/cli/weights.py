@@ -81,7 +81,7 @@ def download(
     import fzoo
     from fzoo.images.labels import CLASS_INDEX_HASH, CLASS_INDEX_URL
     from fzoo.pretrained.imagenet import needed, proof_of, published
-    from fzoo.weights.download import UNPROVEN, Proof, cache_dir, cached, fetch
+    from fzoo.weights.download import Proof, cache_dir, cached, checked_by, fetch
 
     if bool(names) == every:
         raise ValueError("names of models or --all expected; `fzoo list` shows the names")
@@ -115,9 +115,8 @@ def download(
             complain(str(e))
             failed += 1
         else:
-            checked = "hash is right" if isinstance(proof, str) else UNPROVEN
             at_terminal = f"{path}  {length / 1e6:,.1f} MB  {state}"  # `fetch` says there what was checked
-            print(at_terminal if sys.stdout.isatty() else f"{path}\t{length}\t{state}\t{checked}", flush=True)
+            print(at_terminal if sys.stdout.isatty() else f"{path}\t{length}\t{state}\t{checked_by(proof)}", flush=True)
     if failed:
         complain(f"{failed} of {len(files)} files could not be had")
         raise typer.Exit(2 if failed == len(files) else 1)

@@ -77,8 +77,8 @@ class Classifier(nn.Module):
             (MobileNetV2): give the size for one that follows an odd input.
         dtype: of the computation; parameters are float32.
         head: a new classifier in place of the family's own; needs the top.
-        tag: whose weights the network is for, as in the name of its model ("tv2_in1k" of "ResNet50.tv2_in1k"); None for
-            Keras's. It changes nothing that is computed.
+        tag: which weights the network is for, as in the name of its model ("tv2_in1k" of "ResNet50.tv2_in1k"); None for
+            Keras's usual ones. It changes nothing that is computed.
         preprocessing: what these weights want of pixels, a mode of `preprocess_input`; None for what Keras's of the
             family want. It changes nothing that the network computes, which gets the images when that is done.
         prepared: not an option: what `optimize_for_inference` did.
@@ -104,9 +104,6 @@ class Classifier(nn.Module):
     fixed_size = False  # the top flattens, so its weights fix the size of the input
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
     groups_as_depthwise: ClassVar[bool] = False  # whether Keras's files keep grouped convolutions as depthwise ones
-    torch_constants: ClassVar[
-        Mapping[str, tuple[float, ...]]
-    ] = {}  # arrays of Keras's that PyTorch's networks have not
     torch_unused: ClassVar[tuple[str, ...]] = ()  # how arrays begin that PyTorch's networks have, and these not
     weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
@@ -137,8 +134,14 @@ class Classifier(nn.Module):
 
         Returns:
             For each library ("timm", "torchvision"): PyTorch's name of a layer, by a pattern that Keras's name fits as
-            a whole. "{1}" in it is the pattern's first group, "{1-1}" that number less one.
+            a whole. "{1}" in it is the pattern's first group, "{1-1}" that number less one, "{1-a}" the number of its
+            letters: 0 for "a", 25 for "z", 26 for "aa".
         """
+        return {}
+
+    @property
+    def torch_constants(self) -> Mapping[str, float | tuple[float, ...]]:
+        """The arrays of Keras's, as "layer/array", that PyTorch's networks have not, with their values there."""
         return {}
 
     @property
@@ -303,6 +306,10 @@ def check_common_options(module: Classifier) -> None:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
     if module.default_size < module.min_size:
         raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")
+    if getattr(module, "include_preprocessing", False) and module.preprocessing not in (None, "none"):
+        raise ValueError(
+            f"preprocessing={module.preprocessing!r} goes with include_preprocessing=False: {family} does its own"
+        )
     constant = (ACTIVATIONS["softmax"], ACTIVATIONS["log_softmax"])
     own_end = module.include_top and module.keras_graph is None  # a file's runs as it is
     if own_end and module.classes == 1 and activation_function(module.classifier_activation) in constant:

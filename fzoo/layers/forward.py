@@ -21,8 +21,8 @@ from fzoo.layers.record import OPERATION, Node, Prepared
 #: What behaves as in training (batch statistics, dropout): all or nothing, or the layers of these names.
 Training = bool | frozenset[str]
 
-#: The most layers of a network: twice those of the deepest published one.
-MOST_LAYERS = 2048
+#: The most layers of a network: nearly twice those of the deepest published one, ResNetRS420.
+MOST_LAYERS = 4096
 
 Module = TypeVar("Module", bound=nn.Module)
 

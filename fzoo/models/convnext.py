@@ -2,20 +2,23 @@
 
 Liu et al., "A ConvNet for the 2020s", https://arxiv.org/abs/2201.03545, as in keras/applications/convnext.py, whose
 names of layers begin with the model's. The preprocessing is part of the network: it takes pixels from 0 to 255.
+Torchvision's and timm's networks are the same, but for the preprocessing, with which their weights were trained, too.
 """
 
 from __future__ import annotations
 
 import operator
+import re
 from functools import partial
 
+import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import FLAG, NAME, POSITIVE, RATE, counts, option, or_none
-from fzoo.models.spec import ModelSpec
+from fzoo.models.spec import ModelSpec, Tag
 from fzoo.weights import published
 
 
@@ -40,6 +43,39 @@ class ConvNeXt(Classifier):
     include_preprocessing: bool = option(True, FLAG)
 
     weightless = ("prefix", "drop_path_rate", "include_preprocessing")
+
+    @nn.nowrap
+    def torch_names(self) -> dict[str, dict[str, str]]:
+        """Return the names that the libraries have; torchvision numbers what halves the size as a stage, too."""
+        prefix = re.escape(self.prefix)
+        stem, halve = f"{prefix}_stem/{prefix}_stem_", rf"{prefix}_downsampling_block_(\d)/{prefix}_downsampling_"
+        head, block = f"{prefix}_head_layernorm|layer_normalization", rf"{prefix}_stage_(\d)_block_(\d+)_"
+        timm = {
+            f"{stem}conv": "stem.0",
+            f"{stem}layernorm": "stem.1",
+            rf"{halve}layernorm_\d": "stages.{1+1}.downsample.0",
+            rf"{halve}conv_\d": "stages.{1+1}.downsample.1",
+            f"{block}depthwise_conv": "stages.{1}.blocks.{2}.conv_dw",
+            f"{block}layernorm": "stages.{1}.blocks.{2}.norm",
+            rf"{block}pointwise_conv_([12])": "stages.{1}.blocks.{2}.mlp.fc{3}",
+            f"{block}layer_scale": "stages.{1}.blocks.{2}.gamma",
+            head: "head.norm",
+            f"{prefix}_head_dense|predictions": "head.fc",
+        }
+        torchvision = {
+            f"{stem}conv": "features.0.0",
+            f"{stem}layernorm": "features.0.1",
+            **{rf"{halve}layernorm_{i}": f"features.{2 * i + 2}.0" for i in range(3)},
+            **{rf"{halve}conv_{i}": f"features.{2 * i + 2}.1" for i in range(3)},
+            f"{prefix}_head_dense|predictions": "classifier.2",
+            head: "classifier.0",
+        }
+        inside = {"depthwise_conv": "block.0", "layernorm": "block.2", "pointwise_conv_1": "block.3"}
+        inside |= {"pointwise_conv_2": "block.5", "layer_scale": "layer_scale as map"}
+        for stage in range(4):
+            block = rf"{prefix}_stage_{stage}_block_(\d+)_"
+            torchvision |= {f"{block}{ours}": f"features.{2 * stage + 1}.{{1}}.{name}" for ours, name in inside.items()}
+        return {"timm": timm, "torchvision": torchvision}
 
     def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h//32 w//32 f"]:
         """Apply four stages, the size halved before each but the first, which begins with a fourth of the input's."""
@@ -160,4 +196,53 @@ ConvNeXtXLarge = variant(
     top5=None,
     options={"depths": (3, 3, 27, 3), "projection_dims": (256, 512, 1024, 2048), "prefix": "convnext_xlarge"},
     weight_files=published.CONVNEXT["ConvNeXtXLarge"],
+)
+
+#: The preprocessing with which the weights were trained is the network's own.
+tag = partial(Tag, preprocessing="none")
+
+TAGS = (
+    *ConvNeXtTiny.with_tags(
+        "convnext_tiny",
+        {},
+        28_589_128,
+        tag("in12k_ft_in1k", top1=0.84192, top5=0.97132, crop=0.95),
+        tag("in12k_ft_in1k_384", top1=0.85154, top5=0.97634, size=384, crop=None),
+        tag("fb_in22k_ft_in1k", top1=0.829, top5=0.96616),
+        tag("fb_in22k_ft_in1k_384", top1=0.84098, top5=0.97138, size=384, crop=None),
+        tag("fb_in1k", top1=0.82066, top5=0.95854),
+    ),
+    *ConvNeXtSmall.with_tags(
+        "convnext_small",
+        {},
+        50_223_688,
+        tag("in12k_ft_in1k", top1=0.85164, top5=0.97502, crop=0.95),
+        tag("in12k_ft_in1k_384", top1=0.86186, top5=0.9792, size=384, crop=None),
+        tag("fb_in22k_ft_in1k", top1=0.84582, top5=0.97414),
+        tag("fb_in22k_ft_in1k_384", top1=0.85752, top5=0.97878, size=384, crop=None),
+        tag("fb_in1k", top1=0.83144, top5=0.96432),
+    ),
+    *ConvNeXtBase.with_tags(
+        "convnext_base",
+        {},
+        88_591_464,
+        tag("fb_in22k_ft_in1k", top1=0.85814, top5=0.97856),
+        tag("fb_in22k_ft_in1k_384", top1=0.86826, top5=0.98244, size=384, crop=None),
+        tag("fb_in1k", top1=0.83838, top5=0.96746),
+    ),
+    *ConvNeXtLarge.with_tags(
+        "convnext_large",
+        {},
+        197_767_336,
+        tag("fb_in22k_ft_in1k", top1=0.86612, top5=0.98036),
+        tag("fb_in22k_ft_in1k_384", top1=0.87456, top5=0.9838, size=384, crop=None),
+        tag("fb_in1k", top1=0.84304, top5=0.96892),
+    ),
+    *ConvNeXtXLarge.with_tags(
+        "convnext_xlarge",
+        {},
+        350_196_968,
+        tag("fb_in22k_ft_in1k", top1=0.8697, top5=0.98204),
+        tag("fb_in22k_ft_in1k_384", top1=0.87764, top5=0.98552, size=384, crop=None),
+    ),
 )

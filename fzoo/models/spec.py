@@ -24,12 +24,13 @@ class Tag:
     Attributes:
         name: timm's.
         top1, top5: accuracy on ImageNet's validation images by this size, crop and interpolation, as timm's table of
-            results has it, from 0 to 1.
+            results has it, or torchvision of a file of its own, from 0 to 1.
         size: height and width, in pixels; None for the model's own.
         crop, interpolation: see `Recipe`.
         preprocessing: see `preprocess_input`.
         licence: of the weights.
         options: of the graph, beside those of all tags.
+        file: where they lie, if it is not the Hub.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Tag:
     preprocessing: Mode = "torch"
     licence: str = "Apache 2.0"
     options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    file: WeightFile | None = None
 
 
 #: Of torchvision's first weights, and of its second ones, which are trained for longer.
@@ -53,7 +55,8 @@ class ModelSpec:
     """What is known of a model.
 
     Attributes:
-        name: Keras's constructor; of weights that others published, with timm's tag after a dot ("ResNet50.tv2_in1k").
+        name: Keras's constructor; of other weights with a tag after a dot: timm's ("ResNet50.tv2_in1k"), or the size of
+            images that Keras's are for ("ResNetRS152.i192").
         family: the Flax module.
         options: what makes the family this model.
         input_size: default height and width, in pixels.
@@ -64,8 +67,8 @@ class ModelSpec:
         parameters: of the default model with the top, batch statistics included.
         depth: number of layers with weights, the top's included, which is how Keras's documentation counts it.
         size_mb: of the weights file, in MB.
-        top1, top5: accuracy on ImageNet's validation images, as Keras publishes it, or timm for a tag, from 0 to 1;
-            None where it is not published.
+        top1, top5: accuracy on ImageNet's validation images, as Keras publishes it, or timm or torchvision for a tag,
+            from 0 to 1; None where it is not published.
         licence: of the weights.
         paper: its URL.
         weight_files: what was published; the first that fits is the one for the default options. A network whose
@@ -98,8 +101,13 @@ class ModelSpec:
 
     @property
     def tag(self) -> str | None:
-        """What comes after the dot of the name; None for Keras's weights."""
+        """What comes after the dot of the name; None for Keras's usual weights."""
         return self.name.partition(".")[2] or None
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether the published weights are a state dict of PyTorch's."""
+        return any(file.is_state_dict for file in self.weight_files)
 
     @property
     def is_noncommercial(self) -> bool:
@@ -139,7 +147,7 @@ class ModelSpec:
                 top5=tag.top5,
                 licence=tag.licence,
                 paper=paper or self.paper,
-                weight_files=(hub_file(f"{source}.{tag.name}"),),
+                weight_files=(tag.file or hub_file(f"{source}.{tag.name}"),),
             )
             for tag in tags
         )

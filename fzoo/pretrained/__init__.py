@@ -22,7 +22,7 @@ from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
 from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
 from fzoo.weights.download import fetch
-from fzoo.weights.state_dict import is_state_dict, variables_of_state_dict
+from fzoo.weights.state_dict import TORCH_ENDINGS, import_torch, is_state_dict, variables_of_state_dict
 from fzoo.zoo import create, list_models, spec
 
 
@@ -94,6 +94,8 @@ def load(
         return module, random_variables(module, jax.random.key(0) if rng is None else rng)
     module = create(name, **{**needed(name), **create_options})
     file = published(name, module)
+    if file.name.endswith(TORCH_ENDINGS):
+        import_torch()  # before anything is downloaded
     proof = proof_of(file, module)
     path = fetch(file.url, file.name, proof, ", or pass the path of one: weights=PATH, --weights PATH")
     variables = load_variables(module, path)
@@ -126,7 +128,8 @@ def hint_at_tags(name: str, weights: str) -> Iterator[None]:
     try:
         yield
     except WeightsMismatch as e:
-        tags = list_models(f"{name}.*") if spec(name).weight_files else []  # else the graph is that of its tags
+        tags = [tag for tag in list_models(f"{name}.*") if spec(tag).is_torch]
+        tags = tags if spec(name).weight_files else []  # else the graph is that of its tags
         if not tags or not (weights == "weights" or is_state_dict(weights_file(weights))):
             raise
         hint = f"{weights} is a state dict of PyTorch's, whose {name} has a tag: {', '.join(tags)}"

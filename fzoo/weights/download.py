@@ -22,7 +22,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 #: What a published file is known by: its hash, "md5:..." or "sha256:..." (without the algorithm, the number of digits
-#: tells it); or, where none is published, what raises ValueError or OSError for a file that can't be it.
+#: tells it), or its first digits, `DIGITS` or more, where no more are published ("sha256:7ebf99e0"); or, where none is
+#: published, what raises ValueError or OSError for a file that can't be it.
 Proof = str | Callable[[Path], object]
 
 #: Seconds for a connection, and without a byte from it.
@@ -36,6 +37,9 @@ TEMPORARY = (500, 502, 503, 504)
 
 #: What is said of a file without a published hash.
 UNPROVEN = "no hash is published; its structure was checked"
+
+#: How many digits of a hash will do: by chance, they are those of one damaged file in four billion.
+DIGITS = 8
 
 _CHUNK = 1 << 16
 
@@ -51,6 +55,28 @@ class _Unavailable(OSError):
 def cache_dir() -> Path:
     """Where Keras keeps its files: `$KERAS_HOME/models`, or `~/.keras/models`."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
+
+
+def checked_by(proof: Proof) -> str:
+    """Say what was checked of a file that is right by this proof."""
+    if not isinstance(proof, str):
+        return UNPROVEN
+    algorithm, digits = parse_hash(proof)
+    whole = len(digits) == 2 * hashlib.new(algorithm).digest_size
+    return "hash is right" if whole else f"the first {len(digits)} digits of its hash are right, all that are published"
+
+
+def parse_hash(proof: str) -> tuple[str, str]:
+    """Split what is published of a hash: its algorithm, and the digits in lower case.
+
+    Raises:
+        ValueError: there are too few digits, or more than the hash has.
+    """
+    algorithm, _, digits = proof.lower().rpartition(":")
+    algorithm = algorithm or {32: "md5", 64: "sha256"}.get(len(digits), "")
+    if algorithm not in ("md5", "sha256") or not DIGITS <= len(digits) <= 2 * hashlib.new(algorithm).digest_size:
+        raise ValueError(f"the hash {proof!r} given, 'sha256:...' or 'md5:...' with {DIGITS} digits or more expected")
+    return algorithm, digits
 
 
 def file_hash(path: str | os.PathLike, algorithm: str) -> str:
@@ -177,9 +203,8 @@ def _fault(path: Path, proof: Proof) -> str | None:
         except (ValueError, OSError) as e:
             return str(e).replace(str(path), "it")
         return None
-    algorithm, _, digits = proof.rpartition(":")
-    algorithm = algorithm or ("md5" if len(digits) == 32 else "sha256")
-    right = file_hash(path, algorithm) == f"{algorithm}:{digits.lower()}"
+    algorithm, digits = parse_hash(proof)
+    right = file_hash(path, algorithm).startswith(f"{algorithm}:{digits}")
     return None if right else "its hash is not the published one"
 
 

@@ -1,7 +1,8 @@
 """The files of published ImageNet weights, as data: where each lies, its hash, what it was trained for.
 
 Keras gives no hash for MobileNet and MobileNetV2: of these, the number and shapes of the arrays are the only check. The
-Hub of Hugging Face, where timm's files lie, says a file's hash when it is asked for the file.
+Hub of Hugging Face, where timm's files lie, says a file's hash when it is asked for the file. PyTorch's own files have
+the first digits of theirs in their names.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 _BASE = "https://storage.googleapis.com/tensorflow/keras-applications/"
 _HUB = "https://huggingface.co/timm/"
+_TORCHVISION = "https://download.pytorch.org/models/"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,7 +23,8 @@ class WeightFile:
 
     Attributes:
         url: where it lies.
-        hash: of its content, "md5:..." or "sha256:...", or None where none is published beside it.
+        hash: of its content, "md5:..." or "sha256:...", where its first digits may be all that is published; None where
+            none is published beside it.
         include_top: whether it holds the classifier.
         name: in the cache; the URL's last part unless Keras calls it otherwise.
         options: what the model must have been created with, e.g. {"alpha": 0.5}.
@@ -38,7 +41,7 @@ class WeightFile:
     @property
     def is_state_dict(self) -> bool:
         """Whether it is PyTorch's, which a network without the top takes as well."""
-        return self.name.endswith(".safetensors")
+        return self.name.endswith((".safetensors", ".pth"))
 
     def __post_init__(self):
         object.__setattr__(self, "name", self.name or self.url.rsplit("/", 1)[1])
@@ -48,6 +51,14 @@ class WeightFile:
 def hub_file(name: str) -> WeightFile:
     """Return the file of timm's weights of this name, with its tag, on the Hub."""
     return WeightFile(f"{_HUB}{name}/resolve/main/model.safetensors", None, True, name=f"{name}.safetensors")
+
+
+def torchvision_file(name: str) -> WeightFile:
+    """Return torchvision's own file of this name, whose end are the first eight digits of its SHA-256.
+
+    It is one of `torch.save`, which fzoo[torch] reads.
+    """
+    return WeightFile(f"{_TORCHVISION}{name}.pth", f"sha256:{name.rpartition('-')[2]}", True)
 
 
 def _pair(stem: str, with_top: str, without: str, no_top: str = "_notop.h5", **options: Any) -> tuple[WeightFile, ...]:
@@ -120,6 +131,14 @@ def _efficientnet_v2(kind: str, with_top: str, without: str) -> tuple[WeightFile
 
 def _convnext(kind: str, with_top: str, without: str) -> tuple[WeightFile, ...]:
     return _pair(f"{_BASE}convnext/convnext_{kind}", f"sha256:{with_top}", f"sha256:{without}")
+
+
+def _regnet(kind: str, with_top: str, without: str) -> tuple[WeightFile, ...]:
+    return _pair(f"{_BASE}regnet/regnet{kind}", f"sha256:{with_top}", f"sha256:{without}")
+
+
+def _resnet_rs(kind: str, with_top: str, without: str) -> tuple[WeightFile, ...]:
+    return _pair(f"{_BASE}resnet_rs/resnet-rs-{kind}", f"md5:{with_top}", f"md5:{without}")
 
 
 # For each model of a family: its files, that for its default options first.
@@ -226,12 +245,149 @@ NASNET = {
     "NASNetMobile": _nasnet("mobile", "020fb642bf7360b370c678b08e0adf61", "1ed92395b5b598bdda52abe5c0dbfd63"),
 }
 
+REGNET = {
+    "RegNetX002": _regnet(
+        "x002",
+        "49fb46e56cde07fdaf57bffd851461a86548f6a3a4baef234dd37290b826c0b8",
+        "5445b66cd50445eb7ecab094c1e78d4d3d29375439d1a7798861c4af15ffff21",
+    ),
+    "RegNetX004": _regnet(
+        "x004",
+        "3523c7f5ac0dbbcc2fd6d83b3570e7540f7449d3301cc22c29547302114e4088",
+        "de139bf07a66c9256f2277bf5c1b6dd2d5a3a891a5f8a925a10c8a0a113fd6f3",
+    ),
+    "RegNetX006": _regnet(
+        "x006",
+        "340216ef334a7bae30daac9f414e693c136fac9ab868704bbfcc9ce6a5ec74bb",
+        "a43ec97ad62f86b2a96a783bfdc63a5a54de02eef54f26379ea05e1bf90a9505",
+    ),
+    "RegNetX008": _regnet(
+        "x008",
+        "8f145d6a5fae6da62677bb8d26eb92d0b9dfe143ec1ebf68b24a57ae50a2763d",
+        "3c7e4b0917359304dc18e644475c5c1f5e88d795542b676439c4a3acd63b7207",
+    ),
+    "RegNetX016": _regnet(
+        "x016",
+        "31c386f4c7bfef4c021a583099aa79c1b3928057ba1b7d182f174674c5ef3510",
+        "1b8e3d545d190271204a7b2165936a227d26b79bb7922bac5ee4d303091bf17a",
+    ),
+    "RegNetX032": _regnet(
+        "x032",
+        "6c025df1409e5ea846375bc9dfa240956cca87ef57384d93fef7d6fa90ca8c7f",
+        "9cd4522806c0fcca01b37874188b2bd394d7c419956d77472a4e072b01d99041",
+    ),
+    "RegNetX040": _regnet(
+        "x040",
+        "ba128046c588a26dbd3b3a011b26cb7fa3cf8f269c184c132372cb20b6eb54c1",
+        "b4ed0ca0b9a98e789e05000e830403a7ade4d8afa01c73491c44610195198afe",
+    ),
+    "RegNetX064": _regnet(
+        "x064",
+        "0f4489c3cd3ad979bd6b0324213998bcb36dc861d178f977997ebfe53c3ba564",
+        "3e706fa416a18dfda14c713423eba8041ae2509db3e0a611d5f599b5268a46c4",
+    ),
+    "RegNetX080": _regnet(
+        "x080",
+        "76320e43272719df648db37271a247c22eb6e810fe469c37a5db7e2cb696d162",
+        "7b1ce8e29ceefec10a6569640ee329dba7fbc98b5d0f6346aabade058b66cf29",
+    ),
+    "RegNetX120": _regnet(
+        "x120",
+        "5cafc461b78897d5e4f24e68cb406d18e75f31105ef620e7682b611bb355eb3a",
+        "36174ddd0299db04a42631d028abcb1cc7afec2b705e42bd28fcd325e5d596bf",
+    ),
+    "RegNetX160": _regnet(
+        "x160",
+        "8093f57a5824b181fb734ea21ae34b1f7ee42c5298e63cf6d587c290973195d2",
+        "9d1485050bdf19531ffa1ed7827c75850e0f2972118a996b91aa9264b088fd43",
+    ),
+    "RegNetX320": _regnet(
+        "x320",
+        "91fb3e6f4e9e44b3687e80977f7f4412ee9937c0c704232664fc83e4322ea01e",
+        "9db7eacc37b85c98184070e1a172e6104c00846f44bcd4e727da9e50d9692398",
+    ),
+    "RegNetY002": _regnet(
+        "y002",
+        "1e8091c674532b1a61c04f6393a9c570113e0197f22bd1b98cc4c4fe800c6465",
+        "f63221f63d625b8e201221499682587bfe29d33f50a4c4f4d53be00f66c0f12c",
+    ),
+    "RegNetY004": _regnet(
+        "y004",
+        "752fdbad21c78911bf1dcb8c513e5a0e14697b068e5d9e73525dbaa416d18d8e",
+        "45e6ba8309a17a77e67afc05228454b2e0ee6be0dae65edc0f31f1da10cc066b",
+    ),
+    "RegNetY006": _regnet(
+        "y006",
+        "98942e07b273da500ff9699a1f88aca78dfad4375faabb0bab784bb0dace80a9",
+        "b70261cba4e60013c99d130cc098d2fce629ff978a445663b6fa4f8fc099a2be",
+    ),
+    "RegNetY008": _regnet(
+        "y008",
+        "1b099377cc9a4fb183159a6f9b24bc998e5659d25a449f40c90cbffcbcfdcae4",
+        "b11f5432a216ee640fe9be6e32939defa8d08b8d136349bf3690715a98752ca1",
+    ),
+    "RegNetY016": _regnet(
+        "y016",
+        "b7ce1f5e223f0941c960602de922bcf846288ce7a4c33b2a4f2e4ac4b480045b",
+        "d7404f50205e82d793e219afb9eb2bfeb781b6b2d316a6128c6d7d7dacab7f57",
+    ),
+    "RegNetY032": _regnet(
+        "y032",
+        "6a6a545cf3549973554c9b94f0cd40e25f229fffb1e7f7ac779a59dcbee612bd",
+        "eb3ac1c45ec60f4f031c3f5180573422b1cf7bebc26c004637517372f68f8937",
+    ),
+    "RegNetY040": _regnet(
+        "y040",
+        "98d00118b335162bbffe8f1329e54e5c8e75ee09b2a5414f97b0ddfc56e796f6",
+        "b5be2a5e5f072ecdd9c0b8a437cd896df0efa1f6a1f77e41caa8719b7dfcb05d",
+    ),
+    "RegNetY064": _regnet(
+        "y064",
+        "65c948c7a18aaecaad2d1bd4fd978987425604ba6669ef55a1faa0069a2804b7",
+        "885c4b7ed7ea339daca7dafa1a62cb7d41b1068897ef90a5a3d71b4a2e2db31a",
+    ),
+    "RegNetY080": _regnet(
+        "y080",
+        "7a2c62da2982e369a4984d3c7c3b32d6f8d3748a71cb37a31156c436c37f3e95",
+        "3d119577e1e3bf8d153b895e8ea9e4ec150ff2d92abdca711b6e949c3fd7115d",
+    ),
+    "RegNetY120": _regnet(
+        "y120",
+        "a96ab0d27d3ae35a422ee7df0d789069b3e3217a99334e0ce861a96595bc5986",
+        "4a6fa387108380b730b71feea2ad80b5224b5ea9dc21dc156c93fe3c6186485c",
+    ),
+    "RegNetY160": _regnet(
+        "y160",
+        "45067240ffbc7ca2591313fee2f80dbdda6d66ec1a7451446f9a6d00d8f7ac6e",
+        "ead1e6b568be8f34447ec8941299a9df4368736ba9a8205de5427fa20a1fb316",
+    ),
+    "RegNetY320": _regnet(
+        "y320",
+        "b05e173e4ae635cfa22d06392ee3741284d17dadfee68f2aa6fd8cb2b7561112",
+        "cad78f74a586e24c61d38be17f3ae53bb9674380174d2585da1a526b8c20e1fd",
+    ),
+}
+
 RESNET = {
     "ResNet101": _resnet("resnet101", "f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
     "ResNet152": _resnet("resnet152", "100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
     "ResNet50": _resnet("resnet50", "2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
     "ResNeXt101": _resnet("resnext101", "34fb605428fcc7aa4d62f44404c11509", "0f678c91647380debd923963594981b3"),
     "ResNeXt50": _resnet("resnext50", "67a5b30d522ed92f75a1f16eef299d1a", "62527c363bdd9ec598bed41947b379fc"),
+}
+
+RESNET_RS = {
+    "ResNetRS50.i160": _resnet_rs("50-i160", "69d9d925319f00a8bdd4af23c04e4102", "90daa68cd26c95aa6c5d25451e095529"),
+    "ResNetRS101.i160": _resnet_rs("101-i160", "544b3434d00efc199d66e9058c7f3379", "82d5b90c5ce9d710da639d6216d0f979"),
+    "ResNetRS101.i192": _resnet_rs("101-i192", "eb285be29ab42cf4835ff20a5e3b5d23", "f9a0f6b85faa9c3db2b6e233c4eebb5b"),
+    "ResNetRS152.i192": _resnet_rs("152-i192", "8d72a301ed8a6f11a47c4ced4396e338", "5fbf7ac2155cb4d5a6180ee9e3aa8704"),
+    "ResNetRS152.i224": _resnet_rs("152-i224", "31a46a92ab21b84193d0d71dd8c3d03b", "dc8b2cba2005552eafa3167f00dc2133"),
+    "ResNetRS152.i256": _resnet_rs("152-i256", "ba6271b99bdeb4e7a9b15c05964ef4ad", "fa79794252dbe47c89130f65349d654a"),
+    "ResNetRS200.i256": _resnet_rs("200-i256", "a76930b741884e09ce90fa7450747d5f", "bbdb3994718dfc0d1cd45d7eff3f3d9c"),
+    "ResNetRS270.i256": _resnet_rs("270-i256", "20d575825ba26176b03cb51012a367a8", "2c42ecb22e35f3e23d2f70babce0a2aa"),
+    "ResNetRS350.i256": _resnet_rs("350-i256", "f4a039dc3c421321b7fc240494574a68", "6e44b55025bbdff8f51692a023143d66"),
+    "ResNetRS350.i320": _resnet_rs("350-i320", "7ccb858cc738305e8ceb3c0140bee393", "ab0c1f9079d2f85a9facbd2c88aa6079"),
+    "ResNetRS420.i320": _resnet_rs("420-i320", "ae0eb9bed39e64fc8d7e0db4018dc7e8", "fe6217c32be8305b1889657172b98884"),
 }
 
 RESNET_V2 = {

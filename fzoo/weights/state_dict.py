@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -128,7 +130,7 @@ def places(module: Classifier, library: str) -> dict[str, Place]:
     """
     names = module.torch_names()
     if library not in names:
-        have = f", {' and '.join(names)} have it" if names else ": neither timm's nor torchvision's names are known"
+        have = f", {' and '.join(names)} {'has' if len(names) == 1 else 'have'} it" if names else ": neither timm's nor torchvision's names are known"
         raise ValueError(f"{library} has no such {type(module).__name__}{have}")
     nodes = {node.name: node for node in trace(module).nodes}
     fixed = {slot.path for slot, _ in constants(module)}
@@ -177,7 +179,8 @@ def torch_name(layer: str, rules: Mapping[str, str]) -> tuple[str, str]:
     Raises:
         ValueError: none does, or several.
     """
-    fitting = [(fit, rule) for pattern, rule in rules.items() if (fit := re.fullmatch(pattern, layer))]
+    matches = ((re.fullmatch(pattern, layer), rule) for pattern, rule in rules.items())
+    fitting = [(fit, rule) for fit, rule in matches if fit]
     if len(fitting) != 1:
         raise ValueError(f"the layer {layer!r} has {len(fitting)} names in a state dict, one expected")
     ((fit, rule),) = fitting
@@ -185,9 +188,11 @@ def torch_name(layer: str, rules: Mapping[str, str]) -> tuple[str, str]:
 
     def filled(place: re.Match[str]) -> str:
         group, less = fit[int(place[1])], place[2]
+        if less == "-a":
+            return str(functools.reduce(lambda number, letter: 26 * number + ord(letter) - 96, group, 0) - 1)
         return group if less is None else str(int(group) + int(less))
 
-    return re.sub(r"\{(\d)([+-]\d+)?\}", filled, name), kept_as
+    return re.sub(r"\{(\d)([+-]\d+|-a)?\}", filled, name), kept_as
 
 
 def variables_of_state_dict(module: Classifier, arrays: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -328,6 +333,19 @@ def state_dict(module: Classifier, variables: Any, library: str = "torch") -> di
     return {name: place.from_variable(values[place.slot.path]) for name, place in places(module, library).items()}
 
 
+def import_torch() -> ModuleType:
+    """Return PyTorch.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("PyTorch is not installed: pip install 'fzoo[torch]'") from None
+    return torch
+
+
 @contextlib.contextmanager
 def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
     """Open a file that `torch.save` wrote: its arrays by their names. No code of it is run.
@@ -341,10 +359,7 @@ def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
         raise IsADirectoryError(f"{path} is a directory, a file expected")
     if not path.exists():
         raise missing("weights file", path)
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("PyTorch is not installed: pip install 'fzoo[torch]'") from None
+    torch = import_torch()
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # pickle, zipfile, and PyTorch's own reader raise many classes
