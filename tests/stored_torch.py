@@ -12,6 +12,7 @@ import functools
 import gzip
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch_cases import CASES, TORCHVISION
 
 import fzoo
 from fzoo.layers.classifier import Classifier
-from fzoo.weights.state_dict import COUNTER, constants, put, state_dict
+from fzoo.layers.graph import trace
+from fzoo.weights.state_dict import COUNTER, constants, put, state_dict, torch_name
 
 FOLDER = Path(__file__).parent / "stored" / "torch"
 
@@ -94,6 +96,10 @@ def measure_torch(name: str, packed: np.ndarray | None = None) -> dict[str, np.n
         return hook
 
     modules = dict(network.named_modules())
+    for node in trace(module).nodes:
+        if "epsilon" in node.config:  # no tolerance tells 1.001e-5 from 1e-5
+            inside = torch_name(node.name, module.torch_names()[case.library])[0]
+            assert np.isclose(node.config["epsilon"], modules[inside].eps, 1e-6, 0), node.name
     for layer, inside in case.taps.items():
         modules[inside].register_forward_hook(keep(layer))
     with torch.no_grad():
@@ -117,7 +123,9 @@ def arrays_of(library: str, name: str) -> dict[str, list[int]]:
         else:
             from torchvision import models
 
-            network = models.get_model(name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of Inception's initial weights, which are not made
+                network = models.get_model(name)
     return {key: list(value.shape) for key, value in network.state_dict().items() if not key.endswith(COUNTER)}
 
 

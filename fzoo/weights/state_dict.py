@@ -180,7 +180,8 @@ def torch_name(layer: str, rules: Mapping[str, str]) -> tuple[str, str]:
     Raises:
         ValueError: none does, or several.
     """
-    fitting = [(fit, rule) for pattern, rule in rules.items() for fit in re.finditer(rf"\A(?:{pattern})\Z", layer)]
+    matches = ((re.fullmatch(pattern, layer), rule) for pattern, rule in rules.items())
+    fitting = [(fit, rule) for fit, rule in matches if fit]
     if len(fitting) != 1:
         raise ValueError(f"the layer {layer!r} has {len(fitting)} names in a state dict, one expected")
     ((fit, rule),) = fitting
