@@ -292,11 +292,21 @@ def test_keras_graphs_do_not_take_them(tmp_path):
     module, variables = small_torch_network(SMALL)
     arrays, file = state_dict(module, variables), tmp_path / "x.safetensors"
     fzoo.save_variables(module, variables, file, layout="torchvision")
+    keras_graph = {"blocks": (1, 2, 1, 1), "classes": 7}
     for weights in (arrays, file):
-        with pytest.raises(
-            WeightsMismatch, match=r"ResNet50 has a tag: ResNet50\.a1_in1k, .*conv1\.bias \(64,\) is missing"
-        ):
-            fzoo.load("ResNet50", weights=weights, blocks=(1, 2, 1, 1), classes=7)
+        with pytest.raises(WeightsMismatch, match=r"its tags are for those of PyTorch's \(ResNet50\.a1_in1k, "):
+            fzoo.load("ResNet50", weights=weights, **keras_graph)
+        with pytest.raises(ValueError, match="is a state dict of PyTorch's, and neither library has this ResNet"):
+            fzoo.load("ResNet50", weights=weights, preprocessing="torch", **keras_graph)
+        options = {"stride_in_3x3": True, "use_bias": False, "epsilon": 1e-5}
+        module, _ = fzoo.load("ResNet50", weights=weights, preprocessing="torch", **keras_graph, **options)
+        assert module.preprocessing == "torch" and module.tag is None
+    vgg = fzoo.create("VGG16", classes=3, input_shape=(32, 32, 3))  # of which all arrays would fit
+    arrays = state_dict(vgg, random_variables(vgg, statistics={}))
+    with pytest.raises(
+        WeightsMismatch, match=r"weights is a state dict .* VGG16 is for Keras's weights: .*VGG16\.tv_in1k"
+    ):
+        fzoo.load("VGG16", weights=arrays, classes=3, input_shape=(32, 32, 3))
     with pytest.raises(ValueError, match="name of one expected"):
         fzoo.load(weights=file)
     with pytest.raises(ValueError, match="the name of a model expected"):

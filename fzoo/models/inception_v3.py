@@ -56,7 +56,9 @@ class InceptionV3(Classifier):
 
     @nn.nowrap
     def torch_names(self) -> dict[str, dict[str, str]]:
-        """Return the names that both libraries have."""
+        """Return the names that both libraries have, whose BNs have a gamma, and whose pools count the padding."""
+        if not (self.scale and self.count_include_pad):
+            return {}
         convs = [*STEM, *(f"Mixed_{block}.branch{conv}" for block, convs in BLOCKS.items() for conv in convs)]
         names = {"predictions": "fc"}
         for i, conv in enumerate(convs):

@@ -76,7 +76,9 @@ class RegNet(Classifier):
 
     @nn.nowrap
     def torch_names(self) -> dict[str, dict[str, str]]:
-        """Return the names that both libraries have."""
+        """Return the names that both libraries have, which pad symmetrically."""
+        if not self.symmetric_padding:
+            return {}
         stem, block = rf"{re.escape(self.prefix)}_stem_", rf"{re.escape(self.prefix)}_Stage_(\d)_.Block_(\d+)_"
         excite = {"squeeze_and_excite_squeeze": "se.fc1", "squeeze_and_excite_excite": "se.fc2"}
         timm = {"1x1_1": "conv1.", "3x3": "conv2.", "1x1_2": "conv3."}

@@ -70,7 +70,9 @@ class ResNet(Classifier):
 
     @nn.nowrap
     def torch_names(self) -> dict[str, dict[str, str]]:
-        """Return the names that both libraries have."""
+        """Return the names that both libraries have, whose convolutions have no biases, and strides in the 3x3."""
+        if self.use_bias or (self.block == "bottleneck" and not self.stride_in_3x3):
+            return {}
         names = {
             "conv1_conv": "conv1",
             "conv1_bn": "bn1",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from fzoo.pretrained.comparison import check_same_network
 from fzoo.pretrained.imagenet import needed, proof_of, published
 from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
-from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
+from fzoo.weights import WeightsMismatch, kind, load_planned, load_variables, weights_file
 from fzoo.weights.download import fetch
 from fzoo.weights.state_dict import TORCH_ENDINGS, import_torch, is_state_dict, variables_of_state_dict
 from fzoo.zoo import create, list_models, spec
@@ -82,8 +81,9 @@ def load(
             trace(module)
         except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for
             raise ValueError(f"{weights}: no such network can be made: {one_line(e)}") from e
-        with hint_at_tags(name, str(weights)):
-            variables = load_variables(module, weights)
+        if kind(weights) in ("torch", "safetensors") and is_state_dict(weights_file(weights)):
+            check_tag(name, create_options, str(weights))
+        variables = load_variables(module, weights)
         if whole is not None:
             check_same_network(module, name, weights_file(weights), whole)
         return module, variables
@@ -118,22 +118,24 @@ def load_state_dict(
     if name is None:
         raise ValueError("the name of a model expected with a mapping of arrays; fzoo.list_models() has them")
     module = create(name, **create_options)
-    with hint_at_tags(name, "weights"):
-        return module, variables_of_state_dict(module, arrays, "weights")
+    check_tag(name, create_options, "weights")
+    return module, variables_of_state_dict(module, arrays, "weights")
 
 
-@contextlib.contextmanager
-def hint_at_tags(name: str, weights: str) -> Iterator[None]:
-    """Say, where PyTorch's weights do not fit a model without a tag, which tags it has: graphs of PyTorch's differ."""
-    try:
-        yield
-    except WeightsMismatch as e:
-        tags = [tag for tag in list_models(f"{name}.*") if spec(tag).is_torch]
-        tags = tags if spec(name).weight_files else []  # else the graph is that of its tags
-        if not tags or not (weights == "weights" or is_state_dict(weights_file(weights))):
-            raise
-        hint = f"{weights} is a state dict of PyTorch's, whose {name} has a tag: {', '.join(tags)}"
-        raise WeightsMismatch(hint, e.problems) from e
+def check_tag(name: str, create_options: Mapping[str, Any], weights: str) -> None:
+    """Refuse PyTorch's weights for a model whose own are Keras's: no array tells that they want other pixels.
+
+    Raises:
+        WeightsMismatch: neither a tag nor the preprocessing is named.
+    """
+    record = spec(name)
+    tags = [tag for tag in list_models(f"{name}.*") if spec(tag).is_torch]
+    if tags and record.weight_files and not record.is_torch and "preprocessing" not in create_options:
+        raise WeightsMismatch(
+            f"{weights} is a state dict of PyTorch's, and {name} is for Keras's weights: its tags are for those of "
+            f"PyTorch's ({', '.join(tags)}), or preprocessing=... says what these want of pixels",
+            [],
+        )
 
 
 def load_model(

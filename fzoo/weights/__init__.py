@@ -91,7 +91,7 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
     path = weights_file(path)
     if kind(path) == "keras":
         return load_keras_weights(module, path)
-    if kind(path) == "torch" or (module.torch_names() and is_state_dict(path)):
+    if kind(path) in ("torch", "safetensors") and is_state_dict(path):
         slots(module)
         with open_torch_arrays(path) as arrays:
             return variables_of_state_dict(module, arrays, str(path))

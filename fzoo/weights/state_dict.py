@@ -236,6 +236,8 @@ class Fit(NamedTuple):
 
 def fit_state_dict(module: Classifier, arrays: Mapping[str, Any], source: str) -> Fit:
     """Find a network's arrays in a state dict; none is read. Raises as `variables_of_state_dict`."""
+    if not module.torch_names():
+        raise ValueError(f"{source} is a state dict of PyTorch's, and neither library has this {type(module).__name__}")
     names = {name for name in arrays if not name.endswith(COUNTER) and not name.startswith(module.torch_unused)}
     network, library, wanted = nearest_network(module, names)
     kept = set(slots(module) if network is module else names_with_top(module, network).values())
