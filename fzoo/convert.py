@@ -195,7 +195,7 @@ def fitting_state_dict(name: str, arrays: Mapping[str, Any], path: Path) -> Fit 
     """Find how a model with a tag fits a state dict, with its top or without; None if it does not."""
     for include_top in (True, False):
         options: dict[str, Any] = {} if include_top else {"include_top": False}
-        module = create(name, **options)
+        module = create(name, **options).clone(tag=None, preprocessing=None)  # which share what is traced
         places = nearest_network(module, set(arrays))[2]
         biases = [key for key, place in places.items() if place.slot.array == "bias" and key in arrays]
         if include_top and biases and (classes := np.shape(arrays[biases[-1]])[-1:]) not in ((), (0,), (1000,)):
@@ -203,7 +203,8 @@ def fitting_state_dict(name: str, arrays: Mapping[str, Any], path: Path) -> Fit 
         if options.get("classes") == 1:
             options["classifier_activation"] = "sigmoid"  # of one class, a softmax says nothing
         try:
-            fit = fit_state_dict(create(name, **options), arrays, str(path))
+            graph = create(name, **options).clone(tag=None, preprocessing=None)
+            fit = fit_state_dict(graph, arrays, str(path))
         except ValueError:
             continue
         named = tuple((key, "/".join(place.slot.path), place.shape) for key, place in fit.places.items())

@@ -30,7 +30,7 @@ from stored_torch import (
 import fzoo
 from fzoo.layers.graph import trace
 from fzoo.weights import WeightsMismatch
-from fzoo.weights.mapping import slots
+from fzoo.weights.mapping import check_variables, slots
 from fzoo.weights.state_dict import constants, places, state_dict, torch_name, variables_of_state_dict
 
 TAGGED = [name for name in fzoo.list_models(tagged=True) if fzoo.spec(name).is_torch]
@@ -49,6 +49,16 @@ needs_torch = pytest.mark.skipif(not has_torch, reason="PyTorch, timm and torchv
 SMALL = "ResNet50.tv2_in1k torchvision"
 
 
+#: The cases whose way through a file is quick: kernels, a map that is flattened or a convolution, constants, parts.
+ROUND_TRIPS = {
+    SMALL,
+    "VGG11.tv_in1k timm",
+    "VGG11_BN.tv_in1k torchvision",
+    "EfficientNetB0.ns_jft_in1k timm",
+    "ConvNeXtTiny.in12k_ft_in1k timm",
+}
+
+
 def graphs():
     """One tag of each network; those beyond one of each family are slow."""
     return [
@@ -60,25 +70,35 @@ def graphs():
 # -- what PyTorch gave -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_small_versions(name):
-    """Output and three taps, as the network stands and in its form for inference."""
+def forms():
+    """Every case as it stands, and in its form for inference, which beyond some is slow."""
+    folded = ("ResNet50.tv2_in1k torchvision", "ConvNeXtTiny.in12k_ft_in1k timm", "MobileNetV3Small.lamb_in1k timm")
+    return [
+        pytest.param(name, form, marks=pytest.mark.slow if form == "optimized" and name not in folded else ())
+        for name in CASES
+        for form in ("plain", "optimized")
+    ]
+
+
+@pytest.mark.parametrize(("name", "form"), forms())
+def test_small_versions(name, form):
+    """Output and three taps."""
     case, (module, variables) = CASES[name], small_torch_network(name)
     theirs, images = stored_torch_values(), images_for(module, 2)
     assert_alive(theirs[f"{name} output"])
-    for form in ("plain", "optimized"):
-        if form == "optimized":
-            module, variables = fzoo.optimize_for_inference(module, variables)
-        gone = dict(module.prepared.gone) if module.prepared else {}
-        taps = tuple(layer for layer in case.taps if layer not in gone)
-        output, tapped = jax.jit(
-            lambda v, x, m=module, t=taps: (m.apply(v, x), m.apply(v, x, t, method="endpoints")),
-            compiler_options=COMPILER_OPTIONS,
-        )(variables, images)
-        assert_close(output, theirs[f"{name} output"], f"{name}, {form}")
-        for layer, values in zip(case.taps, theirs[f"{name} values"], strict=True):
-            if layer in tapped:
-                assert_summaries_close(summarise(layer, tapped[layer]), values, f"{name}, {layer}, {form}", 1e-4)
+    if form == "optimized":
+        module, variables = fzoo.optimize_for_inference(module, variables)
+    gone = dict(module.prepared.gone) if module.prepared else {}
+    taps = tuple(layer for layer in case.taps if layer not in gone)
+
+    def tap(variables, images):
+        return module.apply(variables, images), module.apply(variables, images, taps, method="endpoints")
+
+    output, tapped = jax.jit(tap, compiler_options=COMPILER_OPTIONS)(variables, images)
+    assert_close(output, theirs[f"{name} output"], f"{name}, {form}")
+    for layer, values in zip(case.taps, theirs[f"{name} values"], strict=True):
+        if layer in tapped:
+            assert_summaries_close(summarise(layer, tapped[layer]), values, f"{name}, {layer}, {form}", 1e-4)
 
 
 @pytest.mark.parametrize("name", graphs())
@@ -177,7 +197,10 @@ def test_tags(name):
 # -- state dicts in and out --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ROUND_TRIPS else pytest.mark.slow) for name in CASES],
+)
 def test_round_trip(name, tmp_path):
     """Bit for bit, through a file and from memory, without the top and with what is left out beside it."""
     case, (module, variables) = CASES[name], small_torch_network(name)
@@ -197,9 +220,7 @@ def test_round_trip(name, tmp_path):
     assert_equal(variables_of_state_dict(module, {**arrays, **counters, **unused}, "x"), variables)
     bare = case.create(include_top=False, pooling="avg")
     kept = variables_of_state_dict(bare, arrays, "x")
-    images = images_for(module, 2)
-    output = jax.jit(bare.apply, compiler_options=COMPILER_OPTIONS)(kept, images)
-    assert output.ndim == 2 and set(kept["params"]) <= set(trace(bare).variables["params"])
+    check_variables(bare, kept)
     layers, where = set(slots(bare)), places(module, case.library)
     below = {k: v for k, v in arrays.items() if where[k].slot.layer in layers}
     if layers <= set(slots(module)):  # its file without the top, as `include_top=False` saves it
@@ -493,6 +514,7 @@ def test_without_pytorch(tmp_path):
         fzoo.load("MobileNetV2.tv_in1k")
 
 
+@pytest.mark.slow
 def test_a_licence_is_told_once(offline):
     """Where it forbids commercial use; the file is in the cache."""
     name, options = "ResNeXt50.fb_swsl_ig1b_ft_in1k", {"include_top": False}
