@@ -52,10 +52,27 @@ SHAPES = (
     (28, 256, 256, (3, 3), 2, 1),
     (17, 192, 192, (7, 1), 1, 1),
     (35, 48, 64, (5, 5), 1, 1),
+    (56, 128, 128, (3, 3), 1, 32),
     (28, 256, 256, (3, 3), 1, 32),
+    (14, 512, 512, (3, 3), 1, 32),
+    (7, 1024, 1024, (3, 3), 1, 32),
+    (14, 152, 152, (3, 3), 1, 19),
+    (14, 336, 336, (3, 3), 1, 14),
+    (28, 240, 240, (3, 3), 1, 6),
+    (14, 432, 432, (3, 3), 1, 9),
 )
 
-WAYS = ("XLA", "XLA + YNNPACK", "shifted", "product", "columns", "columns by rows", "Winograd", "Winograd, prepared")
+WAYS = (
+    "XLA",
+    "XLA + YNNPACK",
+    "shifted",
+    "by groups",
+    "product",
+    "columns",
+    "columns by rows",
+    "Winograd",
+    "Winograd, prepared",
+)
 
 
 def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
@@ -69,6 +86,8 @@ def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
     found = {"XLA": (library, False), "XLA + YNNPACK": (library, True)}
     if ops.is_depthwise(conv):
         found["shifted"] = (lambda x, w: ops.depthwise_shifted(conv, x, w), False)
+    if 1 < conv.groups < conv.inputs:
+        found["by groups"] = (lambda x, w: ops.by_groups(conv, x, w), False)
     if conv.groups == 1:
         found["columns"] = (lambda x, w: ops.columns(conv, x, w), False)
     if ops.is_pointwise(conv):
@@ -87,6 +106,7 @@ def chosen(conv: ops.Convolution) -> str:
     form = ops.cpu_form(conv)
     names = {
         ops.depthwise_shifted: "shifted",
+        ops.by_groups: "by groups",
         ops.pointwise: "product",
         ops.columns: "columns",
         ops.row_columns: "columns by rows",

@@ -34,7 +34,11 @@ CONVOLUTIONS = {
     "Winograd, 7x1": ((1, 17, 18, 64), (7, 1, 64, 72), 1, "SAME", 1, ops.winograd),
     "Winograd, 7x1 in small tiles": ((6, 8, 8, 64), (7, 1, 64, 64), 1, "SAME", 1, ops.winograd),
     "1x7 of few channels": ((1, 17, 17, 16), (1, 7, 16, 16), 1, "SAME", 1, None),
-    "grouped": ((1, 20, 20, 64), (3, 3, 16, 64), 1, "SAME", 4, None),
+    "grouped": ((1, 20, 20, 64), (3, 3, 16, 64), 1, "SAME", 4, ops.by_groups),
+    "grouped, four together": ((2, 9, 11, 32), (3, 3, 4, 32), 1, "SAME", 8, ops.by_groups),
+    "grouped, none together": ((1, 9, 8, 40), (3, 3, 8, 80), 1, "VALID", 5, ops.by_groups),
+    "grouped, of stride 2": ((1, 10, 9, 48), (3, 3, 8, 48), 2, ((1, 1), (1, 1)), 6, ops.by_groups),
+    "grouped, of many channels": ((1, 9, 9, 96), (3, 3, 48, 96), 1, "SAME", 2, None),
 }
 
 

@@ -106,6 +106,31 @@ def _shifted(conv: Convolution, x: Array, kernel: Array, spread: Callable[[Array
     return lax.convert_element_type(total, x.dtype)
 
 
+def by_groups(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c_group o"]
+) -> Float[Array, "n ho wo o"]:
+    """Convolve in groups as a convolution of its own for each, or for a few small ones together.
+
+    Those share a kernel that is zero between them: XLA's convolution runs far below its best for a few channels.
+    """
+    together = groups_together(conv)
+    parts = conv.groups // together
+    kernels = jnp.split(kernel, parts, axis=3)
+    if together > 1:
+        mask = jnp.repeat(jnp.repeat(jnp.eye(together), conv.inputs // conv.groups, 0), conv.outputs // conv.groups, 1)
+        kernels = [jnp.tile(part, (1, 1, together, 1)) * mask.astype(part.dtype)[None, None] for part in kernels]
+    run = functools.partial(
+        lax.conv_general_dilated, window_strides=conv.strides, padding=conv.pads, dimension_numbers=NHWC
+    )
+    return jnp.concatenate([run(*part) for part in zip(jnp.split(x, parts, axis=3), kernels, strict=True)], axis=3)
+
+
+def groups_together(conv: Convolution) -> int:
+    """Return how many groups make some 16 channels together: a divisor of their number."""
+    most = max(1, 16 // (conv.inputs // conv.groups))
+    return next(count for count in range(most, 0, -1) if conv.groups % count == 0)
+
+
 def pointwise(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "1 1 c o"]
 ) -> Float[Array, "n ho wo o"]:
@@ -181,6 +206,11 @@ def is_depthwise(conv: Convolution) -> bool:
     return conv.groups == conv.inputs > 1
 
 
+def is_grouped(conv: Convolution) -> bool:
+    """Tell whether there are groups of so few channels that XLA's own grouped convolution is slower."""
+    return 1 < conv.groups < conv.inputs and conv.inputs // conv.groups < 48
+
+
 def is_pointwise(conv: Convolution) -> bool:
     """Tell whether the kernel is of one pixel, and for all channels together."""
     return conv.kernel == (1, 1) and conv.groups == 1
@@ -219,6 +249,7 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
 #: What a CPU runs instead of XLA's convolution: the first that fits.
 CPU_FORMS = (
     Form(is_depthwise, depthwise_shifted),
+    Form(is_grouped, by_groups),
     Form(is_pointwise, pointwise),
     Form(is_small_stem, row_columns),
     Form(is_narrow, columns),
