@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import re
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -18,8 +19,9 @@ from jaxtyping import Array, Float
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import FLAG, NAME, POSITIVE, RATE, counts, option, or_none
-from fzoo.models.spec import ModelSpec, Tag
+from fzoo.models.spec import ModelSpec, Tag, torchvision_tag
 from fzoo.weights import published
+from fzoo.weights.published import torchvision_file
 
 
 class ConvNeXt(Classifier):
@@ -201,6 +203,12 @@ ConvNeXtXLarge = variant(
 #: The preprocessing with which the weights were trained is the network's own.
 tag = partial(Tag, preprocessing="none")
 
+
+def torchvision(file: str, **facts: Any) -> Tag:
+    """Make the tag of torchvision's own file, by its name after "convnext_"."""
+    return torchvision_tag("tv_in1k", preprocessing="none", file=torchvision_file(f"convnext_{file}"), **facts)
+
+
 TAGS = (
     *ConvNeXtTiny.with_tags(
         "convnext_tiny",
@@ -211,6 +219,7 @@ TAGS = (
         tag("fb_in22k_ft_in1k", top1=0.829, top5=0.96616),
         tag("fb_in22k_ft_in1k_384", top1=0.84098, top5=0.97138, size=384, crop=None),
         tag("fb_in1k", top1=0.82066, top5=0.95854),
+        torchvision("tiny-983f1562", crop=0.949, top1=0.8252, top5=0.96146),
     ),
     *ConvNeXtSmall.with_tags(
         "convnext_small",
@@ -221,6 +230,7 @@ TAGS = (
         tag("fb_in22k_ft_in1k", top1=0.84582, top5=0.97414),
         tag("fb_in22k_ft_in1k_384", top1=0.85752, top5=0.97878, size=384, crop=None),
         tag("fb_in1k", top1=0.83144, top5=0.96432),
+        torchvision("small-0c510722", crop=0.974, top1=0.83616, top5=0.9665),
     ),
     *ConvNeXtBase.with_tags(
         "convnext_base",
@@ -229,6 +239,7 @@ TAGS = (
         tag("fb_in22k_ft_in1k", top1=0.85814, top5=0.97856),
         tag("fb_in22k_ft_in1k_384", top1=0.86826, top5=0.98244, size=384, crop=None),
         tag("fb_in1k", top1=0.83838, top5=0.96746),
+        torchvision("base-6075fbad", crop=0.966, top1=0.84062, top5=0.9687),
     ),
     *ConvNeXtLarge.with_tags(
         "convnext_large",
@@ -237,6 +248,7 @@ TAGS = (
         tag("fb_in22k_ft_in1k", top1=0.86612, top5=0.98036),
         tag("fb_in22k_ft_in1k_384", top1=0.87456, top5=0.9838, size=384, crop=None),
         tag("fb_in1k", top1=0.84304, top5=0.96892),
+        torchvision("large-ea097f82", crop=0.966, top1=0.84414, top5=0.96976),
     ),
     *ConvNeXtXLarge.with_tags(
         "convnext_xlarge",

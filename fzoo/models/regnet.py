@@ -21,6 +21,7 @@ import operator
 import re
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -29,8 +30,9 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.initializers import he_normal
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import COUNT, FLAG, NAME, counts, one_of, option
-from fzoo.models.spec import ModelSpec, Tag
+from fzoo.models.spec import ModelSpec, Tag, torchvision_tag
 from fzoo.weights import published
+from fzoo.weights.published import torchvision_file
 
 
 class RegNet(Classifier):
@@ -235,40 +237,86 @@ swag_tuned = partial(
 swag_linear = partial(Tag, "swag_lc_in1k", crop=0.965, licence="CC BY-NC 4.0")
 
 
+def torchvision1(file: str, **facts: Any) -> Tag:
+    """Make the tag of torchvision's first weights, its own file, by its name after "regnet_"."""
+    return torchvision_tag("tv_in1k", file=torchvision_file(f"regnet_{file}"), **facts)
+
+
 def tagged(model: ModelSpec, *tags: Tag) -> tuple[ModelSpec, ...]:
     """Make the records of timm's weights: regnetx_002 is RegNetX002."""
     return model.with_tags(f"regnet{model.name[6].lower()}_{model.name[7:]}", TORCH, model.parameters, *tags)
 
 
-def tagged_as_wide(model: ModelSpec, widths: tuple[int, ...], parameters: int, tag: Tag) -> tuple[ModelSpec, ...]:
-    """Make the record of torchvision's weights where its widths are others: of timm's regnetx_004_tv."""
+def tagged_as_wide(model: ModelSpec, widths: tuple[int, ...], parameters: int, *tags: Tag) -> tuple[ModelSpec, ...]:
+    """Make the records of torchvision's weights where its widths are others: of timm's regnetx_004_tv."""
     source = f"regnet{model.name[6].lower()}_{model.name[7:]}_tv"
-    return model.with_tags(source, {**TORCH, "widths": widths}, parameters, tag)
+    return model.with_tags(source, {**TORCH, "widths": widths}, parameters, *tags)
 
 
 TAGS = (
     *tagged(RegNetX002, pycls(top1=0.68758, top5=0.88568)),
     *tagged(RegNetX004, pycls(top1=0.72482, top5=0.9084)),
     *tagged(RegNetX006, pycls(top1=0.73904, top5=0.9164)),
-    *tagged(RegNetX008, pycls(top1=0.75054, top5=0.92338), torchvision2(top1=0.77294, top5=0.93664)),
-    *tagged(RegNetX016, pycls(top1=0.76936, top5=0.93432), torchvision2(top1=0.7944, top5=0.94768)),
-    *tagged(RegNetX032, pycls(top1=0.7816, top5=0.94088), torchvision2(top1=0.80916, top5=0.95248)),
+    *tagged(
+        RegNetX008,
+        pycls(top1=0.75054, top5=0.92338),
+        torchvision2(top1=0.77294, top5=0.93664),
+        torchvision1("x_800mf-ad17e45c", top1=0.75212, top5=0.92348),
+    ),
+    *tagged(
+        RegNetX016,
+        pycls(top1=0.76936, top5=0.93432),
+        torchvision2(top1=0.7944, top5=0.94768),
+        torchvision1("x_1_6gf-e3633e7f", top1=0.7704, top5=0.9344),
+    ),
+    *tagged(
+        RegNetX032,
+        pycls(top1=0.7816, top5=0.94088),
+        torchvision2(top1=0.80916, top5=0.95248),
+        torchvision1("x_3_2gf-f342aeae", top1=0.78364, top5=0.93992),
+    ),
     *tagged(RegNetX040, pycls(top1=0.78486, top5=0.94252)),
     *tagged(RegNetX064, pycls(top1=0.79062, top5=0.94468)),
-    *tagged(RegNetX080, pycls(top1=0.79214, top5=0.94542), torchvision2(top1=0.81552, top5=0.9554)),
+    *tagged(
+        RegNetX080,
+        pycls(top1=0.79214, top5=0.94542),
+        torchvision2(top1=0.81552, top5=0.9554),
+        torchvision1("x_8gf-03ceed89", top1=0.79344, top5=0.94686),
+    ),
     *tagged(RegNetX120, pycls(top1=0.79608, top5=0.94734)),
-    *tagged(RegNetX160, pycls(top1=0.79844, top5=0.94852), torchvision2(top1=0.82574, top5=0.96058)),
-    *tagged(RegNetX320, pycls(top1=0.80258, top5=0.95016), torchvision2(top1=0.82824, top5=0.962)),
+    *tagged(
+        RegNetX160,
+        pycls(top1=0.79844, top5=0.94852),
+        torchvision2(top1=0.82574, top5=0.96058),
+        torchvision1("x_16gf-2007eb11", top1=0.80058, top5=0.94944),
+    ),
+    *tagged(
+        RegNetX320,
+        pycls(top1=0.80258, top5=0.95016),
+        torchvision2(top1=0.82824, top5=0.962),
+        torchvision1("x_32gf-9d47f8d0", top1=0.80622, top5=0.95248),
+    ),
     *tagged(RegNetY002, pycls(top1=0.70288, top5=0.89544)),
-    *tagged(RegNetY004, pycls(top1=0.74004, top5=0.91756), torchvision2(top1=0.75594, top5=0.92706)),
+    *tagged(
+        RegNetY004,
+        pycls(top1=0.74004, top5=0.91756),
+        torchvision2(top1=0.75594, top5=0.92706),
+        torchvision1("y_400mf-c65dace8", top1=0.74046, top5=0.91716),
+    ),
     *tagged(RegNetY006, pycls(top1=0.75274, top5=0.92532)),
     *tagged(RegNetY008, pycls(top1=0.76334, top5=0.9306)),
-    *tagged(RegNetY016, pycls(top1=0.7788, top5=0.93726), torchvision2(top1=0.80668, top5=0.95336)),
+    *tagged(
+        RegNetY016,
+        pycls(top1=0.7788, top5=0.93726),
+        torchvision2(top1=0.80668, top5=0.95336),
+        torchvision1("y_1_6gf-b11a554e", top1=0.7795, top5=0.93966),
+    ),
     *tagged(
         RegNetY032,
         pycls(top1=0.78902, top5=0.94426),
         augmented("ra_in1k", top1=0.81948, top5=0.95972),
         torchvision2(top1=0.81788, top5=0.95826),
+        torchvision1("y_3_2gf-b5a9779c", top1=0.78948, top5=0.94576),
     ),
     *tagged(RegNetY040, pycls(top1=0.79246, top5=0.94666), augmented("ra3_in1k", top1=0.82308, top5=0.96078)),
     *tagged(RegNetY064, pycls(top1=0.79734, top5=0.94768), augmented("ra3_in1k", top1=0.83006, top5=0.96296)),
@@ -283,6 +331,7 @@ TAGS = (
         swag_tuned(top1=0.8602, top5=0.98046),
         swag_linear(top1=0.83806, top5=0.97284),
         torchvision2(top1=0.82646, top5=0.9623),
+        torchvision1("y_16gf-9e6ed7dd", top1=0.80424, top5=0.9524),
     ),
     *tagged(
         RegNetY320,
@@ -290,8 +339,27 @@ TAGS = (
         swag_tuned(top1=0.8683, top5=0.98362),
         swag_linear(top1=0.84654, top5=0.97492),
         torchvision2(top1=0.8317, top5=0.96416),
+        torchvision1("y_32gf-4dee3f7a", top1=0.80878, top5=0.9534),
     ),
-    *tagged_as_wide(RegNetX004, (32, 64, 160, 400), 5_533_832, torchvision2(top1=0.74596, top5=0.9214)),
-    *tagged_as_wide(RegNetY008, (64, 144, 320, 784), 6_462_944, torchvision2(top1=0.78672, top5=0.9438)),
-    *tagged_as_wide(RegNetY080, (224, 448, 896, 2016), 39_468_000, torchvision2(top1=0.8258, top5=0.9626)),
+    *tagged_as_wide(
+        RegNetX004,
+        (32, 64, 160, 400),
+        5_533_832,
+        torchvision2(top1=0.74596, top5=0.9214),
+        torchvision1("x_400mf-adf1edd5", top1=0.72834, top5=0.9095),
+    ),
+    *tagged_as_wide(
+        RegNetY008,
+        (64, 144, 320, 784),
+        6_462_944,
+        torchvision2(top1=0.78672, top5=0.9438),
+        torchvision1("y_800mf-1b27b58c", top1=0.7642, top5=0.93136),
+    ),
+    *tagged_as_wide(
+        RegNetY080,
+        (224, 448, 896, 2016),
+        39_468_000,
+        torchvision2(top1=0.8258, top5=0.9626),
+        torchvision1("y_8gf-d0d0e4a8", top1=0.80032, top5=0.95048),
+    ),
 )
