@@ -430,3 +430,22 @@ def test_a_directory_in_place_of_a_file(tmp_path):
             fzoo.load("MobileNet", weights=tmp_path / name)
     with pytest.raises(IsADirectoryError, match=r"w\.h5 is a directory, the name of a file expected"):
         fzoo.save_variables(*random("MobileNet", alpha=0.25), tmp_path / "w.h5")
+
+
+def test_a_description_from_before_an_option(tmp_path):
+    """What it lacks was as the default is: Keras's VGG16, whose arrays are those of PyTorch's, too."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    small = {"classes": 3, "input_shape": (32, 32, 3)}
+    module, variables = random("VGG16", **small)
+    fzoo.save_variables(module, variables, tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", "numpy") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    described = json.loads(metadata[KEY])
+    for option in ("tag", "preprocessing", "batch_norm"):
+        del described["options"][option]
+    save_file(arrays, tmp_path / "w.safetensors", {**metadata, KEY: json.dumps(described)})
+    assert fzoo.load(weights=tmp_path / "w.safetensors")[0] == module
+    with pytest.raises(ValueError, match=r"with preprocessing=None, preprocessing='torch' given"):
+        fzoo.load_variables(fzoo.create("VGG16.tv_in1k", **small), tmp_path / "w.safetensors")

@@ -128,7 +128,9 @@ def check_same(description: Description | None, module: Classifier) -> None:
         return
     if description.family not in (parent.__name__ for parent in type(module).__mro__):
         raise WeightsMismatch(f"{description.source} is of {description.family}, not of {type(module).__name__}", [])
-    theirs = description.options_of(type(module))
+    usual = {field.name: field.default for field in dataclasses.fields(module) if field.name not in NO_OPTIONS}
+    before = {name: value for name, value in usual.items() if name not in description.unsaid}  # there was the option
+    theirs = before | description.options_of(type(module))
     for name, value in theirs.items():
         ours = getattr(module, name)
         if is_other(name, value, ours, theirs, module):

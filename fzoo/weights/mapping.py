@@ -88,7 +88,7 @@ class Slot:
         """The array's name below the layer."""
         return f"{self.part}/{self.array}" if self.part else self.array
 
-    def from_keras(self, array: np.ndarray) -> np.ndarray:
+    def from_keras(self, array: np.ndarray | np.generic) -> np.ndarray | np.generic:
         """Turn an array of a file into the variable's layout."""
         if self.groups > 1:
             height, width, channels, multiplier = self.keras_shape
@@ -100,7 +100,7 @@ class Slot:
         if self.groups > 1:
             height, width, channels, features = self.shape
             value = value.reshape(height, width, channels, self.groups, features // self.groups).swapaxes(2, 3)
-        return value.reshape(self.keras_shape)
+        return np.reshape(value, self.keras_shape)
 
 
 def slots(module: Classifier) -> dict[str, list[Slot]]:
