@@ -6,7 +6,6 @@ import re
 import warnings
 import zipfile
 
-import jax
 import keras
 import numpy as np
 import pytest
@@ -127,6 +126,16 @@ def test_padding_of_its_own_is_the_same(mobilenet, tmp_path):
     np.testing.assert_allclose(fzoo.predict(module, variables, images()), mobilenet[1], atol=1e-5)
 
 
+def test_a_dilation_of_one_pixel_is_nothing(mobilenet, tmp_path):
+    """Of a 1x1 kernel; of a 3x3 it is another network."""
+    path = edited(mobilenet[0], tmp_path / "m.keras", set_option("conv_pw_3", dilation_rate=[2, 2]))
+    module, variables = fzoo.load("MobileNet", weights=path)
+    np.testing.assert_allclose(fzoo.predict(module, variables, images()), mobilenet[1], atol=1e-5)
+    edited(mobilenet[0], path, set_option("conv_dw_1", dilation_rate=[2, 2]))
+    with pytest.raises(ValueError, match=r"conv_dw_1 \(DepthwiseConv2D\)"):
+        fzoo.load("MobileNet", weights=path)
+
+
 @pytest.mark.slow
 def test_a_head_with_another_pooling(tmp_path):
     """Of as many arrays as the family's own top."""
@@ -225,4 +234,3 @@ def test_digests_tell_arrays_apart():
     assert differ == order[order.index("conv_dw_1") :]
     assert len(set(plain.values())) == len(order) - 1  # the dropout is nothing
     assert computation.digests(names, "conv1")["conv1"] == "image 0"
-    assert jax.devices()

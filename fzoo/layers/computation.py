@@ -117,8 +117,13 @@ class Digests:
             return self.outputs(called, values, taken)
         if name == "convert_element_type" and taken[0].startswith(SCALAR):
             return taken
-        if name == "conv_general_dilated" and taken[0] in self._padded:
-            taken, params = self.with_padding(taken, params)
+        if name == "conv_general_dilated":
+            _, _, *sides = params["dimension_numbers"].rhs_spec
+            sizes = (equation.invars[1].aval.shape[side] for side in sides)
+            dilation = zip(params["rhs_dilation"], sizes, strict=True)  # of one pixel it is nothing
+            params["rhs_dilation"] = tuple(int(by) if size > 1 else 1 for by, size in dilation)
+            if taken[0] in self._padded:
+                taken, params = self.with_padding(taken, params)
         if name in COMMUTATIVE:
             taken = sorted(taken)
         asked = [f"{key}={value}" for key, value in sorted(params.items()) if key not in SILENT]
