@@ -22,7 +22,7 @@ from fzoo.pretrained.comparison import compare
 from fzoo.pretrained.options import described_network, shown_options, variants
 from fzoo.pretrained.whole import WholeFile, make_network
 from fzoo.recognition import recognize_backbone
-from fzoo.weights import kind, read_description, save_variables, weights_file
+from fzoo.weights import Layout, kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
 from fzoo.weights.ending import ending_options
@@ -296,7 +296,11 @@ def fitting(name: str, options: dict[str, Any], parts: list[FileLayer], contents
 
 
 def convert(
-    source: str | os.PathLike, destination: str | os.PathLike, model: str | None = None, **create_options: Any
+    source: str | os.PathLike,
+    destination: str | os.PathLike,
+    model: str | None = None,
+    layout: Layout = "keras",
+    **create_options: Any,
 ) -> Classifier:
     """Write a network's weights as another kind of file; the names' ends say which kinds.
 
@@ -305,6 +309,7 @@ def convert(
         destination: see `fzoo.save_variables`; it appears when it is whole.
         model: name of the model. Without it, a file that fzoo wrote says it, and a Keras file is inspected: a whole
             model that is none of fzoo's is written as it is, one with weights alone must fit exactly one.
+        layout: of a `.safetensors` file that is written, see `fzoo.save_variables`.
         **create_options: what the model was created with, where the file does not say it.
 
     Returns:
@@ -323,7 +328,7 @@ def convert(
         fits = report.fits
         if report.whole is not None and (len(fits) != 1 or fits[0].within or fits[0].difference):
             module, variables = load_model(source)
-            save_variables(module, variables, destination)
+            save_variables(module, variables, destination, layout=layout)
             return module
         if len(fits) != 1 or fits[0].difference:
             several = "; ".join(map(str, fits)) or "none"
@@ -331,5 +336,5 @@ def convert(
             raise ValueError(f"{source} does not tell which model it is of (it fits {several}{why}): name one")
         model, create_options = fits[0].model, dict(fits[0].options)
     module, variables = load(model, weights=source, **create_options)
-    save_variables(module, variables, destination)
+    save_variables(module, variables, destination, layout=layout)
     return module

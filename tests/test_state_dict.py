@@ -365,6 +365,12 @@ def test_inspect(tmp_path, command_line):
     loaded, found = fzoo.load(weights=tmp_path / "net.h5")
     assert loaded.tag == "tv_in1k" and loaded.classes == 5
     assert_equal(state_dict(loaded, found), arrays)
+    code, _, errors = command_line("convert", tmp_path / "net.h5", tmp_path / "again.safetensors", "--layout", "timm")
+    assert code == 0, errors
+    with fzoo.open_weights(tmp_path / "again.safetensors") as again:
+        assert_equal({name: np.asarray(array) for name, array in again.items()}, arrays)
+    code, _, errors = command_line("convert", tmp_path / "net.h5", tmp_path / "no.h5", "--layout", "torch")
+    assert code == 2 and "a name that ends in .safetensors expected" in errors[0]
     save_file({key: value for key, value in arrays.items() if not key.startswith("fc.")}, file)
     assert {str(fit.options) for fit in fzoo.inspect_weights(file).fits} == {"{'include_top': False}"}
     save_file({**arrays, "more": np.zeros(2, np.float32)}, file)

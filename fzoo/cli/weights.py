@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +15,9 @@ from fzoo.cli.options import Classes, Network, Option, Preprocess, Reading, Size
 
 @command
 def convert(
-    source: Annotated[Path, typer.Argument(help="A Keras file, .safetensors, an Orbax checkpoint, or a run's folder.")],
+    source: Annotated[
+        Path, typer.Argument(help="A Keras file, .safetensors, .pth, an Orbax checkpoint, or a run's folder.")
+    ],
     destination: Annotated[
         Path | None,
         typer.Argument(help="What to write: .h5, .weights.h5, .keras, .safetensors, or .orbax for a checkpoint."),
@@ -26,7 +28,11 @@ def convert(
     include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
     classes: Classes = None,
     option: Option = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a Keras file is, and write nothing.")] = False,
+    layout: Annotated[
+        Literal["keras", "torch", "timm", "torchvision"],
+        typer.Option(help="Of a .safetensors file: torch for what load_state_dict of timm or torchvision takes."),
+    ] = "keras",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a file is, and write nothing.")] = False,
 ) -> None:
     """Write weights as another kind of file; with --dry-run say what a file is, and which models it fits."""
     from fzoo.convert import convert, inspect_weights
@@ -54,7 +60,7 @@ def convert(
         options |= {} if classes is None else {"classes": classes}
     elif option or not include_top or classes is not None:
         raise ValueError("--model NAME expected with --option, --no-include-top or --classes")
-    module = convert(source, destination, model, **options)
+    module = convert(source, destination, model, layout, **options)
     if model is not None and read_description(source) is None:
         report_taken(str(source), model, options, module)
     print(f"{destination}: {type(module).__name__}" if sys.stdout.isatty() else destination)

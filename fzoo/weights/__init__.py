@@ -74,6 +74,10 @@ __all__ = [
 ]
 
 
+#: Whose names and layout a file of safetensors has; "torch" is timm's, or torchvision's where timm has no such network.
+Layout = Literal["keras", "torch", "timm", "torchvision"]
+
+
 def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
     """Read a network's variables from a file of any kind that `save_variables` writes, strictly.
 
@@ -152,7 +156,7 @@ def save_variables(
     variables: Any,
     path: str | os.PathLike,
     *,
-    layout: Literal["keras", "torch", "timm", "torchvision"] = "keras",
+    layout: Layout = "keras",
 ) -> None:
     """Write a network's variables; the end of the name says how. The file appears under its name when it is whole.
 
