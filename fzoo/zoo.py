@@ -143,7 +143,7 @@ def family_defaults(record: ModelSpec) -> dict[str, Any]:
 
 
 def preprocessing_of(module: Any) -> Mode | None:
-    """Return the preprocessing that a network's family wants ("caffe", "tf", "torch", "none").
+    """Return the preprocessing that a network's family wants ("caffe", "tf", "torch", "none", ...).
 
     None for a network whose own was left out (`include_preprocessing=False`), and for one of no family.
     """
@@ -201,7 +201,8 @@ def preprocess_input(images: Images, name: str, *, data_format: str = "channels_
             "unit" and "none" of any number of channels.
         name: the model, e.g. "ResNet50", which fixes the mode, or the mode itself, for a network of `load_model`:
             "caffe" (RGB to BGR, minus ImageNet's mean), "tf" (to -1..1), "torch" (to 0..1, then ImageNet's mean and
-            deviation), "unit" (to 0..1, by 255), "none" (the network does it itself).
+            deviation), "clip" (the same of CLIP's training images), "unit" (to 0..1, by 255), "none" (the network does
+            it itself).
         data_format: "channels_last", or "channels_first" for (N, 3, H, W). The layout is kept: fzoo's networks take
             channels last.
 

@@ -16,7 +16,7 @@ from reference import CASES
 
 import fzoo
 from fzoo.cli.options import Network
-from fzoo.images.preprocessing import MODES, MODES_IN_WORDS
+from fzoo.images.preprocessing import MODES, MODES_IN_WORDS, RANGES
 
 KERAS_FILE = {"caffe": "resnet", "tf": "xception", "torch": "densenet"}
 MODEL = {"caffe": "ResNet50", "tf": "Xception", "torch": "DenseNet121"}
@@ -62,6 +62,17 @@ def test_pixels_from_0_to_1(dtype, channels):
     for found in (fzoo.preprocess_input(pixels, "unit"), jax.jit(lambda x: fzoo.preprocess_input(x, "unit"))(pixels)):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_statistics_of_clip():
+    """By Keras's layer, whose numbers they are given."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3)).astype(np.uint8)
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    layer = keras.layers.Normalization(mean=mean, variance=np.square(deviation))
+    np.testing.assert_allclose(fzoo.preprocess_input(pixels, "clip"), layer(pixels / np.float32(255)), 1e-5, 1e-5)
+    for mode, extreme in (("torch", (0, 255)), ("clip", (0, 255))):
+        black, white = (fzoo.preprocess_input(np.full((1, 1, 3), value, np.uint8), mode) for value in extreme)
+        assert RANGES[mode] == pytest.approx((black.min(), white.max()), abs=1e-3)
 
 
 def test_every_mode_is_named_where_one_is_asked_for():

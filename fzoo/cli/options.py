@@ -53,7 +53,7 @@ Preprocess = Annotated[
     str | None,
     typer.Option(
         help="What a whole model wants of its pixels, where it does not show: tf (-1 to 1), unit (0 to 1), torch, "
-        "caffe, none (0 to 255 as they are), or the name of a model that wants the same."
+        "clip, caffe, none (0 to 255 as they are), or the name of a model that wants the same."
     ),
 ]
 

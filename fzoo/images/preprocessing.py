@@ -11,7 +11,7 @@ import numpy as np
 Images = TypeVar("Images", np.ndarray, jax.Array)
 
 
-Mode = Literal["caffe", "tf", "torch", "unit", "none"]
+Mode = Literal["caffe", "tf", "torch", "clip", "unit", "none"]
 
 
 #: The least and the largest value that preprocessing gives, by mode.
@@ -19,6 +19,7 @@ RANGES: dict[Mode, tuple[float, float]] = {
     "caffe": (-123.68, 151.061),
     "tf": (-1.0, 1.0),
     "torch": (-2.118, 2.64),
+    "clip": (-1.793, 2.146),
     "unit": (0.0, 1.0),
     "none": (0.0, 255.0),
 }
@@ -29,17 +30,21 @@ MODES: dict[str, Mode] = {mode: mode for mode in RANGES}
 
 
 #: Those that are for RGB alone; the others take any channels.
-RGB_MODES: tuple[Mode, ...] = ("caffe", "torch")
+RGB_MODES: tuple[Mode, ...] = ("caffe", "torch", "clip")
 
 
 #: The modes in words, for a message that asks for one.
-MODES_IN_WORDS = "tf (from -1 to 1), unit (from 0 to 1), torch, caffe, none (from 0 to 255 as they are)"
+MODES_IN_WORDS = "tf (from -1 to 1), unit (from 0 to 1), torch, clip, caffe, none (from 0 to 255 as they are)"
 
 
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # B, G, R
 
 
-_TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Mean and standard deviation of R, G, B from 0 to 1, by mode: of ImageNet, and of what CLIP was trained on.
+STATISTICS = {
+    "torch": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
 
 
 def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last") -> Images:
@@ -62,8 +67,9 @@ def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last"
 
     if mode == "tf":
         x = x / np_like.asarray(127.5, x.dtype) - np_like.asarray(1, x.dtype)
-    elif mode == "torch":
-        x = (x / np_like.asarray(255, x.dtype) - constant(_TORCH_MEAN)) / constant(_TORCH_STD)
+    elif mode in STATISTICS:
+        mean, deviation = map(constant, STATISTICS[mode])
+        x = (x / np_like.asarray(255, x.dtype) - mean) / deviation
     elif mode == "unit":
         x = x / np_like.asarray(255, x.dtype)
     elif mode == "caffe":

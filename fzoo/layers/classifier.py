@@ -95,7 +95,7 @@ class Classifier(nn.Module):
     dtype: Any = jnp.float32
     head: Head | None = option(None, or_none(Check("a fzoo.Head", lambda head: isinstance(head, Head))))
     tag: str | None = option(None, or_none(NAME))
-    preprocessing: str | None = option(None, one_of(None, "caffe", "tf", "torch", "unit", "none"))
+    preprocessing: str | None = option(None, one_of(None, "caffe", "tf", "torch", "clip", "unit", "none"))
     prepared: Prepared | None = None
 
     # Facts of a family; not options.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import re
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -204,6 +205,10 @@ ConvNeXtXLarge = variant(
 tag = partial(Tag, preprocessing="none")
 
 
+#: Of weights that began as CLIP's, whose statistics of pixels the network's own preprocessing has not.
+clip = partial(Tag, preprocessing="clip", options=MappingProxyType({"include_preprocessing": False}))
+
+
 def torchvision(file: str, **facts: Any) -> Tag:
     """Make the tag of torchvision's own file, by its name after "convnext_"."""
     return torchvision_tag("tv_in1k", preprocessing="none", file=torchvision_file(f"convnext_{file}"), **facts)
@@ -236,6 +241,8 @@ TAGS = (
         "convnext_base",
         {},
         88_591_464,
+        clip("clip_laion2b_augreg_ft_in12k_in1k", top1=0.86378, top5=0.97976, size=256, crop=1.0),
+        clip("clip_laion2b_augreg_ft_in12k_in1k_384", top1=0.87144, top5=0.98228, size=384, crop=None),
         tag("fb_in22k_ft_in1k", top1=0.85814, top5=0.97856),
         tag("fb_in22k_ft_in1k_384", top1=0.86826, top5=0.98244, size=384, crop=None),
         tag("fb_in1k", top1=0.83838, top5=0.96746),

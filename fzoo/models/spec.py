@@ -61,7 +61,7 @@ class ModelSpec:
         options: what makes the family this model.
         input_size: default height and width, in pixels.
         min_size: the least height and width.
-        preprocessing: "caffe", "tf", "torch" or "none"; see `preprocess_input`.
+        preprocessing: "caffe", "tf", "torch", "clip" or "none"; see `preprocess_input`.
         interpolation, crop: how an image is resized and cut for the published accuracy; see `Recipe`, which
             `fzoo.recipe(name)` makes of these.
         parameters: of the default model with the top, batch statistics included.
