@@ -43,7 +43,7 @@ _TORCH_MEAN, _TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last") -> Images:
-    """`preprocess_input` by mode instead of by model."""
+    """Do what `preprocess_input` does, by mode instead of by model."""
     if data_format not in ("channels_last", "channels_first"):
         raise ValueError(f"data_format={data_format!r} given, 'channels_last' or 'channels_first' expected")
     np_like: Any = jnp if isinstance(images, jax.Array) else np
