@@ -34,8 +34,8 @@ class Explanation(NamedTuple):
     """What `explain` finds.
 
     Attributes:
-        classes: (N, K).
-        probabilities: (N, K), of these classes.
+        classes: (N, K), integers from 0.
+        probabilities: (N, K), of these classes, floats.
         heat: (N, K, h, w), as from `grad_cam`.
     """
 
@@ -62,6 +62,9 @@ def explain(
         top: how many classes for each image, the likeliest first.
         classes: these instead, the same for all images.
         layer: as for `grad_cam`.
+
+    Returns:
+        See `Explanation`.
 
     Raises:
         ValueError: as for `grad_cam` and `fzoo.predict`; top that is not from 1 to the number of classes.
@@ -192,6 +195,9 @@ def overlay(
         image: (H, W, 3), uint8.
         heat: (h, w), of any size, from 0; its largest value gets the hottest colour.
         strength: how much of the hottest place is colour, from 0 to 1.
+
+    Returns:
+        (H, W, 3), uint8.
     """
     heat = jnp.asarray(heat) / jnp.maximum(jnp.max(jnp.asarray(heat)), 1e-12)
     heat = jax.image.resize(heat, image.shape[:2], "bilinear").clip(0, 1)[..., None]
@@ -222,6 +228,9 @@ def feature_sheet(
         tile: height of a channel in pixels, its width in proportion; by default the map's own, or its least multiple
             from 56 up.
         gap: white pixels between the channels.
+
+    Returns:
+        (height, width) of the sheet, uint8.
 
     Raises:
         ValueError: this is no feature map of one image.

@@ -37,6 +37,9 @@ def evaluate(
         batch_size: how many go through at once.
         mesh: of the devices that each batch is spread over, from `fzoo.devices.mesh`; one by default.
 
+    Returns:
+        See `Evaluation`.
+
     Raises:
         ValueError: no images, labels that the classifier has not, or an output that is NaN (`index` is the image's).
     """

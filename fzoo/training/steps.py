@@ -213,7 +213,16 @@ def flow(module: Classifier, trained: set[str], batch_statistics: bool = False) 
 def cross_entropy(
     logits: Float[Array, "n classes"], labels: Int[Array, " n"], label_smoothing: float = 0.0
 ) -> Float[Array, " n"]:
-    """Return each image's loss: softmax cross-entropy, with `label_smoothing` of each label spread over all classes."""
+    """Return each image's loss: softmax cross-entropy.
+
+    Args:
+        logits: (N, classes), floats.
+        labels: (N,), integers from 0: the class of each image.
+        label_smoothing: how much of each label is spread over all classes, from 0 to 1.
+
+    Returns:
+        (N,), floats, in nats.
+    """
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     wanted = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
@@ -276,8 +285,8 @@ def train_step(
         state: see `TrainState`.
         frozen: the other parameters, as `partition_params` gives them.
         inputs: preprocessed images (N, H, W, C), or what is above the frozen part: see `logits_of`.
-        labels: the class of each.
-        rng: a key, for dropout.
+        labels: (N,), integers from 0: the class of each.
+        rng: a `jax.random.key`, for dropout.
         train: what behaves as in training: `flow(...).training`; True for everything.
         label_smoothing: see `cross_entropy`.
 

@@ -87,6 +87,9 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
             of a fine-tuning, or a state dict of PyTorch's by the names of timm or torchvision, as `.safetensors` or as
             a file of `torch.save` (`.pth`, `.pt`, `.bin`), of which no code is run.
 
+    Returns:
+        {"params": ..., "batch_stats": ...} for `module.apply`, float32 arrays on the default device.
+
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ModuleNotFoundError: safetensors or PyTorch is not installed.
