@@ -80,7 +80,7 @@ LATENCY_GOAL = 0.9
 
 
 def cases(engines: Sequence[str], models: dict[str, int], small: bool) -> list[Job]:
-    """Everything that is to be measured of some engines, the most important first; `models` as `MODELS`."""
+    """List everything that is to be measured of some engines, the most important first; `models` as `MODELS`."""
     batch, train = (4, 4) if small else (256, 128)
     rounds: list[list[Job]] = [[], [], []]
     for number, (model, size) in enumerate(models.items()):
@@ -114,7 +114,7 @@ def cases(engines: Sequence[str], models: dict[str, int], small: bool) -> list[J
 
 
 def key(job: Job) -> str:
-    """A case in a line."""
+    """Write a case in a line."""
     parts = [job.model, job.task, f"batch {job.batch}", job.dtype, job.precision, job.inputs, job.engine, job.mode]
     return " ".join(part for part in parts if part)
 
@@ -123,12 +123,12 @@ def key(job: Job) -> str:
 
 
 def say(**fields: Any) -> None:
-    """A line to the parent."""
+    """Write a line to the parent."""
     print(json.dumps(fields), flush=True)
 
 
 def phase_errors(families: list[str], small: bool, threads: int) -> None:
-    """Each family on the device beside float32 on the CPU."""
+    """Compare each family on the device with float32 on the CPU."""
     import jax
     import numpy as np
     from networks import SMALL, images_for, small_options  # pyright: ignore[reportMissingImports]
@@ -190,7 +190,7 @@ def phase_errors(families: list[str], small: bool, threads: int) -> None:
 
 
 def phase_measure(jobs: list[Job], small: bool, threads: int) -> None:
-    """Each case: those of a model are compiled together, by as many threads, and then measured one by one."""
+    """Measure each case: those of a model are compiled together, by as many threads, and then measured one by one."""
     if jobs and jobs[0].engine.startswith("fzoo"):
         for dtype, precision in (("bfloat16", "default"), ("float32", "default"), ("float32", "highest")):
             if not small or precision == "default":
@@ -286,7 +286,7 @@ class Child:
                 self.errors = [*self.errors[-20:], line.strip()]
 
     def answers(self, deadline: float) -> Iterator[dict[str, Any]]:
-        """What it says, until it ends, says nothing for long, or the time is up; then it is no more."""
+        """Yield what it says, until it ends, says nothing for long, or the time is up; then it is no more."""
         try:
             while (left := min(deadline - time.monotonic(), STUCK)) > 0:
                 try:
@@ -307,7 +307,7 @@ class Child:
                     self.process.wait()
 
     def death(self) -> str:
-        """How it ended, in a line."""
+        """Say how it ended, in a line."""
         code = self.process.returncode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"its process: {how}{': ' + self.errors[-1][:200] if self.errors else ''}"
@@ -371,7 +371,7 @@ class Results:
         page.replace(self.out / "accelerator.md")
 
     def page(self, machine: dict[str, Any]) -> str:
-        """The tables and what they were measured with."""
+        """Write the tables and what they were measured with."""
         versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
         flags = machine["xla_flags"] or "none, so autotuning at its default level"
         lines = [
@@ -403,7 +403,7 @@ class Results:
         return "\n".join(lines) + "\n"
 
     def speeds(self) -> tuple[list[str], list[list[str]]]:
-        """All cases, those that failed with why."""
+        """List all cases, those that failed with why."""
         cells = []
         for row in sorted(self.rows, key=lambda r: (r["model"], r["task"], r["dtype"], r["precision"], r["batch"])):
             what = [row["model"], row["task"], f"{row['dtype']}{', highest' if row['precision'] == 'highest' else ''}"]
@@ -418,7 +418,7 @@ class Results:
         return [*headers, "% of product", "% of peak", "why"], cells
 
     def goals(self) -> list[str]:
-        """What is aimed at on an H100, beside the best that was found here."""
+        """List what is aimed at on an H100, beside the best that was found here."""
 
         def best(engines: str | tuple[str, ...], value: Callable[[runner.Row], float], **wanted: Any) -> float | None:
             found = [
@@ -451,12 +451,12 @@ class Results:
 
 
 def markdown(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
+    """Write the lines of a table."""
     return [f"| {' | '.join(line)} |" for line in (headers, ["-"] * len(headers), *cells)]
 
 
 def best_of_modes(rows: Sequence[runner.Row]) -> list[runner.Row]:
-    """Of each engine, the fastest of its modes: what `fzoo bench` has rows of."""
+    """Choose of each engine the fastest of its modes: what `fzoo bench` has rows of."""
     found: dict[tuple[Any, ...], runner.Row] = {}
     for row in rows:
         name = tuple(row[each] for each in runner.KEY)
@@ -466,7 +466,7 @@ def best_of_modes(rows: Sequence[runner.Row]) -> list[runner.Row]:
 
 
 def hurry(small: bool) -> dict[str, str]:
-    """Flags with which the CPU compiles in little time, for a trial."""
+    """Return flags with which the CPU compiles in little time, for a trial."""
     if not small:
         return {}
     command, env = [sys.executable, str(ROOT / "tests" / "hurry.py")], {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -526,7 +526,7 @@ def measure(results: Results, jobs: list[Job], small: bool, deadline: float, fla
 
 
 def installed_peers(results: Results) -> list[str]:
-    """Peers that can run here: where JAX computes on a GPU or a CPU, PyTorch's."""
+    """List the peers that can run here: where JAX computes on a GPU or a CPU, PyTorch's."""
     import importlib.util
 
     if results.platform == "tpu":

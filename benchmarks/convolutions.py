@@ -76,7 +76,7 @@ WAYS = (
 
 
 def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
-    """For each way that can be: the function of images and kernel, and whether YNNPACK is on."""
+    """Return for each way that can be: the function of images and kernel, and whether YNNPACK is on."""
 
     def library(x, w):
         return lax.conv_general_dilated(
@@ -102,7 +102,7 @@ def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
 
 
 def chosen(conv: ops.Convolution) -> str:
-    """The way that a plain network takes on CPU."""
+    """Name the way that a plain network takes on CPU."""
     form = ops.cpu_form(conv)
     names = {
         ops.depthwise_shifted: "shifted",
@@ -116,7 +116,7 @@ def chosen(conv: ops.Convolution) -> str:
 
 
 def measure(conv: ops.Convolution, seconds: float) -> dict[str, float]:
-    """GFLOP/s of each way; the operations are the plain sum's, whatever a way does."""
+    """Measure GFLOP/s of each way; the operations are the plain sum's, whatever a way does."""
     rng = np.random.default_rng(0)
     x = jax.device_put(rng.normal(size=(conv.images, conv.height, conv.width, conv.inputs)).astype(np.float32))
     shape = (*conv.kernel, conv.inputs // conv.groups, conv.outputs)

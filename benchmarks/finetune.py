@@ -35,7 +35,7 @@ TEXTURES = ("brick", "grass", "gravel")
 
 
 def photographs() -> dict[str, Image.Image]:
-    """The photographs by name, RGB."""
+    """Return the photographs by name, RGB."""
     from skimage import data
     from sklearn.datasets import load_sample_images
 
@@ -47,7 +47,7 @@ def photographs() -> dict[str, Image.Image]:
 
 
 def part(image: Image.Image, rng: np.random.Generator, side: int) -> Image.Image:
-    """A random part of a photograph, enlarged or reduced, turned, mirrored, brighter or darker."""
+    """Draw a random part of a photograph, enlarged or reduced, turned, mirrored, brighter or darker."""
     length = int(rng.uniform(0.25, 0.9) * min(image.size))
     left, top = (int(rng.integers(0, n - length + 1)) for n in image.size)
     piece = image.crop((left, top, left + length, top + length)).rotate(90 * int(rng.integers(4)))
@@ -86,7 +86,7 @@ def make_photographs(folder: Path, train: int, test: int, side: int = 96, seed: 
 
 
 def in_training_mode(found: Finetuned, folder: Path) -> float:
-    """Accuracy on val/ with each batch's own statistics."""
+    """Measure the accuracy on val/ with each batch's own statistics."""
     paths = sorted(folder.glob("val/*/*.png"))
     pixels = np.stack([fzoo.load_image(path) for path in paths])
     labels = np.array([found.class_names.index(path.parent.name) for path in paths])

@@ -27,7 +27,7 @@ from fzoo.bench.worker import memory
 
 
 def make_images(folder: Path, count: int, shape: tuple[int, int, int], ending: str) -> None:
-    """Noise, so that no two files are the same and none is compressed well."""
+    """Make images of noise, so that no two files are the same and none is compressed well."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
@@ -57,7 +57,7 @@ def speed(name: str, weights: str | None, count: int, turns: int, folder: Path) 
 
 
 def peak(name: str, weights: str | None, folder: Path) -> None:
-    """The process for one number of images: prints its peak in MiB."""
+    """Run the process for one number of images: it prints its peak in MiB."""
     module, variables = fzoo.load(name, weights=weights)
     labels = [("-", str(i)) for i in range(1000)]
     report = fzoo.run_job(module, variables, [folder], f"{folder}.jsonl", labels=labels, preprocess=name)

@@ -34,7 +34,7 @@ LEAST = 0.04  # of all FLOPs, for a stage of its own
 
 
 def stages(module: Classifier) -> list[tuple[str, list[Node]]]:
-    """(the layer that ends it, its layers) of each stage."""
+    """Return (the layer that ends it, its layers) of each stage."""
     nodes, left = trace(module).nodes, set(fzoo.layer_names(module))
     place = {node.name: i for i, node in enumerate(nodes)}
     reach = 0  # how far the layers so far are read
@@ -58,7 +58,7 @@ def stages(module: Classifier) -> list[tuple[str, list[Node]]]:
 
 
 def fzoo_times(module: Classifier, variables: Any, images: np.ndarray, ends: list[str]) -> list[float]:
-    """Seconds of each stage."""
+    """Measure the seconds of each stage."""
     call = compiled(taps, "cpu", np.dtype(np.float32))
     on_device = jax.device_put(images)
     best = [float("inf")] * len(ends)
@@ -72,7 +72,7 @@ def fzoo_times(module: Classifier, variables: Any, images: np.ndarray, ends: lis
 
 
 def openvino_times(path: str, images: np.ndarray, stage_of: dict[str, int], count: int) -> list[float]:
-    """Seconds of each stage, in the run whose sum is the least; the classifier is left out."""
+    """Measure the seconds of each stage, in the run whose sum is the least; the classifier is left out."""
     openvino: Any = engines.get("openvino")
     core = openvino.Core()
     model = core.read_model(path)

@@ -22,7 +22,7 @@ SIZES, SECONDS = (1, 2, 4, 8), 15
 
 
 def speeds(name: str) -> dict[int, list[float]]:
-    """Images a second of each call, for each size."""
+    """Measure images a second of each call, for each size."""
     module, variables = fzoo.optimize_for_inference(*fzoo.load(name, weights=None))
     images = jax.device_put(np.random.default_rng(0).random((16, *module.example_shape), np.float32))
     programs, chosen = {}, type(module).micro_batch

@@ -46,7 +46,7 @@ def memory(name: str, count: int) -> None:
 
 
 def grown(name: str, count: int, cache: Path) -> None:
-    """The process that is measured."""
+    """Run the process that is measured."""
     fzoo.enable_compilation_cache(cache)
     module, variables = fzoo.load(name, weights=None)
     images = np.zeros((count, *module.example_shape), np.uint8)

@@ -56,12 +56,12 @@ class Fit:
     difference: str = ""
 
     def __str__(self) -> str:
-        """As the call that creates it."""
+        """Write it as the call that creates it."""
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
         return f'fzoo.create("{self.model}"{options})' + (f", the layer {self.within}" if self.within else "")
 
     def call(self, path: Path) -> str:
-        """As the call that loads it from a file."""
+        """Write it as the call that loads it from a file."""
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
         return f"fzoo.load({self.model!r}, weights={str(path)!r}{options})"
 
@@ -85,7 +85,7 @@ class WholeModel:
     backbone: str | None
 
     def __str__(self) -> str:
-        """In words."""
+        """Say it in words."""
         takes, gives = (
             " and ".join(" x ".join("any" if side is None else str(side) for side in shape) for shape in shapes)
             for shapes in (self.inputs, self.outputs)
@@ -128,7 +128,7 @@ class WeightsReport:
         return *whole, *(fit.call(self.path) for fit in self.fits if not fit.difference)
 
     def __str__(self) -> str:
-        """On a line: what it is, and what loads it."""
+        """Say on a line what it is, and what loads it."""
         words = [] if self.whole is None else [f"{self.whole}: {self.calls[0]}"]
         words += [f"its model can't be loaded: {self.problem}"] if self.problem else []
         words += [

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def unknown(what: str, given: object, known: Iterable[str], show: int = 3) -> str:
-    """One line for a name that does not exist: what was given, and the nearest that do."""
+    """Say in one line that a name does not exist: what was given, and the nearest that do."""
     known = list(known)
     lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(str(given).lower(), lower, n=show, cutoff=0.5)

@@ -13,14 +13,14 @@ from typing import Any
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line that can be shown; KeyError puts its own in quotes."""
+    """Return an exception's text on one line that can be shown; KeyError puts its own in quotes."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = on_one_line(text[:4000])
     return (text if len(text) < 1000 else text[:1000] + "...") or type(error).__name__
 
 
 def on_one_line(text: str) -> str:
-    """A text without line breaks, and with a ? for what can't be shown; its spaces stay, for names have them, too."""
+    """Put a text on one line, with a ? for what can't be shown; its spaces stay, for names have them, too."""
     line = " ".join(filter(None, (part.strip() for part in text.splitlines()))).replace("\t", " ")
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else "?" for c in line)
 
@@ -46,7 +46,7 @@ def missing(what: str, path: str | os.PathLike) -> FileNotFoundError:
 
 
 def same_looks(one: str, other: str) -> bool:
-    """Whether two names differ in their Unicode form alone."""
+    """Tell whether two names differ in their Unicode form alone."""
     return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
@@ -70,7 +70,7 @@ def write_rows(file: Any, rows: Iterable[Iterable[Any]], delimiter: str = ",") -
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A new name beside `path` to write to; renamed to `path` at the end, removed if anything fails."""
+    """Yield a new name beside `path` to write to; renamed to `path` at the end, removed if anything fails."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, the name of a file expected")

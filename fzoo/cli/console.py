@@ -119,7 +119,7 @@ def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = ""
 def before(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
 ) -> None:
-    """What comes without a command: the version, or the help."""
+    """Do what comes without a command: show the version, or the help."""
     if version:
         from fzoo._version import __version__
 
@@ -130,7 +130,7 @@ def before(
 
 
 def prepare_process(cache: bool) -> None:
-    """Settings for a process that is our own: memory is kept, and so are compiled programs unless `cache` is off."""
+    """Set up a process that is our own: memory is kept, and so are compiled programs unless `cache` is off."""
     from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
 
     reuse_memory()

@@ -300,7 +300,7 @@ def report_taken(weights: str, model: str, options: Mapping[str, Any], module: A
 
 @functools.cache
 def class_names(labels: Path | None, classes: int | None) -> Sequence[tuple[str, str]]:
-    """(WordNet ID, label) of each class: ImageNet's, those of a file, or the bare number."""
+    """Return (WordNet ID, label) of each class: ImageNet's, those of a file, or the bare number."""
     if labels is not None:
         return parse_labels(labels.read_bytes(), str(labels), classes)
     if classes not in (None, 1000):
@@ -331,7 +331,7 @@ def parse_labels(text: bytes, source: str, classes: int | None) -> Sequence[tupl
 
 
 def join_processes(distributed: str | None) -> tuple[int, int]:
-    """(number of this process, how many there are)."""
+    """Join the processes of a run: (number of this process, how many there are)."""
     from fzoo.inference.devices import start_distributed
 
     return (0, 1) if distributed is None else start_distributed(distributed)

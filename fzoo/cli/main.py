@@ -54,7 +54,7 @@ def warnings_in_lines() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """A Ctrl-C that comes while Python runs one of JAX's callbacks, whose exceptions it ignores, comes again."""
+    """Raise again a Ctrl-C that comes while Python runs one of JAX's callbacks, whose exceptions it ignores."""
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

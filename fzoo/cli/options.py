@@ -182,7 +182,7 @@ def require_images(images: Sequence[Path] | None) -> Sequence[Path]:
 
 
 def parse_phase(text: str) -> Any:
-    """A `fzoo.Phase` from 'NAME=VALUE NAME=VALUE'; what is none of its fields is the optimizer's."""
+    """Make a `fzoo.Phase` from 'NAME=VALUE NAME=VALUE'; what is none of its fields is the optimizer's."""
     import fzoo
 
     fields = {field.name for field in dataclasses.fields(fzoo.Phase)} - {"options"}
@@ -201,7 +201,7 @@ def parse_phase(text: str) -> Any:
 
 
 def parse_options(model: str, options: Sequence[str] | None) -> dict[str, Any]:
-    """Options of a model's family from NAME=VALUE, the value as in Python."""
+    """Parse options of a model's family from NAME=VALUE, the value as in Python."""
     import fzoo
     from fzoo.errors import unknown
     from fzoo.pretrained.whole import is_whole_model

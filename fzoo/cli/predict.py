@@ -181,7 +181,7 @@ def explain(
 
 
 def class_number(text: str, names: Sequence[tuple[str, str]]) -> int:
-    """The class of a label, a WordNet ID or a number."""
+    """Return the class of a label, a WordNet ID or a number."""
     from fzoo.errors import unknown
 
     if text.isdecimal() and int(text) < len(names):
@@ -194,7 +194,7 @@ def class_number(text: str, names: Sequence[tuple[str, str]]) -> int:
 
 
 def batch_job(module: Any, variables: Any, paths: Sequence[Path], out: Path, **options: Any) -> Any:
-    """`run_job` with a progress bar; the first images that can't be read are named."""
+    """Do what `run_job` does, with a progress bar; the first images that can't be read are named."""
     from fzoo.jobs.job import run_job
 
     with watching() as watch:
@@ -253,7 +253,7 @@ NAMED = 10
 
 @contextlib.contextmanager
 def watching() -> Iterator[Callable]:
-    """The `watch` of a job: a progress bar on a terminal, and the first images that can't be read."""
+    """Yield the `watch` of a job: a progress bar on a terminal, and the first images that can't be read."""
     shown = sys.stderr.isatty()
     bar = Progress(console=Console(stderr=True), disable=not shown, transient=True)
     with bar if shown else contextlib.nullcontext():  # some versions of rich end one that is not shown with a line
@@ -271,7 +271,7 @@ def watching() -> Iterator[Callable]:
 
 
 def finish(failed: int, count: int, out: Path | None = None) -> None:
-    """Exit code 1 where some of the images could not be read."""
+    """Exit with code 1 where some of the images could not be read."""
     if failed:
         complain(f"{failed} of {count} images skipped" + (f": see {out}.errors.jsonl" if out else ""))
         raise typer.Exit(1)

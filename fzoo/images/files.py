@@ -72,7 +72,7 @@ class PassedOver(Counter[str]):
         self[os.path.splitext(name.lower())[1] or "without an ending"] += 1
 
     def __str__(self) -> str:
-        """In one line, such as "passed over 12 files: 7 .txt, 3 .heic, 2 without an ending"; empty for none."""
+        """Say it in one line, such as "passed over 12 files: 7 .txt, 3 .heic, 2 without an ending"; empty for none."""
         if not self.total():
             return ""
         first = sorted(self.items(), key=lambda item: (-item[1], item[0]))[:8]

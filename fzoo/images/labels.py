@@ -49,7 +49,7 @@ def decode_predictions(
 
 
 def class_index() -> Sequence[tuple[str, str]]:
-    """(WordNet ID, label) of ImageNet's 1000 classes.
+    """Return (WordNet ID, label) of ImageNet's 1000 classes.
 
     From Keras's cache, or downloaded into it.
 

@@ -48,7 +48,7 @@ STATISTICS = {
 
 
 def preprocess(images: Images, mode: Mode, *, data_format: str = "channels_last") -> Images:
-    """`preprocess_input` by mode instead of by model."""
+    """Do what `preprocess_input` does, by mode instead of by model."""
     if data_format not in ("channels_last", "channels_first"):
         raise ValueError(f"data_format={data_format!r} given, 'channels_last' or 'channels_first' expected")
     np_like: Any = jnp if isinstance(images, jax.Array) else np

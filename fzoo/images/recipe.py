@@ -85,7 +85,7 @@ class Recipe:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     def __str__(self) -> str:
-        """In words, for reports."""
+        """Say it in words, for reports."""
         height, width = self.size
         if self.crop is None:
             resized = f"squeezed to {height} x {width} by {self.interpolation}"

@@ -20,7 +20,7 @@ PATIENCE = 7 * 24 * 3600
 
 
 def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
-    """Devices in a row, as a mesh whose only axis is "batch".
+    """Put devices in a row, as a mesh whose only axis is "batch".
 
     Args:
         devices: how many of this process's, or which; all of this process's by default. `jax.devices()` are those of
@@ -41,7 +41,7 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Arrays on every device of the mesh; what is there already is not touched."""
+    """Put arrays on every device of the mesh; what is there already is not touched."""
     sharding = NamedSharding(mesh, PartitionSpec())
     if all(getattr(leaf, "sharding", None) == sharding for leaf in jax.tree.leaves(tree)):
         return tree
@@ -49,13 +49,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def committed_to(tree: Any) -> Sharding | None:
-    """Where the first array of a tree lies that is committed to its devices; None if JAX is free to choose."""
+    """Return where the first array of a tree lies that is committed to its devices; None if JAX is free to choose."""
     arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
     return next((array.sharding for array in arrays if array.committed), None)
 
 
 def device_of(tree: Any) -> Any:
-    """A device on which JAX computes with these arrays: theirs, or the default one."""
+    """Return a device on which JAX computes with these arrays: theirs, or the default one."""
     sharding = committed_to(tree)
     return next(iter(jnp.zeros(()).devices() if sharding is None else sharding.device_set))
 
@@ -69,12 +69,12 @@ def beside(tree: Any, others: Any) -> Any:
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-    """How the arrays lie that `shard` gives."""
+    """Return how the arrays lie that `shard` gives."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def shard(batch: Any, mesh: Mesh) -> Any:
-    """Arrays split along their first axis, a part for each device.
+    """Split arrays along their first axis, a part for each device.
 
     Args:
         batch: a tree of arrays (N, ...), N a multiple of the devices. On a mesh of several processes, each process's

@@ -34,8 +34,8 @@ class Explanation(NamedTuple):
     """What `explain` finds.
 
     Attributes:
-        classes: (N, K).
-        probabilities: (N, K), of these classes.
+        classes: (N, K), integers from 0.
+        probabilities: (N, K), of these classes, floats.
         heat: (N, K, h, w), as from `grad_cam`.
     """
 
@@ -55,13 +55,16 @@ def explain(
     batch_size: int | None = None,
     preprocess: str | None = None,
 ) -> Explanation:
-    """The likeliest classes of each image, and where they are seen, from one compiled program.
+    """Find the likeliest classes of each image, and where they are seen, from one compiled program.
 
     Args:
         module, variables, images, batch_size, preprocess: as for `fzoo.predict`.
         top: how many classes for each image, the likeliest first.
         classes: these instead, the same for all images.
         layer: as for `grad_cam`.
+
+    Returns:
+        See `Explanation`.
 
     Raises:
         ValueError: as for `grad_cam` and `fzoo.predict`; top that is not from 1 to the number of classes.
@@ -76,7 +79,7 @@ def explain(
 def explained(
     what: tuple[Classifier, str, int | tuple[int, ...]], variables: Any, images: Array | np.ndarray
 ) -> Explanation:
-    """`explain` for one batch."""
+    """Do what `explain` does, for one batch."""
     module, layer, wanted = what
     activation, scores = split_at(module, variables, images, layer)
     logits, pull = jax.vjp(scores, activation)
@@ -98,7 +101,7 @@ def grad_cam(
     *,
     layer: str | None = None,
 ) -> Float[Array, "n k hm wm"]:
-    """Heat maps of classes over a layer's feature map: where it speaks for the class.
+    """Compute heat maps of classes over a layer's feature map: where it speaks for the class.
 
     The feature maps, weighted by the class score's gradient (the logit's, before any softmax), averaged over the map;
     what is below zero is cut off. Pure and differentiable; works under `jax.jit` and `jax.vmap`. The network runs once,
@@ -171,7 +174,7 @@ def map_layer(module: Classifier, name: str | None) -> Node:
 
 
 def check_classes(module: Classifier, classes: Any, dimensions: tuple[int, ...] = (1, 2)) -> Any:
-    """Numbers of classes as an array, or raise ValueError; those that are traced can't be looked at."""
+    """Return numbers of classes as an array, or raise ValueError; those that are traced can't be looked at."""
     given = classes if isinstance(classes, Tracer) else np.asarray(classes)
     if given.ndim not in dimensions or not jnp.issubdtype(given.dtype, jnp.integer) or not given.size:
         shapes = " or ".join(("(K,)", "(N, K)")[n - 1] for n in dimensions)
@@ -184,7 +187,7 @@ def check_classes(module: Classifier, classes: Any, dimensions: tuple[int, ...] 
 def overlay(
     image: UInt8[np.ndarray | Array, "h w 3"], heat: Float[np.ndarray | Array, "hm wm"], *, strength: float = 0.7
 ) -> UInt8[Array, "h w 3"]:
-    """An image with heat laid over it, as colours from blue to red; where there is none, the image is darker.
+    """Lay heat over an image, as colours from blue to red; where there is none, the image is darker.
 
     Pure; works under `jax.jit`.
 
@@ -192,6 +195,9 @@ def overlay(
         image: (H, W, 3), uint8.
         heat: (h, w), of any size, from 0; its largest value gets the hottest colour.
         strength: how much of the hottest place is colour, from 0 to 1.
+
+    Returns:
+        (H, W, 3), uint8.
     """
     heat = jnp.asarray(heat) / jnp.maximum(jnp.max(jnp.asarray(heat)), 1e-12)
     heat = jax.image.resize(heat, image.shape[:2], "bilinear").clip(0, 1)[..., None]
@@ -211,7 +217,7 @@ def feature_sheet(
     tile: int | None = None,
     gap: int = 2,
 ) -> UInt8[Array, "hs ws"]:
-    """The liveliest channels of a feature map, those that differ most from place to place, side by side in grey.
+    """Draw the liveliest channels of a feature map, those that differ most from place to place, side by side in grey.
 
     Pure; works under `jax.jit` (with the options static). Each channel goes from black, its least value, to white.
 
@@ -222,6 +228,9 @@ def feature_sheet(
         tile: height of a channel in pixels, its width in proportion; by default the map's own, or its least multiple
             from 56 up.
         gap: white pixels between the channels.
+
+    Returns:
+        (height, width) of the sheet, uint8.
 
     Raises:
         ValueError: this is no feature map of one image.
@@ -244,7 +253,7 @@ def feature_sheet(
 
 
 def side_by_side(panels: Sequence[tuple[np.ndarray, str]], gap: int = 8, text: int = 15) -> Image.Image:
-    """Pictures of one height in a row, each with a line below."""
+    """Put pictures of one height in a row, each with a line below."""
     font = ImageFont.load_default(text)
     widths = [max(pixels.shape[1], math.ceil(font.getlength(caption))) for pixels, caption in panels]
     height = panels[0][0].shape[0]

@@ -111,7 +111,7 @@ def export(
 
 
 def check_target(path: str | os.PathLike, platforms: str | Sequence[str]) -> tuple[str, ...]:
-    """The platforms, each once; ValueError for one that JAX has not, or a file that is not called as these are."""
+    """List the platforms, each once; ValueError for one that JAX has not, or a file that is not called as these are."""
     names = (platforms,) if isinstance(platforms, str) else tuple(dict.fromkeys(platforms))
     if not names:
         raise ValueError(f"no platforms given: at least one of {', '.join(PLATFORMS)} expected")

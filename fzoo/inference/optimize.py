@@ -29,7 +29,7 @@ CHANNELWISE = {"AveragePooling2D", "GlobalAveragePooling2D", "Cropping2D", "Drop
 def optimize_for_inference(
     module: Classifier, variables: Any, *, dtype: Any = jnp.float32, platform: str | None = None
 ) -> tuple[Classifier, Any]:
-    """An equivalent network that is faster, and can't be trained.
+    """Make an equivalent network that is faster, and can't be trained.
 
     Every BN that follows a convolution, with nothing between that isn't linear, is folded into its kernel (through
     concatenation and average pooling, too), and so is ConvNeXt's LayerScale; other BNs, those after the concatenations
@@ -120,7 +120,7 @@ def cast_kernels(variables: Any, dtype: Any) -> Any:
 
 
 def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What a BN or a LayerScale does in inference, in float64: x * scale + shift."""
+    """Return what a BN or a LayerScale does in inference, in float64: x * scale + shift."""
     if node.kind == "LayerScale":
         return params["gamma"].astype(np.float64), np.zeros(params["gamma"].shape)
     scale = 1 / np.sqrt(stats["var"].astype(np.float64) + node.config["epsilon"])
@@ -131,7 +131,7 @@ def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np
 def linear_parts(
     name: str, by_name: dict[str, Node], readers: Counter[str], calls: Counter[str]
 ) -> list[tuple[Node, list[str]]] | None:
-    """The layers whose outputs, side by side, are the channels of this layer's; None if there is more to it than that.
+    """Find the layers whose outputs, side by side, are this layer's channels; None if there is more to it than that.
 
     With each, the names of the layers on the way from it to here.
 

@@ -106,7 +106,7 @@ def features(
     preprocess: str | bool | None = None,
     mesh: Mesh | None = None,
 ) -> dict[str, Float[Array, "n ..."]]:
-    """The outputs of Keras layers, by name; what none of them needs is not computed.
+    """Compute the outputs of Keras layers, by name; what none of them needs is not computed.
 
     Args:
         module, variables, images, batch_size, preprocess, mesh: as for `predict`.
@@ -125,19 +125,19 @@ def features(
 
 
 def run(module: nn.Module, variables: Any, images: Pixels) -> Any:
-    """The forward pass for inference."""
+    """Run the forward pass for inference."""
     return module.apply(variables, images)
 
 
 def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Pixels) -> Any:
-    """The forward pass up to some layers."""
+    """Run the forward pass up to some layers."""
     module, layers = module_and_layers
     return module.apply(variables, images, layers, method="endpoints")
 
 
 @functools.lru_cache
 def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = None) -> Callable:
-    """`function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
+    """Put `function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
 
     On a mesh, every device runs that program on its part of the images; they have nothing to tell each other. Called
     with (what, name of the model to preprocess for or None, variables, images).
@@ -229,17 +229,17 @@ def arranged(module: nn.Module, images: Any, preprocess: str | bool | None) -> t
 
 
 def count_of(images: Any) -> int:
-    """How many there are."""
+    """Return how many there are."""
     return jax.tree.leaves(images)[0].shape[0]
 
 
 def cut(images: Any, start: int, size: int) -> Any:
-    """Some of the images, in their order."""
+    """Cut out some of the images, in their order."""
     return jax.tree.map(lambda x: x[start : start + size], images)
 
 
 def no_results(shapes: Any) -> Any:
-    """What is given for no images, by the shapes of what is given for some."""
+    """Return what is given for no images, by the shapes of what is given for some."""
     return jax.tree.map(lambda y: jnp.zeros((0, *y.shape[1:]), y.dtype), shapes)
 
 
@@ -286,7 +286,7 @@ def default_batch(platform: str, shape: Sequence[int]) -> int:
 
 
 def for_devices(function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None) -> tuple[Any, Any, Any]:
-    """The jitted function, the (first) device that it is for, and the variables where they are wanted."""
+    """Return the jitted function, the (first) device that it is for, and the variables where they are wanted."""
     if mesh is None:
         device = device_of((variables, images))
     elif mesh.is_multi_process:
@@ -306,7 +306,7 @@ def output_shapes(
     preprocess: str | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
-    """Shapes of what `predict`, or with `layers` `features`, gives for a whole batch.
+    """Return the shapes of what `predict`, or with `layers` `features`, gives for a whole batch.
 
     Nothing is computed or compiled, and the call that comes then does not trace the network again.
     """
@@ -319,17 +319,17 @@ def output_shapes(
 
 
 def module_of(what: Any) -> nn.Module:
-    """The network of `run`'s or `taps`' first argument."""
+    """Return the network of `run`'s or `taps`' first argument."""
     return what[0] if isinstance(what, tuple) else what
 
 
 def micro_batch(what: Any) -> int:
-    """How many images a CPU computes together: more fall out of its cache."""
+    """Return how many images a CPU computes together: more fall out of its cache."""
     return getattr(module_of(what), "micro_batch", Classifier.micro_batch)
 
 
 def in_flight(started: Iterable[Any]) -> Iterator[Any]:
-    """Results that are under way, in their order, `IN_FLIGHT` of them at a time."""
+    """Yield results that are under way, in their order, `IN_FLIGHT` of them at a time."""
     pending: deque[Any] = deque()
     for result in started:
         pending.append(result)
@@ -416,13 +416,13 @@ def check_images(images: Any, pixels: bool) -> None:
 
 
 def padded(images: Any, size: int) -> Iterator[Any]:
-    """Batches of exactly `size` images, the last one filled up with zeros."""
+    """Yield batches of exactly `size` images, the last one filled up with zeros."""
     for start in range(0, count_of(images), size):
         yield jax.tree.map(functools.partial(filled_up, size=size), cut(images, start, size))
 
 
 def filled_up(x: Any, size: int) -> Any:
-    """An array with as many rows of zeros at its end as make it `size` long."""
+    """Fill an array up with as many rows of zeros at its end as make it `size` long."""
     if x.shape[0] == size:
         return x
     pad = jnp.pad if isinstance(x, jax.Array) else np.pad

@@ -56,7 +56,7 @@ class Network:
         return features(self.module, self.variables, pixels, self.layers, **options)
 
     def shapes(self, shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-        """What `rows` gives for an image of a batch of this shape, by name; nothing is computed.
+        """Return what `rows` gives for an image of a batch of this shape, by name; nothing is computed.
 
         Raises:
             ValueError: an unknown layer, a size that the network does not take, or one that gives no classes.
@@ -120,12 +120,12 @@ def check_finite(arrays: Mapping[str, np.ndarray], names: Sequence[str], tapped:
 
 
 def on_disk(dtype: Any) -> np.dtype:
-    """The dtype that files have; NumPy's has no bfloat16."""
+    """Return the dtype that files have; NumPy's has no bfloat16."""
     return np.dtype(np.float32) if dtype == jnp.bfloat16 else np.dtype(dtype)
 
 
 def class_labels(labels: Sequence[tuple[str, str]] | None, network: Network) -> Sequence[tuple[str, str]]:
-    """(WordNet ID, label) of each class."""
+    """Return (WordNet ID, label) of each class."""
     from fzoo.images.labels import class_index
 
     classes = network.module.classes
@@ -185,7 +185,7 @@ def described(value: Any, name: str = "") -> Any:
 
 
 def is_importable(value: Any) -> bool:
-    """Whether a function or class is what its module has under its name."""
+    """Tell whether a function or class is what its module has under its name."""
     found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
     for part in value.__qualname__.split("."):
         found = getattr(found, part, None)

@@ -115,7 +115,7 @@ def classify(
     watch: Callable[[Report, Sequence[Failure]], None] | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, list[tuple[str, str, float]]]]:
-    """The likeliest classes of images as they come, (image, [(WordNet ID, label, probability), ...]).
+    """Yield the likeliest classes of images as they come, (image, [(WordNet ID, label, probability), ...]).
 
     Arguments and errors are those of `run_job`; nothing is written. What was done goes into `report`.
     """
@@ -135,7 +135,7 @@ def classify(
 
 
 def none_of(count: int) -> str:
-    """The error where there is nothing to write."""
+    """Return the text of the error where there is nothing to write."""
     return f"none of the {count} images could be read"
 
 

@@ -32,7 +32,7 @@ NAMES_BYTES = 1 << 30
 
 
 def check_out(out: str | os.PathLike, tapped: bool) -> Path:
-    """The output's path.
+    """Return the output's path.
 
     Args:
         out: the path.
@@ -93,19 +93,19 @@ def predictions(
 
 
 def as_object(image: str, found: Sequence[tuple[str, str, float]]) -> str:
-    """A row as an object of JSON, on one line."""
+    """Write a row as an object of JSON, on one line."""
     keys = ("wnid", "label", "probability")
     return json.dumps({"image": image, "predictions": [dict(zip(keys, row, strict=True)) for row in found]})
 
 
 def write_jsonl(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
-    """An object a line, with the image and its predictions."""
+    """Write an object a line, with the image and its predictions."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(as_object(*row) + "\n" for row in predictions(parts, labels))
 
 
 def write_csv(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
-    """A line for each prediction, the likeliest of an image first."""
+    """Write a line for each prediction, the likeliest of an image first."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         write_rows(file, [("image", "wnid", "label", "probability")])
         for image, found in predictions(parts, labels):
@@ -113,7 +113,7 @@ def write_csv(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
 
 
 def write_class_parquet(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
-    """A row for each prediction, as in a .csv; a row group for each shard."""
+    """Write a row for each prediction, as in a .csv; a row group for each shard."""
     pa, parquet = pyarrow()
     text = pa.string()
     schema = pa.schema([("image", text), ("wnid", text), ("label", text), ("probability", pa.float32())])
@@ -128,7 +128,7 @@ def write_class_parquet(path: Path, parts: Sequence[Path], count: int, shapes: S
 
 
 def write_layer_parquet(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
-    """A column for each layer, of lists of fixed size; the shape is the column's metadata."""
+    """Write a column for each layer, of lists of fixed size; the shape is the column's metadata."""
     pa, parquet = pyarrow()
     fields = [pa.field("image", pa.string())]
     for name, aval in shapes.items():
@@ -146,7 +146,7 @@ def write_layer_parquet(path: Path, parts: Sequence[Path], count: int, shapes: S
 
 
 def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
-    """An array for each layer, and `images`; one array of one shard at a time.
+    """Write an array for each layer, and `images`; one array of one shard at a time.
 
     NumPy's arrays of text have the longest one's width. On the disk that is compressed. Where it would take more than
     `NAMES_BYTES` of memory, and many times what the text does, the names are UTF-8 in a row, `images_utf8`, with
@@ -180,7 +180,7 @@ def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
 
 
 def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
-    """A dataset for each layer, and `images`."""
+    """Write a dataset for each layer, and `images`."""
     text = sum(len(os.fsencode(name)) for names in arrays_of(parts, IMAGES) for name in names)
     rows = sum(int(np.prod(aval.shape)) * np.dtype(aval.dtype).itemsize for aval in shapes.values())
     reserve(path, count * (rows + 64) + text + (len(shapes) << 12) + (1 << 16))
@@ -206,12 +206,12 @@ def reserve(path: Path, size: int) -> None:
 
 
 def printable(name: str) -> str:
-    """A name of a file as UTF-8 can have it."""
+    """Write a name of a file as UTF-8 can have it."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def pyarrow() -> tuple[Any, Any]:
-    """(pyarrow, pyarrow.parquet).
+    """Return (pyarrow, pyarrow.parquet).
 
     Raises:
         ModuleNotFoundError: they are not installed.

@@ -224,7 +224,7 @@ class Shards:
         self._drop_changed()
 
     def _is_written(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether the output is there, and only the folder was left."""
+        """Tell whether the output is there, and only the folder was left."""
         return "id" in manifest and self.out.exists() and read_header(self.record).get("id") == manifest["id"]
 
     def _drop_changed(self) -> None:
@@ -306,7 +306,7 @@ class Shards:
         return rows, failed
 
     def _entries(self, parts: Sequence[Path]) -> Iterator[Entry]:
-        """The images of the rows, in the states in which they were read."""
+        """Yield the images of the rows, in the states in which they were read."""
         for entries, part in zip(join_batches(self.images, self.size), parts, strict=True):
             with np.load(part) as arrays:
                 states, readable = arrays[STATES].tolist(), arrays[READABLE].tolist()
@@ -327,7 +327,7 @@ class Shards:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """One kind of error, whatever the formats' libraries raise where a disk is full, and what to do about it."""
+        """Raise one kind of error, with what to do about it, whatever formats' libraries raise where a disk is full."""
         try:
             yield
         except (OSError, RuntimeError) as e:
@@ -461,7 +461,7 @@ def unfinished(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(path: Path, target: Path | None = None) -> Iterator[Any]:
-    """A file to write bytes to, which gets its name when it is on the disk."""
+    """Yield a file to write bytes to, which gets its name when it is on the disk."""
     # Several processes may write the same: each has its own.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with unfinished(temporary):

@@ -57,7 +57,7 @@ class Graph:
         return self._hash  # pyright: ignore[reportAttributeAccessIssue]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be made anew in another process, where texts have other hashes."""
+        """Return how it is made anew in another process, where texts have other hashes."""
         return Graph, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def __eq__(self, other: object) -> bool:
@@ -67,7 +67,7 @@ class Graph:
         return isinstance(other, Graph) and mine == (other.steps, other.outputs, other.inputs)
 
     def __repr__(self) -> str:
-        """Short: a module's repr has it."""
+        """Write it in short: a module's repr has it."""
         return f"Graph({len(self.steps)} steps)"
 
     @functools.cached_property

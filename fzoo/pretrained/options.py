@@ -124,7 +124,7 @@ def options_of_file(name: str, path: Path, whole: WholeFile, given: Mapping[str,
 
 
 def variants(name: str) -> list[dict[str, Any]]:
-    """The options of a model's published files, as far as they change its arrays; the default ones, {}, come first."""
+    """List options of a model's published files, as far as they change its arrays; the default ones, {}, come first."""
     defaults = family_defaults(spec(name))
     changes = [{}]
     for file in spec(name).weight_files:
@@ -146,7 +146,7 @@ def described_network(described: Description, name: str | None = None) -> tuple[
         raise ValueError(f"{described.source}: what it says of its network can't be: {one_line(e)}") from e
 
     def nearness(record: ModelSpec) -> tuple[int, int]:
-        """How many of its options the file has, and of models alike in that the smallest."""
+        """Count how many of its options the file has; of models alike in that, the smallest is the nearest."""
         usual = family_defaults(record)
         return sum(options.get(key, value) == value for key, value in usual.items()), -record.parameters
 
@@ -169,7 +169,7 @@ SHOWN = frozenset({"divide_by_std", "include_preprocessing"})
 
 
 def shown_options(name: str, preprocessing: Counter[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a Keras file's layers show of its network, beyond its arrays, where that is not the default.
+    """Return what a Keras file's layers show of its network, beyond its arrays, where that is not the default.
 
     Args:
         name: of the model.

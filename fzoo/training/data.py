@@ -31,7 +31,7 @@ class DataSource(Protocol):
         ...
 
     def read(self, index: int, rng: np.random.Generator | None = None) -> Any:
-        """An image (H, W, C), with `rng` augmented, or a tree of arrays; None for what can't be read."""
+        """Read an image (H, W, C), with `rng` augmented, or a tree of arrays; None for what can't be read."""
         ...
 
 
@@ -92,14 +92,14 @@ class Files:
         return [path for path in self.paths if path not in self.broken.paths][index]
 
     def fingerprint(self) -> str:
-        """Of names, sizes and labels; the content is not read."""
+        """Return a hash of names, sizes and labels; the content is not read."""
         lines = (
             f"{p.parent.name}/{p.name} {p.stat().st_size} {y}" for p, y in zip(self.paths, self.labels, strict=True)
         )
         return hashlib.sha256("\n".join([*self.class_names, *lines]).encode()).hexdigest()
 
     def subset(self, indices: Sequence[int]) -> Files:
-        """Some of the images."""
+        """Return some of the images."""
         return dataclasses.replace(self, paths=tuple(self.paths[i] for i in indices), labels=self.labels[list(indices)])
 
 
@@ -116,11 +116,11 @@ class Arrays:
         return self.images[index]
 
     def subset(self, indices: Sequence[int]) -> Arrays:
-        """Some of the images."""
+        """Return some of the images."""
         return dataclasses.replace(self, images=self.images[list(indices)], labels=self.labels[list(indices)])
 
     def fingerprint(self) -> str:
-        """Of the values."""
+        """Return a hash of the values."""
         digest = hashlib.sha256(np.ascontiguousarray(self.images).view(np.uint8).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()
@@ -159,7 +159,7 @@ class Batches:
         self.data, self.classes, self.steps, self.check = data, classes, steps, check
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        """One pass, or what is left of an iterator."""
+        """Yield one pass, or what is left of an iterator."""
         for batch in self.data:
             if not isinstance(batch, (tuple, list)):
                 raise ValueError(f"a batch that is {type(batch).__name__} given, (images, labels) expected")
@@ -182,7 +182,7 @@ class Replayed:
         self.batches, self.iterator, self.count = batches, iter(batches), 0
 
     def __next__(self) -> tuple[Any, Any]:
-        """The next batch, from the next pass where one ends."""
+        """Return the next batch, from the next pass where one ends."""
         try:
             batch = next(self.iterator)
         except StopIteration:
@@ -194,7 +194,7 @@ class Replayed:
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """The position."""
+        """Return the position."""
         return {"count": self.count}
 
     def set_state(self, state: Mapping[str, int]) -> None:
@@ -204,7 +204,7 @@ class Replayed:
 
 
 def check_labels(labels: Any, classes: int | None) -> Int[np.ndarray, " n"]:
-    """Labels as int32.
+    """Return labels as int32.
 
     Raises:
         ValueError: they are no integers from 0 to below `classes`.
@@ -232,7 +232,7 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least: int = 2) -> Files:
-    """The images of a folder that holds a folder for each class; files in folders below these count, too.
+    """Find the images of a folder that holds a folder for each class; files in folders below these count, too.
 
     What is hidden is left out, links to folders are followed, and archives are not looked into. `broken` reports what
     can't be read, and how many other files were passed over.
@@ -308,7 +308,7 @@ def with_classes(files: Files, names: Sequence[str], numbered: bool = False) -> 
 
 
 def grain() -> Any:
-    """The library, an extra."""
+    """Import the library, an extra."""
     try:
         import grain
     except ModuleNotFoundError:
@@ -319,7 +319,7 @@ def grain() -> Any:
 def training_batches(
     source: DataSource, batch_size: int, *, seed: int, workers: int, part: tuple[int, int] = (0, 1)
 ) -> Any:
-    """An endless Grain iterator over (inputs, labels) batches, each pass in another order.
+    """Make an endless Grain iterator over (inputs, labels) batches, each pass in another order.
 
     Its `get_state` and `set_state` are the position.
 
@@ -349,7 +349,7 @@ def training_batches(
 def in_order(
     source: DataSource | Batches, batch_size: int, workers: int, part: tuple[int, int] = (0, 1)
 ) -> Iterator[tuple[Any, Int[np.ndarray, " n"]]]:
-    """(inputs, labels) batches of all that can be read, once, in their order; or of a share of them."""
+    """Iterate over (inputs, labels) batches of all that can be read, once, in their order; or of a share of them."""
     if isinstance(source, Batches):
         return itertools.islice(source, source.steps)
     labels = source.labels
@@ -369,11 +369,11 @@ class Read:
         self.iterator, self.get_state, self.set_state = iterator, iterator.get_state, iterator.set_state
 
     def __iter__(self) -> Read:
-        """Itself."""
+        """Return itself."""
         return self
 
     def __next__(self) -> Any:
-        """The next batch."""
+        """Return the next batch."""
         try:
             return next(self.iterator)
         except ValueError as e:
@@ -381,5 +381,5 @@ class Read:
 
 
 def ahead(batch_size: int, workers: int) -> Any:
-    """How far Grain's threads read ahead."""
+    """Return how far Grain's threads read ahead."""
     return grain().ReadOptions(num_threads=workers, prefetch_buffer_size=max(2 * batch_size, workers))

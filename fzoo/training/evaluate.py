@@ -37,6 +37,9 @@ def evaluate(
         batch_size: how many go through at once.
         mesh: of the devices that each batch is spread over, from `fzoo.devices.mesh`; one by default.
 
+    Returns:
+        See `Evaluation`.
+
     Raises:
         ValueError: no images, labels that the classifier has not, or an output that is NaN (`index` is the image's).
     """
@@ -72,7 +75,7 @@ def evaluate(
 def outputs(
     module: Classifier, variables: Any, inputs: Any, preprocess: str | None, batch_size: int, mesh: Mesh | None
 ) -> Array:
-    """Logits for images, or for the outputs of a frozen part."""
+    """Compute logits for images, or for the outputs of a frozen part."""
     if not isinstance(inputs, Mapping):
         pixels = np.issubdtype(inputs.dtype, np.integer)
         how = {"batch_size": batch_size, "preprocess": preprocess if pixels else None, "mesh": mesh}
@@ -84,5 +87,5 @@ def outputs(
 
 @functools.partial(jax.jit, static_argnums=0)
 def above(module: Classifier, variables: Any, given: Any) -> Float[Array, "n classes"]:
-    """The part of a network above its frozen part."""
+    """Run the part of a network above its frozen part."""
     return logits_of(module, variables, given)[0]

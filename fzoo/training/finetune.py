@@ -173,7 +173,7 @@ def configured(options: Mapping[str, Any]) -> FinetuneConfig:
 
 
 def folder_of_run(weights: Any) -> Path | None:
-    """The folder of a run, where weights are given as one."""
+    """Return the folder of a run, where weights are given as one."""
     return Path(weights) if isinstance(weights, (str, os.PathLike)) and is_run(weights) else None
 
 
@@ -293,7 +293,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     saved_at, alone = time.monotonic(), plan.part[1] == 1
 
     def overdue(seconds: float) -> bool:
-        """Whether a checkpoint is, by the clock; processes save together, and theirs differ."""
+        """Tell whether a checkpoint is, by the clock; processes save together, and theirs differ."""
         return plan.run is not None and alone and time.monotonic() - saved_at > seconds
 
     def whole() -> Any:
@@ -356,7 +356,7 @@ def pixels_step(
     *rest: Any,
     **options: Any,
 ) -> tuple[TrainState, tuple[Array, Array]]:
-    """`train_step`, for pixels too."""
+    """Do what `train_step` does, for pixels too."""
     module, model = module_and_model
     state, metrics = train_step(module, optimizer, state, frozen, preprocessed(inputs, model), *rest, **options)
     return state, (metrics["loss"], metrics["accuracy"])
@@ -388,14 +388,14 @@ def check_finite(values: Any, progress: Progress, plan: Plan) -> None:
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """A row of the history."""
+    """Write a row of the history."""
     return ", ".join(
         f"{name} {value:.4f}" for name, value in row.items() if name not in ("phase", "epoch", "seconds")
     ) + (f", {row['seconds']:.1f} s")
 
 
 def batches_of(plan: Plan, source: DataSource | Batches, phase: int) -> Any:
-    """The endless training input of a phase."""
+    """Make the endless training input of a phase."""
     if isinstance(source, Batches):
         return Replayed(source)
     process, processes = plan.part
@@ -409,7 +409,7 @@ def batches_of(plan: Plan, source: DataSource | Batches, phase: int) -> Any:
 
 
 def should_cache(plan: Plan, stream: Flow) -> bool:
-    """Whether to keep the outputs of the frozen part."""
+    """Tell whether to keep the outputs of the frozen part."""
     sets = [each for each in (plan.source, plan.held_out) if each is not None]
     shapes = {node.name: node for node in trace(plan.module).nodes}
     frozen = [shapes[name] for name in stream.frontier]
@@ -426,7 +426,7 @@ def should_cache(plan: Plan, stream: Flow) -> bool:
 
 
 def cached(plan: Plan, variables: Any, source: Any, stream: Flow) -> Features | Batches:
-    """What the trained part needs of the frozen one, for all images."""
+    """Compute what the trained part needs of the frozen one, for all images."""
     if isinstance(source, Batches):
         return source
     found: dict[str, list[np.ndarray]] = {name: [] for name in stream.frontier}

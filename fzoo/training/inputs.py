@@ -38,7 +38,7 @@ def sources(
 def training_data(
     data: Any, split: bool, config: FinetuneConfig, broken: Broken, report: Callable[[str], None]
 ) -> tuple[Files | Arrays | Batches, Files | Arrays | None]:
-    """(what to train on, what was split off)."""
+    """Return (what to train on, what was split off)."""
     share = config.validation_split if split else None
     if isinstance(data, (str, os.PathLike)):
         if config.options.get("include_preprocessing") is False:
@@ -64,7 +64,7 @@ def training_data(
 def validation_data(
     validation: Any, train: Files | Arrays | Batches, config: FinetuneConfig, broken: Broken
 ) -> Files | Arrays | Batches:
-    """What the user gave to validate on, its labels those of the training data."""
+    """Return what the user gave to validate on, its labels those of the training data."""
     count = train.classes if isinstance(train, Batches) else len(train.class_names)
     if not isinstance(validation, (str, os.PathLike)):
         if is_arrays(validation):
@@ -80,7 +80,7 @@ def validation_data(
 
 
 def is_arrays(data: Any) -> bool:
-    """Whether these are images and labels, and not an iterable of such."""
+    """Tell whether these are images and labels, and not an iterable of such."""
     try:
         return isinstance(data, tuple) and len(data) > 0 and np.ndim(data[0]) == 4
     except ValueError:  # a batch, whose images and labels make no array
@@ -88,7 +88,7 @@ def is_arrays(data: Any) -> bool:
 
 
 def pixel_check(config: FinetuneConfig) -> Callable[[Any], None]:
-    """What raises ValueError for images that the model can't be meant to take."""
+    """Return what raises ValueError for images that the model can't be meant to take."""
     own = config.options.get("include_preprocessing") is not False
     return functools.partial(
         check_range, mode=preprocessing_mode(config.pixels_for) if own else None, name=config.model
@@ -96,7 +96,7 @@ def pixel_check(config: FinetuneConfig) -> Callable[[Any], None]:
 
 
 def arrays(data: tuple[Any, ...], classes: int | None, config: FinetuneConfig) -> Arrays:
-    """(images, labels) that are in memory."""
+    """Take (images, labels) that are in memory."""
     if len(data) != 2:
         raise ValueError(f"a tuple of {len(data)} given, (images, labels) expected: weights of images are not taken")
     images, labels = np.asarray(data[0]), check_labels(data[1], classes)

@@ -31,8 +31,9 @@ class Evaluation(NamedTuple):
     """How a classifier did. An image whose true class ties with another is not right.
 
     Attributes:
-        confusion: images by (true class, predicted class); where the likeliest tie, one that is not true is predicted.
-        loss: the sum of the images' softmax cross-entropies.
+        confusion: (classes, classes), integers: images by (true class, predicted class); where the likeliest tie, one
+            that is not true is predicted.
+        loss: the sum of the images' softmax cross-entropies, in nats.
         in_top5: how many had the true class among the five likeliest: fewer than five others are as likely or more.
     """
 

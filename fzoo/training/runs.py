@@ -72,13 +72,13 @@ class Progress:
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def took(self, loss: float, accuracy: float) -> None:
-        """A step."""
+        """Count a step."""
         self.step, self.total = self.step + 1, self.total + 1
         self.last_loss = loss
         self.loss_sum, self.accuracy_sum = self.loss_sum + loss, self.accuracy_sum + accuracy
 
     def means(self) -> dict[str, float]:
-        """Of the epoch so far."""
+        """Return the means of the epoch so far."""
         return {"loss": self.loss_sum / self.step, "accuracy": self.accuracy_sum / self.step}
 
     def end_of_epoch(self, row: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ class Run:
         write_text(self.folder / "config.json", json.dumps(self.config, indent=1) + "\n")
 
     def progress(self) -> Progress | None:
-        """How far the last checkpoint is; None if there is none."""
+        """Read how far the last checkpoint is; None if there is none."""
         import orbax.checkpoint as ocp
 
         latest = self.checkpoints.latest_step()
@@ -145,7 +145,7 @@ class Run:
             raise ValueError(f"{self.folder}/checkpoints/{latest} can't be read: {one_line(e)}") from e
 
     def restore(self, item: str, like: Any) -> Any:
-        """What the last checkpoint has as "variables" or "optimizer": a tree of the shapes and placement of `like`."""
+        """Read what the last checkpoint has as "variables" or "optimizer": a tree of `like`'s shapes and placement."""
         import orbax.checkpoint as ocp
 
         latest = self.checkpoints.latest_step()
@@ -159,7 +159,7 @@ class Run:
             raise ValueError(f"{self.folder}/checkpoints/{latest} is not of this network: {one_line(e)}") from e
 
     def save(self, progress: Progress, variables: Any, opt_state: Any) -> None:
-        """A checkpoint; the one before is kept until it is whole."""
+        """Write a checkpoint; the one before is kept until it is whole."""
         import orbax.checkpoint as ocp
 
         items: dict[str, Any] = {"progress": ocp.args.JsonSave(dataclasses.asdict(progress))}
@@ -177,12 +177,12 @@ class Run:
             raise OSError(f"the checkpoint {self.folder}/checkpoints/{number} can't be written: {one_line(e)}") from e
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """metrics.jsonl."""
+        """Write metrics.jsonl."""
         if self.writes:
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
 
     def finish(self, result: Finetuned) -> None:
-        """All that a finished run has; the weights last."""
+        """Write all that a finished run has; the weights last."""
         self.checkpoints.close()
         if not self.writes:
             return
@@ -215,7 +215,7 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(folder: str | os.PathLike) -> LoadedRun:
-    """The network that a fine-tuning made.
+    """Load the network that a fine-tuning made.
 
     Args:
         folder: the `out` of `fzoo.finetune`, `--out` of `fzoo finetune`.
@@ -258,7 +258,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 
 def options_of(module: Classifier, model: str) -> dict[str, Any]:
-    """What makes a network differ from the model as it is by default, beyond its classifier; for `describe`.
+    """Return what makes a network differ from the model as it is by default, beyond its classifier; for `describe`.
 
     Of one that came from a file, all that makes it.
     """
@@ -270,7 +270,7 @@ def options_of(module: Classifier, model: str) -> dict[str, Any]:
 
 
 def network(config: Mapping[str, Any]) -> Classifier:
-    """The network of a configuration, with a softmax at its end."""
+    """Make the network of a configuration, with a softmax at its end."""
     if "graph" in config["options"]:
         graph, _ = build_graph(configuration_of(config["options"]["graph"]))
         return keras_model(graph, jnp.dtype(config["options"]["dtype"])).clone(cut=config["options"]["cut"])
@@ -281,7 +281,7 @@ def network(config: Mapping[str, Any]) -> Classifier:
 
 
 def as_it_was(value: Any, default: Any) -> Any:
-    """An option that JSON held: a list is a tuple, of rows where the default has such."""
+    """Return an option that JSON held: a list is a tuple, of rows where the default has such."""
     if not isinstance(value, list):
         return value
     table = isinstance(default, tuple) and isinstance(default[0], tuple)
@@ -289,12 +289,12 @@ def as_it_was(value: Any, default: Any) -> Any:
 
 
 def is_run(folder: str | os.PathLike) -> bool:
-    """Whether this is the folder of a fine-tuning."""
+    """Tell whether this is the folder of a fine-tuning."""
     return Path(folder, "config.json").is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json.
+    """Read config.json.
 
     Raises:
         FileNotFoundError: there is none.
@@ -314,7 +314,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def describe(**settings: Any) -> dict[str, Any]:
-    """Settings as what JSON can hold, and reads back equal."""
+    """Return settings as what JSON can hold, and reads back equal."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -336,7 +336,7 @@ def describe(**settings: Any) -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two configurations differ, in words."""
+    """Say where two configurations differ, in words."""
     found = []
     for key in dict.fromkeys([*there, *wanted]):
         a, b = there.get(key), wanted.get(key)
@@ -350,13 +350,13 @@ def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
 
 
 def shortened(value: Any) -> str:
-    """A value for one line."""
+    """Write a value for one line."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def checkpoints(folder: Path) -> Any:
-    """Orbax's manager of a folder."""
+    """Make Orbax's manager of a folder."""
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs, it raises, too
@@ -365,7 +365,7 @@ def checkpoints(folder: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file that appears when it is whole."""
+    """Write a text file that appears when it is whole."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -115,12 +115,12 @@ def innermost(folder: Path) -> Path:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there are images in a folder itself."""
+    """Tell whether there are images in a folder itself."""
     return any(ends_like_image(path.name) and not is_hidden(path.name) for path in folder.iterdir())
 
 
 def shown(paths: Sequence[Path] | dict[Path, str]) -> str:
-    """Names of folders, for a line."""
+    """Write names of folders, for a line."""
     names = [f"{path.name}/" for path in paths]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -219,7 +219,7 @@ def duplicates(train: Files | Arrays, held_out: Files | Arrays) -> list[tuple[Pa
 
 
 def file_size(path: Path) -> int | None:
-    """Bytes of a file; None for what can't be asked, which is reported where it is read."""
+    """Return the bytes of a file; None for what can't be asked, which is reported where it is read."""
     try:
         return path.stat().st_size
     except OSError:
@@ -227,7 +227,7 @@ def file_size(path: Path) -> int | None:
 
 
 def digest(path: Path) -> bytes | Path:
-    """The hash of a file's bytes; the path where they can't be read."""
+    """Return the hash of a file's bytes; the path where they can't be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

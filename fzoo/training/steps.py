@@ -87,7 +87,7 @@ class Phase:
         self.transformation(1)
 
     def transformation(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer, for a phase of so many steps.
+        """Make the optimizer, for a phase of so many steps.
 
         Raises:
             ValueError: optax has no such optimizer, or it has no such option.
@@ -129,7 +129,7 @@ TWO_PHASES = (
 
 
 def phase_mask(module: Classifier, variables: Any, phase: Phase) -> Any:
-    """Which parameters a phase trains: a tree of bool like `variables["params"]`.
+    """Mark which parameters a phase trains: a tree of bool like `variables["params"]`.
 
     Raises:
         ValueError: an unknown layer or pattern, or a network without a new head where that is asked for.
@@ -150,12 +150,12 @@ def phase_mask(module: Classifier, variables: Any, phase: Phase) -> Any:
 
 
 def trained_layers(mask: Any) -> set[str]:
-    """The layers that a mask over params marks."""
+    """Return the layers that a mask over params marks."""
     return {layer for layer, marks in mask.items() if any(jax.tree.leaves(marks))}
 
 
 def last_stage(module: Classifier) -> set[str]:
-    """The backbone's layers with parameters whose feature maps are as small as the last such."""
+    """Return the backbone's layers with parameters whose feature maps are as small as the last such."""
     wanted = slots(without_top(module))
     maps = [node for node in trace(module).layers if node.name in wanted and len(node.shape) == 3]
     return {node.name for node in maps if node.shape[:2] == maps[-1].shape[:2]}
@@ -213,7 +213,16 @@ def flow(module: Classifier, trained: set[str], batch_statistics: bool = False) 
 def cross_entropy(
     logits: Float[Array, "n classes"], labels: Int[Array, " n"], label_smoothing: float = 0.0
 ) -> Float[Array, " n"]:
-    """The loss of each image: softmax cross-entropy, with `label_smoothing` of each label spread over all classes."""
+    """Return each image's loss: softmax cross-entropy.
+
+    Args:
+        logits: (N, classes), floats.
+        labels: (N,), integers from 0: the class of each image.
+        label_smoothing: how much of each label is spread over all classes, from 0 to 1.
+
+    Returns:
+        (N,), floats, in nats.
+    """
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     wanted = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
@@ -235,7 +244,7 @@ class TrainState(NamedTuple):
 
 
 def logits_of(module: Classifier, variables: Any, inputs: Any, **options: Any) -> tuple[Array, Any]:
-    """(logits, batch statistics) for images, or for the outputs of some layers as {layer: (N, ...)}.
+    """Compute (logits, batch statistics) for images, or for the outputs of some layers as {layer: (N, ...)}.
 
     Args:
         module: the network.
@@ -266,7 +275,7 @@ def train_step(
     train: Training = frozenset(),
     label_smoothing: float = 0.0,
 ) -> tuple[TrainState, dict[str, Shaped[Array, ""]]]:
-    """One step of gradient descent; pure, to be jitted with `module` and `optimizer` bound.
+    """Take one step of gradient descent; pure, to be jitted with `module` and `optimizer` bound.
 
     The gradient is taken with respect to what trains alone, so none is computed below the lowest trained layer.
 
@@ -276,8 +285,8 @@ def train_step(
         state: see `TrainState`.
         frozen: the other parameters, as `partition_params` gives them.
         inputs: preprocessed images (N, H, W, C), or what is above the frozen part: see `logits_of`.
-        labels: the class of each.
-        rng: a key, for dropout.
+        labels: (N,), integers from 0: the class of each.
+        rng: a `jax.random.key`, for dropout.
         train: what behaves as in training: `flow(...).training`; True for everything.
         label_smoothing: see `cross_entropy`.
 
@@ -306,7 +315,7 @@ def trainable_mask(
     pattern: str | None = None,
     module: Classifier | None = None,
 ) -> Any:
-    """Which variables to train, as a tree of bool for `optax.masked` or `optax.multi_transform`.
+    """Mark which variables to train, as a tree of bool for `optax.masked` or `optax.multi_transform`.
 
     Batch statistics are never trained. For what is frozen, keep BN from moving, too: call the network with
     `train=False`.
@@ -349,7 +358,7 @@ def trainable_mask(
 
 
 def _from(layer: str | int, module: Classifier) -> set[str]:
-    """The names of the layers from one on."""
+    """Return the names of the layers from one on."""
     names = layer_names(module)
     if isinstance(layer, Integral) and not isinstance(layer, bool):
         index = int(layer)
@@ -362,7 +371,7 @@ def _from(layer: str | int, module: Classifier) -> set[str]:
 
 
 def _recognise(params: Any) -> Classifier:
-    """The model of the registry with these layers; which is told by their names, not by their shapes."""
+    """Find the model of the registry with these layers; which is told by their names, not by their shapes."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     likely = [
         name for name in list_models(tagged=False) if 0 <= spec(name).depth - len(params) <= 3

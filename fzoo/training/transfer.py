@@ -30,7 +30,7 @@ def transfer(
     cut: str | None = None,
     **create_options: Any,
 ) -> tuple[Classifier, dict[str, Any]]:
-    """A pretrained backbone with a new classifier, as one network with one tree of variables.
+    """Put a new classifier on a pretrained backbone, as one network with one tree of variables.
 
     It is what Keras users build as `Dense(classes)(GlobalAveragePooling2D()(base.output))`, with the same names and
     order of layers; `save_keras_weights` writes a file that such a model of Keras's loads.
@@ -93,7 +93,7 @@ def transfer_model(
     dtype: Any = None,
     **others: Any,
 ) -> tuple[KerasModel, dict[str, Any]]:
-    """`transfer` for the network of a file."""
+    """Do what `transfer` does, for the network of a file."""
     for name, value in others.items():
         raise ValueError(f"{name}={value!r} given, which goes with a model of list_models(); its file says it here")
     if classifier_activation is not None and not isinstance(classifier_activation, str):

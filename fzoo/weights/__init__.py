@@ -87,6 +87,9 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
             of a fine-tuning, or a state dict of PyTorch's by the names of timm or torchvision, as `.safetensors` or as
             a file of `torch.save` (`.pth`, `.pt`, `.bin`), of which no code is run.
 
+    Returns:
+        {"params": ..., "batch_stats": ...} for `module.apply`, float32 arrays on the default device.
+
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ModuleNotFoundError: safetensors or PyTorch is not installed.
@@ -110,7 +113,7 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
 
 
 def read_description(path: str | os.PathLike) -> Description | None:
-    """What a file says of its network, if `save_variables` wrote it; None otherwise.
+    """Read what a file says of its network, if `save_variables` wrote it; None otherwise.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -129,7 +132,7 @@ def read_description(path: str | os.PathLike) -> Description | None:
 
 
 def weights_file(path: str | os.PathLike) -> Path:
-    """The weights at a path: of the folder of a fine-tuning, its `model.h5`; otherwise the path itself.
+    """Find the weights at a path: of the folder of a fine-tuning, its `model.h5`; otherwise the path itself.
 
     Raises:
         ValueError: the fine-tuning has not finished.
@@ -143,7 +146,7 @@ def weights_file(path: str | os.PathLike) -> Path:
 
 
 def kind(path: str | os.PathLike) -> str:
-    """How what lies at a path is read: "safetensors", "torch" and "orbax" by its name or what it holds, or "keras"."""
+    """Say how what lies at a path is read: "safetensors", "torch", "orbax" by its name or what it holds, or "keras"."""
     if Path(path).suffix == ".safetensors":
         return "safetensors"
     if Path(path).suffix in TORCH_ENDINGS:
@@ -386,7 +389,7 @@ def check_fit(module: Classifier, path: str | os.PathLike) -> None:
 
 
 def preprocessing_in(module: Classifier, path: str | os.PathLike) -> Counter[str] | None:
-    """How many layers that preprocess ("rescaling", "normalization") a Keras file lists of a network that fits it.
+    """Count the layers that preprocess ("rescaling", "normalization") that a Keras file of a fitting network lists.
 
     None if it doesn't list layers without arrays, as for a model in a model in a legacy h5.
 
@@ -398,7 +401,7 @@ def preprocessing_in(module: Classifier, path: str | os.PathLike) -> Counter[str
 
 
 def read(array: h5py.Dataset, slot: Slot) -> np.ndarray | np.generic:
-    """An array of a file as its variable."""
+    """Read an array of a file as its variable."""
     value = np.asarray(array)
     if value.dtype == "V2":  # what HDF5 makes of Keras's bfloat16
         value = value.view(jnp.bfloat16)
@@ -449,7 +452,7 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
 
 
 def saved(node: Node, arrays: dict[Slot, np.ndarray]) -> SavedLayer:
-    """A layer as it is written."""
+    """Return a layer as it is written."""
     parts = tuple(
         SavedLayer(part.name, snake_case(part.kind), {s.array: a for s, a in arrays.items() if s.part == part.name})
         for part in node.parts
@@ -460,6 +463,6 @@ def saved(node: Node, arrays: dict[Slot, np.ndarray]) -> SavedLayer:
 
 
 def to_keras(value: Any, slot: Slot) -> np.ndarray:
-    """A variable as Keras keeps it."""
+    """Return a variable as Keras keeps it."""
     dtype = np.int32 if np.issubdtype(slot.dtype, np.integer) else np.float32
     return slot.to_keras(np.asarray(value, dtype))

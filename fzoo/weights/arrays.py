@@ -66,13 +66,13 @@ class FileArray:
         return np.asarray(self)[key]
 
     def __len__(self) -> int:
-        """The length of the first axis."""
+        """Return the length of the first axis."""
         if not self.shape:
             raise TypeError("len() of an array without axes")
         return self.shape[0]
 
     def __repr__(self) -> str:
-        """As its path, shape and dtype."""
+        """Write its path, shape and dtype."""
         return f"FileArray({self.path!r}, shape={self.shape}, dtype={self.dtype.name})"
 
 
@@ -83,21 +83,21 @@ class FileArrays(Mapping[str, FileArray]):
         self._arrays = arrays
 
     def __getitem__(self, path: str) -> FileArray:
-        """The array at a path."""
+        """Return the array at a path."""
         if path not in self._arrays:
             raise KeyError(unknown("array", path, self._arrays))
         return self._arrays[path]
 
     def __iter__(self) -> Iterator[str]:
-        """The paths, in the order of the file's layers."""
+        """Yield the paths, in the order of the file's layers."""
         return iter(self._arrays)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return how many there are."""
         return len(self._arrays)
 
     def __repr__(self) -> str:
-        """As how many there are."""
+        """Write how many there are."""
         return f"FileArrays({len(self)} arrays)"
 
 
@@ -157,7 +157,7 @@ def entered(file: contextlib.AbstractContextManager[Any], path: str | os.PathLik
 
 
 def dtype_of(array: h5py.Dataset) -> np.dtype:
-    """The dtype of an array of HDF5; Keras's bfloat16 are two bytes without a type there."""
+    """Return the dtype of an array of HDF5; Keras's bfloat16 are two bytes without a type there."""
     return np.dtype(jnp.bfloat16) if array.dtype == "V2" else array.dtype
 
 

@@ -143,7 +143,7 @@ def check_same(description: Description | None, module: Classifier) -> None:
 
 
 def is_other(name: str, theirs: Any, ours: Any, described: Mapping[str, Any], module: Classifier) -> bool:
-    """Whether an option of a network makes it another than the file's."""
+    """Tell whether an option of a network makes it another than the file's."""
     (field,) = (each for each in dataclasses.fields(module) if each.name == name)
     if name in FREE or name == "include_top" or field.metadata.get("check") is RATE:
         return False  # a top that is missing is missed among the arrays

@@ -53,7 +53,7 @@ class _Unavailable(OSError):
 
 
 def cache_dir() -> Path:
-    """Where Keras keeps its files: `$KERAS_HOME/models`, or `~/.keras/models`."""
+    """Return where Keras keeps its files: `$KERAS_HOME/models`, or `~/.keras/models`."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser() / "models"
 
 
@@ -80,13 +80,13 @@ def parse_hash(proof: str) -> tuple[str, str]:
 
 
 def file_hash(path: str | os.PathLike, algorithm: str) -> str:
-    """The hash of a file as the registry writes it: "md5:..."."""
+    """Compute the hash of a file as the registry writes it: "md5:..."."""
     with open(path, "rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 def cached(name: str, proof: Proof) -> Path | None:
-    """The path of a published file if the cache has it, as `fetch` would find it; no network.
+    """Return the path of a published file if the cache has it, as `fetch` would find it; no network.
 
     Args:
         name: in the cache.
@@ -97,7 +97,7 @@ def cached(name: str, proof: Proof) -> Path | None:
 
 
 def fetch(url: str, name: str, proof: Proof, otherwise: str = "") -> Path:
-    """The path of a published file, downloaded unless the cache has it.
+    """Return the path of a published file, downloaded unless the cache has it.
 
     A file that is there is used without a network, if it is right; one that is not is replaced. A download gets its
     name when it is whole and its hash is right; of the Hub's files, that is the one that the Hub announces. Where none
@@ -151,7 +151,7 @@ def fetch(url: str, name: str, proof: Proof, otherwise: str = "") -> Path:
 
 
 def source(url: str, name: str) -> str:
-    """The URL that is asked: that of a file on the mirror where there is one, see `fetch`.
+    """Return the URL that is asked: that of a file on the mirror where there is one, see `fetch`.
 
     Raises:
         ValueError: FZOO_WEIGHTS_URL is no URL of a folder.
@@ -173,7 +173,7 @@ def source(url: str, name: str) -> str:
 
 
 def announced_hash(url: str) -> str | None:
-    """The hash that the Hub of Hugging Face announces for a file when it is asked where that is; None of others.
+    """Ask for the hash that the Hub of Hugging Face announces for a file when asked where that is; None of others.
 
     It comes before a redirection to where the file lies, whose own ETag is another thing.
     """
@@ -190,13 +190,13 @@ def announced_hash(url: str) -> str | None:
 
 
 def _shown(url: str) -> str:
-    """A URL without the password that a mirror's may have."""
+    """Return a URL without the password that a mirror's may have."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _fault(path: Path, proof: Proof) -> str | None:
-    """Why a file is not the published one; None if it is, as far as can be known."""
+    """Say why a file is not the published one; None if it is, as far as can be known."""
     if not isinstance(proof, str):
         try:
             proof(path)
@@ -315,26 +315,26 @@ def _transfer(url: str, part: Path, resume: bool, unknown_length: bool) -> bool:
 
 
 def _broken(total: int | None) -> str:
-    """What to say of a connection that ended too early."""
+    """Say of a connection that it ended too early."""
     return f"the connection broke before {'the end' if total is None else f'all {total:,} bytes'} had come"
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The innermost cause: requests wraps it several times over."""
+    """Find the innermost cause: requests wraps it several times over."""
     while inner := [e for e in (getattr(error, "reason", None), *error.args) if isinstance(e, BaseException)]:
         error = inner[0]
     return error
 
 
 def _words(error: BaseException) -> str:
-    """An error of requests in a few words, without the objects it names first."""
+    """Say an error of requests in a few words, without the objects it names first."""
     text = " ".join(str(error).split())
     return text.split("): ", 1)[-1] or type(error).__name__
 
 
 @contextlib.contextmanager
 def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal; gives what to call with each number of bytes."""
+    """Show a progress bar on a terminal; gives what to call with each number of bytes."""
     if not sys.stderr.isatty():
         yield lambda step: None
         return
@@ -420,7 +420,7 @@ def _turn(path: Path) -> Iterator[bool]:
 
 
 def _same(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file is the one that has a name now."""
+    """Tell whether an open file is the one that has a name now."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

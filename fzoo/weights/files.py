@@ -93,11 +93,11 @@ class FileLayer:
     named: bool = True
 
     def all_arrays(self) -> list[h5py.Dataset]:
-        """Its arrays, and those of the layers inside."""
+        """Return its arrays, and those of the layers inside."""
         return [*self.arrays, *(array for part in self.parts for array in part.all_arrays())]
 
     def unfolded(self) -> list[FileLayer]:
-        """The layers inside, of a model as a layer; none of an ordinary layer.
+        """Return the layers inside, of a model as a layer; none of an ordinary layer.
 
         Legacy files keep all arrays of such a model in one list, those that were trainable first. An array's name tells
         its layer ("conv1/kernel:0"), but a layer that was frozen comes after those that were not.
@@ -154,7 +154,7 @@ class Contents:
     root: h5py.Group
 
     def all_arrays(self) -> dict[str, h5py.Dataset]:
-        """The arrays of the file by their full paths in it: those of `layers`, then what else lies below the layers.
+        """Return the file's arrays by their full paths in it: those of `layers`, then what else lies below the layers.
 
         The latter are the arrays of layers that are built of others ("layers/bidirectional/forward_layer/vars/0"). The
         state of random numbers, which is none of a network's, is not among them, nor are the arrays of an optimizer.
@@ -172,7 +172,7 @@ class Contents:
 
 @contextlib.contextmanager
 def open_layers(path: str | os.PathLike) -> Iterator[Contents]:
-    """What a Keras file holds; its arrays can be read while the context is open.
+    """Yield what a Keras file holds; its arrays can be read while the context is open.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no file at `path`.
@@ -218,7 +218,7 @@ class WeightsMismatch(ValueError):
 
 
 def unpacked(path: Path) -> Path | io.BytesIO:
-    """The h5 file: `path` itself, or what a `.keras` archive holds."""
+    """Return the h5 file: `path` itself, or what a `.keras` archive holds."""
     if h5py.is_hdf5(path):
         return path
     if not zipfile.is_zipfile(path):
@@ -234,7 +234,7 @@ def unpacked(path: Path) -> Path | io.BytesIO:
 
 
 def member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
-    """What an archive holds under a name. Neither its sizes are trusted, nor that it has the name once."""
+    """Read what an archive holds under a name. Neither its sizes are trusted, nor that it has the name once."""
     found = [info for info in archive.infolist() if info.filename == name]
     if len(found) != 1:
         raise ValueError(f"the archive has {len(found) or 'no'} {name}")
@@ -257,7 +257,7 @@ Kind = TypeVar("Kind", h5py.Group, h5py.Dataset, h5py.HLObject)
 
 
 def child(group: h5py.Group, name: str, kind: type[Kind]) -> Kind:
-    """What `group` itself holds under `name`, a path: no link to elsewhere is followed, no data outside is read."""
+    """Return what `group` itself holds under `name`, a path: no link elsewhere is followed, no data outside is read."""
     at: Any = group
     for part in name.split("/"):
         if not isinstance(at, h5py.Group) or at.get(part, getlink=True) is None:
@@ -276,7 +276,7 @@ def child(group: h5py.Group, name: str, kind: type[Kind]) -> Kind:
 
 
 def legacy_root(file: h5py.File) -> h5py.Group | None:
-    """Where the legacy layout begins: the root of a weights file, `model_weights` of a whole model."""
+    """Find where the legacy layout begins: the root of a weights file, `model_weights` of a whole model."""
     groups = [file, *([child(file, "model_weights", h5py.Group)] if "model_weights" in file else [])]
     for group in groups:
         if "layer_names" in group.attrs or "layer_names0" in group.attrs:
@@ -285,7 +285,7 @@ def legacy_root(file: h5py.File) -> h5py.Group | None:
 
 
 def description_of(file: h5py.File) -> str | None:
-    """What fzoo wrote of the network; None if Keras wrote this."""
+    """Read what fzoo wrote of the network; None if Keras wrote this."""
     if KEY not in file.attrs:
         return None
     kept = file.attrs.get_id(KEY)  # not read yet, as in `read_names`
@@ -296,7 +296,7 @@ def description_of(file: h5py.File) -> str | None:
 
 
 def legacy_layers(root: h5py.Group, heap: Callable[[], None]) -> tuple[list[FileLayer], tuple[str, ...]]:
-    """The layers of a legacy h5, in the order of `layer_names`, and the names of all."""
+    """Return the layers of a legacy h5, in the order of `layer_names`, and the names of all."""
     layers, count, listed = [], 0, read_names(root, "layer_names", heap)
     for name in listed:
         group = child(root, name, h5py.Group)
@@ -310,18 +310,18 @@ def legacy_layers(root: h5py.Group, heap: Callable[[], None]) -> tuple[list[File
 
 
 def complete(listed: Sequence[str], layers: Sequence[FileLayer]) -> tuple[str, ...]:
-    """A list of layers, if it has any without weights; otherwise it may leave these out, and says nothing."""
+    """Return a list of layers, if it has any without weights; otherwise it may leave these out, and says nothing."""
     return tuple(listed) if len(listed) > len(layers) else ()
 
 
 def keras3_layers(file: h5py.File, heap: Callable[[], None]) -> tuple[list[FileLayer], tuple[str, ...]]:
-    """The layers of a `.weights.h5`, those of each class in their order, and the classes of all."""
+    """Return the layers of a `.weights.h5`, those of each class in their order, and the classes of all."""
     root, key = keras3_root(file)
     return layers_in(root, key, heap, itertools.count())
 
 
 def keras3_root(file: h5py.File) -> tuple[h5py.Group, str]:
-    """The group of the layers in a `.weights.h5`, and its name."""
+    """Return the group of the layers in a `.weights.h5`, and its name."""
     for key in ("layers", "_layer_checkpoint_dependencies"):  # the latter up to Keras 2.13
         if key in file:
             return child(file, key, h5py.Group), key
@@ -331,7 +331,7 @@ def keras3_root(file: h5py.File) -> tuple[h5py.Group, str]:
 def layers_in(
     root: h5py.Group, key: str, heap: Callable[[], None], seen: Iterator[int], depth: int = 0
 ) -> tuple[list[FileLayer], tuple[str, ...]]:
-    """The layers that a group of a `.weights.h5` holds; a model as a layer holds a group like that itself."""
+    """Return the layers that a group of a `.weights.h5` holds; a model as a layer holds a group like that itself."""
     if depth > MAX_DEPTH:
         raise ValueError(f"models in it are nested deeper than {MAX_DEPTH} times")
     layers, kinds = [], []
@@ -370,12 +370,12 @@ def arrays_below(root: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
 
 
 def array_path(array: h5py.Dataset) -> str:
-    """The full path of an array in its file, as h5py takes it: "conv1/conv1/kernel:0"."""
+    """Return the full path of an array in its file, as h5py takes it: "conv1/conv1/kernel:0"."""
     return str(array.name).removeprefix("/")
 
 
 def members(group: h5py.Group, seen: Iterator[int]) -> list[str]:
-    """What a group holds; `seen` counts it, since hard links may show the same few groups any number of times."""
+    """List what a group holds; `seen` counts it, since hard links may show the same few groups any number of times."""
     if len(group) > MAX_NAMES:
         raise ValueError(f"{group.name} holds more than {MAX_NAMES} things")
     names = []
@@ -387,13 +387,13 @@ def members(group: h5py.Group, seen: Iterator[int]) -> list[str]:
 
 
 def by_number(name: str) -> tuple[str, int]:
-    """What sorts numbered names as they were given: "conv2d" before "conv2d_1" before "conv2d_10"."""
+    """Return what sorts numbered names as they were given: "conv2d" before "conv2d_1" before "conv2d_10"."""
     number = re.search(r"_(\d+)$", name)
     return (name[: number.start()], int(number[1])) if number else (name, 0)
 
 
 def read_names(group: h5py.Group, attribute: str, heap: Callable[[], None] = lambda: None) -> list[str]:
-    """A list of names, which may be split over attribute0, attribute1, ...; `heap` is `check_heaps`."""
+    """Read a list of names, which may be split over attribute0, attribute1, ...; `heap` is `check_heaps`."""
     parts = [attribute] if attribute in group.attrs else []
     while f"{attribute}{len(parts)}" in group.attrs:
         parts.append(f"{attribute}{len(parts)}")
@@ -456,7 +456,7 @@ def check_heaps(source: Path | io.BytesIO, address_width: int, size_width: int) 
 
 
 def checked_name(name: str | bytes) -> str:
-    """A name from a file as text that can be shown.
+    """Return a name from a file as text that can be shown.
 
     Raises:
         ValueError: it can't: line breaks, escapes, surrogates, or no end.

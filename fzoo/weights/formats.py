@@ -30,7 +30,7 @@ SEPARATOR = "."
 
 
 def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
-    """A network's variables from a safetensors file, strictly.
+    """Read a network's variables from a safetensors file, strictly.
 
     Raises:
         FileNotFoundError, IsADirectoryError: there is no file at `path`.
@@ -57,14 +57,14 @@ def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, A
 
 
 def described_safetensors(path: str | os.PathLike) -> str | None:
-    """What fzoo wrote of the network into a safetensors file, JSON; raises as `load_safetensors`."""
+    """Read what fzoo wrote of the network into a safetensors file, JSON; raises as `load_safetensors`."""
     with open_safetensors(Path(path)) as file:
         return (file.metadata() or {}).get(KEY)
 
 
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
-    """A safetensors file; raises as `load_safetensors`."""
+    """Open a safetensors file; raises as `load_safetensors`."""
     safetensors()
     from safetensors import safe_open
 
@@ -96,7 +96,7 @@ def write_safetensors(arrays: dict[str, np.ndarray], path: str | os.PathLike, me
 
 
 def safetensors() -> Any:
-    """The library, an extra."""
+    """Import the library, an extra."""
     try:
         import safetensors.numpy
     except ModuleNotFoundError:
@@ -105,7 +105,7 @@ def safetensors() -> Any:
 
 
 def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
-    """A network's variables from an Orbax checkpoint, strictly.
+    """Read a network's variables from an Orbax checkpoint, strictly.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -130,7 +130,7 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
 
 
 def described_orbax(path: str | os.PathLike) -> str | None:
-    """What fzoo wrote of the network into a checkpoint, JSON; raises as `load_orbax`."""
+    """Read what fzoo wrote of the network into a checkpoint, JSON; raises as `load_orbax`."""
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
@@ -144,7 +144,7 @@ def described_orbax(path: str | os.PathLike) -> str | None:
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """Without the warnings that Orbax logs of what it also raises, or gives as None."""
+    """Leave out the warnings that Orbax logs of what it also raises, or gives as None."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -177,7 +177,7 @@ def save_orbax(variables: Any, path: str | os.PathLike, description: str) -> Non
 
 
 def checked(module: Classifier, variables: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Variables on the device, if they are the network's.
+    """Put variables on the device, if they are the network's.
 
     Raises:
         ValueError: they are not.

@@ -104,7 +104,7 @@ class Slot:
 
 
 def slots(module: Classifier) -> dict[str, list[Slot]]:
-    """The arrays of every layer of a network that has any, in Keras's order; a layer's trainable ones first."""
+    """List the arrays of every layer of a network that has any, in Keras's order; a layer's trainable ones first."""
     nodes, variables = trace(module).nodes, trace(module).variables
     if module.prepared:
         raise ValueError("optimize_for_inference made this network; the plain one, from which it came, is wanted here")
@@ -135,7 +135,7 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
 
 
 def lookup(tree: Any, path: Sequence[str]) -> Any:
-    """The leaf at a path of nested mappings, or None."""
+    """Return the leaf at a path of nested mappings, or None."""
     for key in path:
         if not hasattr(tree, "keys") or key not in tree:
             return None
@@ -144,7 +144,7 @@ def lookup(tree: Any, path: Sequence[str]) -> Any:
 
 
 def check_variables(module: Classifier, variables: Any) -> list[tuple[Slot, Any]]:
-    """Every array of a network beside its value.
+    """List every array of a network beside its value.
 
     Raises:
         WeightsMismatch: the variables are not this network's.
@@ -252,7 +252,7 @@ def with_head(module: Classifier, layers: list[FileLayer]) -> FileLayer | None:
 
 
 def regrouped(module: Classifier, layers: list[FileLayer]) -> list[FileLayer]:
-    """Layers that the network has inside of a Sequential, put together as one."""
+    """Put together as one the layers that the network has inside of a Sequential."""
     owners = {part.name: node.name for node in trace(with_top(module)).nodes for part in node.parts}
     groups: dict[str, list[FileLayer]] = {}
     for layer in layers:
@@ -264,7 +264,7 @@ def regrouped(module: Classifier, layers: list[FileLayer]) -> list[FileLayer]:
 
 
 def fitted(module: Classifier, layers: list[FileLayer]) -> Classifier | None:
-    """The network whose layers these may be, by their number: the module, or with its top added; None for neither."""
+    """Choose the network whose layers these may be, by number: the module, or with its top added; None for neither."""
     if len(layers) == len(slots(module)):
         return module
     if not module.include_top and len(layers) == len(slots(with_top(module))):
@@ -273,7 +273,7 @@ def fitted(module: Classifier, layers: list[FileLayer]) -> Classifier | None:
 
 
 def dropped(module: Classifier, layers: list[FileLayer]) -> list[str]:
-    """The arrays of a top that the network has not."""
+    """List the arrays of a top that the network has not."""
     whole = fitted(module, layers)
     if whole is None or whole is module:
         return []
@@ -284,7 +284,7 @@ def dropped(module: Classifier, layers: list[FileLayer]) -> list[str]:
 def separate_top(
     module: Classifier, whole: Classifier, pairs: dict[str, FileLayer]
 ) -> tuple[dict[str, FileLayer], list[FileLayer]]:
-    """Of the pairs for a network with its top, those for the same network without it, and what is left of the file.
+    """Return, of the pairs for a network with its top, those for the same without it, and what is left of the file.
 
     A layer that only the network without the top has is one of the top's under another name: ConvNeXt's last LayerNorm.
     """
@@ -295,7 +295,7 @@ def separate_top(
 
 
 def names_with_top(module: Classifier, whole: Classifier) -> dict[str, str]:
-    """What the layers of a network are called in the same network with its top."""
+    """Return what the layers of a network are called in the same network with its top."""
     wanted, theirs = slots(module), slots(whole)
     kinds = {node.name: node.kind for network in (module, whole) for node in trace(network).nodes}
     others = [name for name in theirs if name not in wanted]
@@ -307,7 +307,7 @@ def names_with_top(module: Classifier, whole: Classifier) -> dict[str, str]:
 
 
 def below_top(module: Classifier, whole: Classifier, variables: dict[str, Any]) -> dict[str, Any]:
-    """The variables of a network without its top, of those of the same network with it."""
+    """Return the variables of a network without its top, of those of the same network with it."""
     names = names_with_top(module, whole)
     return {
         collection: {layer: layers[name] for layer, name in names.items() if name in layers}
@@ -316,7 +316,7 @@ def below_top(module: Classifier, whole: Classifier, variables: dict[str, Any]) 
 
 
 def described(layer: FileLayer, array: h5py.Dataset) -> str:
-    """An array, for a list: its full path in the file, after the layer's name where the path has it not."""
+    """Write an array, for a list: its full path in the file, after the layer's name where the path has it not."""
     path = array_path(array)
     tells = f"/{layer.name}/" in f"/{path}"
     return f"{path if tells else f'{layer.name}: {path}'} {array.shape}"
@@ -329,7 +329,7 @@ def described_beside(chosen: FileLayer, layers: Sequence[FileLayer]) -> list[str
 
 
 def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, h5py.Dataset]]:
-    """`match` for the layers of one network."""
+    """Do what `match` does, for the layers of one network."""
     wanted = slots(module)
     name = type(module).__name__
     summary = f"{source} does not fit this {name}"
@@ -370,7 +370,7 @@ def check_array(slot: Slot, array: h5py.Dataset, name: str) -> str:
 
 
 def in_order(file: FileLayer, expected: list[Slot], parts: tuple[Node, ...]) -> list[h5py.Dataset]:
-    """The arrays of a layer in the order of its slots; of a Sequential that the file keeps layer by layer, too."""
+    """Return a layer's arrays in the order of its slots; of a Sequential that the file keeps layer by layer, too."""
     if not file.parts:
         return list(file.arrays)
     found: dict[tuple[str | None, str], h5py.Dataset] = {}
@@ -386,7 +386,7 @@ def in_order(file: FileLayer, expected: list[Slot], parts: tuple[Node, ...]) -> 
 
 
 def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[str, FileLayer]:
-    """{the network's layer: the file's}, by name where both know it, otherwise by position.
+    """Pair {the network's layer: the file's}, by name where both know it, otherwise by position.
 
     A file that groups its layers by class is paired class by class.
     """
@@ -420,7 +420,7 @@ def is_numbered(node: Node) -> bool:
 
 
 def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]:
-    """The problems of a file with another number of layers: what it lacks by name, and what it has left over."""
+    """List the problems of a file with another number of layers: what it lacks by name, and what it has left over."""
     names = {layer.name for layer in layers}
     missing = [f"{s.layer}/{s.name} {s.keras_shape} is missing" for n in wanted if n not in names for s in wanted[n]]
     left_over = [
@@ -434,7 +434,7 @@ def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]
 
 
 def classes_hint(module: Classifier, pairs: dict[str, FileLayer], problems: list[str]) -> str:
-    """What would do, where all but the classifier fits."""
+    """Say what would do, where all but the classifier fits."""
     if not module.include_top:
         return ""
     backbone = slots(without_top(module))
@@ -448,10 +448,10 @@ def classes_hint(module: Classifier, pairs: dict[str, FileLayer], problems: list
 
 
 def with_top(module: Classifier) -> Classifier:
-    """The same network with the top; which layers it has does not depend on the input's size."""
+    """Return the same network with the top; which layers it has does not depend on the input's size."""
     return module.clone(include_top=True, pooling=None, input_shape=None)
 
 
 def without_top(module: Classifier) -> Classifier:
-    """The same network without the top."""
+    """Return the same network without the top."""
     return module.clone(include_top=False, head=None, input_shape=None)

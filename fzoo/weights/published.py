@@ -62,7 +62,7 @@ def torchvision_file(name: str) -> WeightFile:
 
 
 def _pair(stem: str, with_top: str, without: str, no_top: str = "_notop.h5", **options: Any) -> tuple[WeightFile, ...]:
-    """The two files of most models: of a URL's beginning, two hashes, and how the name without the top ends."""
+    """Make the two files of most models: of a URL's beginning, two hashes, and how the name without the top ends."""
     return (
         WeightFile(f"{stem}.h5", with_top, True, options=options),
         WeightFile(f"{stem}{no_top}", without, False, options=options),

@@ -20,7 +20,7 @@ KERAS_VERSION = "3.15.0"
 
 
 def write_names(group: h5py.Group, attribute: str, names: Iterable[str]) -> None:
-    """The way back: one attribute, or as many as HDF5's limit needs."""
+    """Write names, the way back: one attribute, or as many as HDF5's limit needs."""
     encoded = np.array([n.encode() for n in names], dtype=np.bytes_)
     chunks = [encoded]
     while max(chunk.nbytes for chunk in chunks) > HEADER_LIMIT:
@@ -83,7 +83,7 @@ def write_keras3(path: Path, layers: Sequence[SavedLayer], description: str, con
 
 
 def write_group(root: h5py.Group, layers: Sequence[SavedLayer]) -> None:
-    """The layers of a network, or of a Sequential in it."""
+    """Write the layers of a network, or of a Sequential in it."""
     counts: Counter[str] = Counter()
     for layer in layers:
         number = counts[layer.kind]
