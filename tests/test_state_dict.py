@@ -103,7 +103,10 @@ def test_small_versions(name, form):
 
 @pytest.mark.parametrize("name", graphs())
 def test_every_array_has_its_name(name):
-    """At full depth, in each library that has the network: names and shapes, none missing and none left over."""
+    """At full depth, in each library that has the network: names and shapes, none missing and none left over.
+
+    Its records count them, and the layers that have any, as they are.
+    """
     module, source = fzoo.create(name), timm_name(name)
     libraries = {"timm", *(["torchvision"] if source in TORCHVISION else [])}
     assert libraries <= set(module.torch_names())  # a library may build a size that it has no name for
@@ -116,6 +119,9 @@ def test_every_array_has_its_name(name):
         taken = {place.slot.path for place in places(module, library).values()}
         every = {slot.path for slot in itertools.chain.from_iterable(slots(module).values())}
         assert taken == every - {slot.path for slot, _ in constants(module)}
+    count = sum(leaf.size for leaf in jax.tree.leaves(trace(module).variables))
+    for record in (fzoo.spec(other) for other in TAGGED if timm_name(other) == source):
+        assert (record.parameters, record.depth) == (count, len(slots(module))), record.name
 
 
 @pytest.mark.parametrize(("letters", "number"), [("a", 0), ("b", 1), ("z", 25), ("aa", 26), ("af", 31)])
@@ -161,17 +167,6 @@ def test_stored_names_are_pytorchs(name):
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", graphs())
-def test_records(name):
-    """Parameters and layers with weights are those of the network; so are the tags' beside it."""
-    found = trace(fzoo.create(name))
-    count = sum(leaf.size for leaf in jax.tree.leaves(found.variables))
-    for other in (other for other in TAGGED if timm_name(other) == timm_name(name)):
-        record = fzoo.spec(other)
-        assert record.parameters == count, other
-        assert record.depth == len(slots(fzoo.create(other))), other
 
 
 @pytest.mark.parametrize("name", TAGGED)
