@@ -286,7 +286,8 @@ def draw_accuracy(rows: Sequence[Row]) -> Any:
     (batch, devices), shown = max(panels.items(), key=lambda item: (len(item[1]), -item[0][0], -item[0][1]))
     top1 = {row["model"]: published[row["model"]] for row in shown}
     models = sorted(top1, key=lambda name: (top1[name], name))
-    fig = make_figure(9, 5.5, extra="bench")
+    scale = max(1.0, len(models) / 40)  # as many names fit beside it
+    fig = make_figure(9, 5.5 * scale, extra="bench")
     ax = fig.subplots()
     for name, theirs in by_engine(shown).items():
         ax.scatter([], [], color=COLOURS[theirs[0]["engine"]], marker="s", label=name)
@@ -296,10 +297,10 @@ def draw_accuracy(rows: Sequence[Row]) -> Any:
             at = row["images_per_s"], top1[row["model"]]
             ax.scatter(*at, s=55, marker=marker, facecolor=face, edgecolor=COLOURS[row["engine"]], alpha=0.9, zorder=3)
     low, high = min(top1.values()) - 1.5, max(top1.values()) + 1.5
-    ax.set(xscale="log", xlabel="images/s", ylabel="ImageNet top-1, %, as Keras publishes it", ylim=(low, high))
+    ax.set(xscale="log", xlabel="images/s", ylabel="ImageNet top-1, %, as published", ylim=(low, high))
     finish(ax)
     plain_numbers(ax.xaxis)
-    heights = spread_apart([top1[name] for name in models], (high - low) / 20)
+    heights = spread_apart([top1[name] for name in models], (high - low) / (20 * scale))
     for name, y in zip(models, heights, strict=True):
         ax.plot([1, 1.03], [top1[name], y], color="#999999", lw=0.7, clip_on=False, transform=ax.get_yaxis_transform())
         marker = MARKERS[models.index(name) % len(MARKERS)]

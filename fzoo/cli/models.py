@@ -31,7 +31,7 @@ def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildc
                 s.depth,
                 s.size_mb,
                 *("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in (s.top1, s.top5)),
-                s.licence,
+                s.licence.partition(" (")[0],
             )
             for s in specs
         ],
