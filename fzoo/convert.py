@@ -156,7 +156,7 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
         ValueError: not such a file (the message says what it is, and what would do), or a damaged one.
     """
     path = weights_file(path)
-    if kind(path) in ("torch", "safetensors") and is_state_dict(path):
+    if is_state_dict(path):
         return inspect_state_dict(path)
     if kind(path) != "keras":
         raise ValueError(f"{path} is not Keras's or PyTorch's, whose files are inspected; fzoo.load reads it")
@@ -203,8 +203,7 @@ def fitting_state_dict(name: str, arrays: Mapping[str, Any], path: Path) -> Fit 
         if options.get("classes") == 1:
             options["classifier_activation"] = "sigmoid"  # of one class, a softmax says nothing
         try:
-            graph = create(name, **options).clone(tag=None, preprocessing=None)
-            fit = fit_state_dict(graph, arrays, str(path))
+            fit = fit_state_dict(module.clone(**options), arrays, str(path))
         except ValueError:
             continue
         named = tuple((key, "/".join(place.slot.path), place.shape) for key, place in fit.places.items())

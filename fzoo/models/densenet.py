@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import COUNT, POSITIVE, counts, option
-from fzoo.models.spec import ModelSpec, Tag
+from fzoo.models.spec import UNTAGGED, ModelSpec, Tag
 from fzoo.weights import published
 
 
@@ -116,11 +116,8 @@ DenseNet161 = variant(
     parameters=28_900_936,
     depth=322,
     size_mb=116,
-    top1=None,
-    top5=None,
-    licence="of each tag",
     options={"blocks": (6, 12, 36, 24), "growth_rate": 48, **TORCH, "preprocessing": "torch"},
-    weight_files=(),
+    **UNTAGGED,
 )
 
 DenseNet169 = variant(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import COUNT, FLAG, option, rows
 from fzoo.models.efficientnet import CONV_INIT, Scaled, residual, squeeze_and_excite
-from fzoo.models.spec import ModelSpec, Tag
+from fzoo.models.spec import UNTAGGED, ModelSpec, Tag
 from fzoo.weights import published
 
 
@@ -287,10 +287,7 @@ EfficientNetV2XL = variant(
     parameters=208_896_832,
     depth=717,
     size_mb=836,
-    top1=None,
-    top5=None,
     preprocessing="tf",
-    licence="of each tag",
     options={
         "stages": XL,
         "stem_filters": 32,
@@ -299,7 +296,7 @@ EfficientNetV2XL = variant(
         "include_preprocessing": False,
         "preprocessing": "tf",
     },
-    weight_files=(),
+    **UNTAGGED,
 )
 
 #: The preprocessing is the network's own, but for pixels in -1..1, which S, M and L bring to pixels / 128 - 1.

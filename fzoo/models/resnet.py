@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import COUNT, FLAG, POSITIVE, counts, one_of, option
-from fzoo.models.spec import ModelSpec, Tag, torchvision_tag, torchvision_tag2
+from fzoo.models.spec import UNTAGGED, ModelSpec, Tag, torchvision_tag, torchvision_tag2
 from fzoo.weights import published
 
 
@@ -160,7 +160,7 @@ TORCH = {"stride_in_3x3": True, "use_bias": False, "epsilon": 1e-5}
 TORCH_BASIC = {"block": "basic", "use_bias": False, "epsilon": 1e-5}
 
 #: Of networks whose weights all have tags.
-untagged = partial(variant, preprocessing="torch", top1=None, top5=None, weight_files=(), licence="of each tag")
+untagged = partial(variant, preprocessing="torch", **UNTAGGED)
 
 ResNet18 = untagged(
     name="ResNet18",

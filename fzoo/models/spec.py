@@ -50,6 +50,12 @@ torchvision_tag = partial(Tag, interpolation="bilinear", licence="BSD 3-Clause")
 torchvision_tag2 = partial(torchvision_tag, "tv2_in1k", crop=0.965)
 
 
+#: Facts of a network whose weights all have tags.
+UNTAGGED: Mapping[str, Any] = MappingProxyType(
+    {"top1": None, "top5": None, "weight_files": (), "licence": "of each tag"}
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class ModelSpec:
     """What is known of a model.
@@ -114,9 +120,7 @@ class ModelSpec:
         """Whether the licence of the weights forbids commercial use."""
         return self.licence.startswith(NONCOMMERCIAL)
 
-    def with_tags(
-        self, source: str, options: Mapping[str, Any], parameters: int, *tags: Tag, paper: str | None = None
-    ) -> tuple[ModelSpec, ...]:
+    def with_tags(self, source: str, options: Mapping[str, Any], parameters: int, *tags: Tag) -> tuple[ModelSpec, ...]:
         """Make the records of weights that others published.
 
         Args:
@@ -124,7 +128,6 @@ class ModelSpec:
             options: that make the family's network this one, beside the record's.
             parameters: of it, batch statistics included.
             tags: of the weights.
-            paper: of its network; the record's if left out.
         """
         return tuple(
             dataclasses.replace(
@@ -146,7 +149,6 @@ class ModelSpec:
                 top1=tag.top1,
                 top5=tag.top5,
                 licence=tag.licence,
-                paper=paper or self.paper,
                 weight_files=(tag.file or hub_file(f"{source}.{tag.name}"),),
             )
             for tag in tags

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import FLAG, counts, option
-from fzoo.models.spec import ModelSpec, torchvision_tag
+from fzoo.models.spec import UNTAGGED, ModelSpec, torchvision_tag
 from fzoo.weights import published
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -91,7 +91,7 @@ variant = partial(
 )
 
 #: Of networks whose weights all have tags.
-untagged = partial(variant, preprocessing="torch", top1=None, top5=None, weight_files=(), licence="of each tag")
+untagged = partial(variant, preprocessing="torch", **UNTAGGED)
 
 VGG11 = untagged(
     name="VGG11",

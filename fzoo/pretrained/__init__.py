@@ -19,7 +19,7 @@ from fzoo.pretrained.comparison import check_same_network
 from fzoo.pretrained.imagenet import needed, proof_of, published
 from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
-from fzoo.weights import WeightsMismatch, kind, load_planned, load_variables, weights_file
+from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
 from fzoo.weights.download import fetch
 from fzoo.weights.state_dict import TORCH_ENDINGS, import_torch, is_state_dict, variables_of_state_dict
 from fzoo.zoo import create, list_models, spec
@@ -81,7 +81,7 @@ def load(
             trace(module)
         except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for
             raise ValueError(f"{weights}: no such network can be made: {one_line(e)}") from e
-        if kind(weights) in ("torch", "safetensors") and is_state_dict(weights_file(weights)):
+        if is_state_dict(weights_file(weights)):
             check_tag(name, create_options, str(weights))
         variables = load_variables(module, weights)
         if whole is not None:

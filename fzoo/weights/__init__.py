@@ -45,6 +45,7 @@ from fzoo.weights.mapping import (
     match,
     own_preprocessing,
     preprocessing,
+    put,
     slots,
 )
 from fzoo.weights.names import open_named_layers
@@ -98,7 +99,7 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
     path = weights_file(path)
     if kind(path) == "keras":
         return load_keras_weights(module, path)
-    if kind(path) in ("torch", "safetensors") and is_state_dict(path):
+    if is_state_dict(path):
         slots(module)
         with open_torch_arrays(path) as arrays:
             return variables_of_state_dict(module, arrays, str(path))
@@ -366,10 +367,7 @@ def variables_of(pairs: Iterable[tuple[Slot, h5py.Dataset]]) -> dict[str, Any]:
     """Read the arrays of a file into a tree of variables, on the default device."""
     variables: dict[str, Any] = {"params": {}}
     for slot, array in pairs:
-        at = variables
-        for key in slot.path[:-1]:
-            at = at.setdefault(key, {})
-        at[slot.path[-1]] = read(array, slot)
+        put(variables, slot, read(array, slot))
     return jax.device_put(variables)
 
 

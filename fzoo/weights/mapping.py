@@ -143,6 +143,14 @@ def lookup(tree: Any, path: Sequence[str]) -> Any:
     return tree
 
 
+def put(tree: dict[str, Any], slot: Slot, value: Any) -> None:
+    """Put an array's value at its path in a tree of variables."""
+    at = tree
+    for key in slot.path[:-1]:
+        at = at.setdefault(key, {})
+    at[slot.path[-1]] = value
+
+
 def check_variables(module: Classifier, variables: Any) -> list[tuple[Slot, Any]]:
     """List every array of a network beside its value.
 

@@ -25,10 +25,10 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
 from fzoo.weights.arrays import safetensors_arrays
-from fzoo.weights.files import WeightsMismatch
+from fzoo.weights.files import KEY, WeightsMismatch
 from fzoo.weights.foreign import describe_foreign
-from fzoo.weights.formats import described_safetensors
-from fzoo.weights.mapping import Slot, below_top, check_variables, names_with_top, slots, with_top
+from fzoo.weights.formats import open_safetensors
+from fzoo.weights.mapping import Slot, below_top, check_variables, names_with_top, put, slots, with_top
 
 #: PyTorch's names of a layer's arrays, by Keras's; a layer that is one array ("LayerScale") has its name.
 ARRAYS = {
@@ -114,10 +114,9 @@ def is_state_dict(path: Path) -> bool:
     """
     if path.suffix != ".safetensors":
         return path.suffix in TORCH_ENDINGS
-    if described_safetensors(path) is not None:
-        return False
-    with safetensors_arrays(path) as arrays:
-        return not any(name.startswith(("params.", "batch_stats.")) for name in arrays)
+    with open_safetensors(path) as file:
+        described, names = KEY in (file.metadata() or {}), list(file.keys())
+    return not described and not any(name.startswith(("params.", "batch_stats.")) for name in names)
 
 
 def places(module: Classifier, library: str) -> dict[str, Place]:
@@ -268,20 +267,13 @@ def classes_hint(module: Classifier, wanted: dict[str, Place], arrays: Mapping[s
 
 
 def nearest_network(module: Classifier, names: set[str]) -> tuple[Classifier, str, dict[str, Place]]:
-    """Return the network that arrays of these names are nearest to: a module, or the same with its top.
+    """Return the network that arrays of these names are nearest to: a module that a library has, or that with its top.
 
     Returns:
         (network, library, places in the library's state dict).
-
-    Raises:
-        ValueError: no library that is known has such a network.
     """
     networks = [module] if module.include_top else [module, with_top(module)]
-    found = [
-        (network, library, places(network, library))
-        for network in networks
-        for library in module.torch_names() or ["timm"]
-    ]
+    found = [(net, library, places(net, library)) for net in networks for library in module.torch_names()]
     return max(found, key=lambda each: (len(each[2].keys() & names), -len(each[2].keys() - names)))
 
 
@@ -290,14 +282,6 @@ def constants(module: Classifier) -> list[tuple[Slot, Any]]:
     found = itertools.chain.from_iterable(slots(module).values())
     named = [(slot, f"{slot.layer}/{slot.name}") for slot in found]
     return [(slot, module.torch_constants[name]) for slot, name in named if name in module.torch_constants]
-
-
-def put(tree: dict[str, Any], slot: Slot, value: np.ndarray) -> None:
-    """Put a value at its path."""
-    at = tree
-    for key in slot.path[:-1]:
-        at = at.setdefault(key, {})
-    at[slot.path[-1]] = value
 
 
 def read_numbers(array: Any, name: str, source: str) -> np.ndarray:
