@@ -213,7 +213,12 @@ def test_ranges(mode):
         check_range(1.04 * right, mode)
         check_range(kind(pixels.astype(np.uint8)), mode)
         check_range(right.astype(jnp.bfloat16), mode)
-    wrong = {"torch": ["none", "caffe"], "tf": ["none", "caffe", "torch"], "unit": ["none", "caffe", "tf", "torch"]}
+    wrong = {
+        "torch": ["none", "caffe"],
+        "clip": ["none", "caffe", "torch"],
+        "tf": ["none", "caffe", "torch", "clip"],
+        "unit": ["none", "caffe", "torch", "clip", "tf"],
+    }
     for other in wrong.get(mode, [other for other in MODES if other not in ("caffe", "none")]):
         with pytest.raises(ValueError, match=r"^images of float32 from .* given, which MyNet takes from"):
             check_range(preprocess(pixels, other), mode, "MyNet")
