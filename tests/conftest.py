@@ -15,11 +15,6 @@ from compiled_once import shared_cache
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-# Every annotated shape and type of fzoo's functions is checked at each call; for mutants, whose processes are many, the
-# seconds that this adds to an import are too dear.
-if "FZOO_TEST_MUTANT" not in os.environ:
-    jaxtyping.install_import_hook("fzoo", "strict.checked")
-
 
 def pytest_configure(config):
     """For a worker: strictness; for all and the processes that they start: hurry, and a cache of the session's own."""
@@ -42,6 +37,12 @@ def pytest_configure(config):
 
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # Every annotated shape and type of fzoo's functions is checked at each call; for mutants, whose processes are many,
+    # the seconds that this adds to an import are too dear.
+    if "FZOO_TEST_MUTANT" not in os.environ:
+        import strict
+
+        strict.install()
 
 
 def pytest_unconfigure(config):
