@@ -31,8 +31,8 @@ class NNXClassifier(nnx.Module):
     """A network as a module of Flax NNX, from `to_nnx`.
 
     Its state has the tree of Linen's variables: `model.params["conv1_conv"]["kernel"]` is an `nnx.Param`, and
-    `nnx.update(model, variables)` takes Linen's. It begins in inference; `train()` and `eval()`, its own or those of the
-    module that it is part of, switch it.
+    `nnx.update(model, variables)` takes Linen's. It begins in inference; `train()` and `eval()`, its own or those of
+    the module that it is part of, switch it.
 
     Attributes:
         module: of Linen; what is computed.
@@ -45,8 +45,16 @@ class NNXClassifier(nnx.Module):
         rngs: an `nnx.RngStream` for what drops in training, or None.
     """
 
+    module: Classifier
+    params: Any
+    batch_stats: Any
+    training: Training
+    deterministic: bool
+    use_running_average: bool
+    rngs: nnx.RngStream | None
+
     def __init__(self, module: Classifier, variables: Any, rngs: Any = None, training: Training = True):
-        self.module = module
+        self.module = module  # first: what the others may be depends on it
         for collection in COLLECTIONS:
             setattr(self, collection, variables.get(collection, {}))
         self.training = training
@@ -140,7 +148,7 @@ class NNXClassifier(nnx.Module):
             return self.training
         nodes = trace(self.module).nodes
         wanted = frozenset(node.variables for node in nodes if normalises(node) == self.deterministic)
-        return wanted if self.training is True else wanted & self.training
+        return wanted.intersection(self.training) if isinstance(self.training, frozenset) else self.training and wanted
 
 
 def to_nnx(
@@ -188,15 +196,10 @@ def from_nnx(model: NNXClassifier) -> tuple[Classifier, dict[str, Any]]:
     """
     if not isinstance(model, NNXClassifier):
         raise ValueError(f"a model from fzoo.to_nnx expected, {type(model).__name__} given{inside(model)}")
-    variables = {}
-    for collection in COLLECTIONS:
-        tree = getattr(model, collection)
-        if tree or collection == "params":
-            leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_variable)
-            values = [read(leaf, f"{collection}{jax.tree_util.keystr(path)}") for path, leaf in leaves]
-            variables[collection] = jax.tree_util.tree_unflatten(structure, values)
-    check_fit(model.module, variables)
-    return model.module, variables
+    trees = {collection: getattr(model, collection) for collection in COLLECTIONS}
+    trees = {collection: tree for collection, tree in trees.items() if tree or collection == "params"}
+    check_fit(model.module, trees)
+    return model.module, jax.tree_util.tree_map_with_path(read, trees, is_leaf=is_variable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,10 +270,11 @@ def as_variables(kind: type[nnx.Variable], tree: Any) -> Any:
     return jax.tree.map(convert, unfreeze(tree), is_leaf=is_variable)
 
 
-def read(leaf: Any, name: str) -> Any:
-    """Read a variable of NNX; whatever stands in its place, no gradient and no optimizer would see."""
+def read(path: tuple[Any, ...], leaf: Any) -> Any:
+    """Read a variable of NNX; no gradient and no optimizer would see what else stands in its place."""
     if not is_variable(leaf):
-        raise ValueError(f"{name} is a {type(leaf).__name__}, no nnx.Variable: set its value by {name}[...] = array")
+        name = f"model.{path[0].key}{jax.tree_util.keystr(path[1:])}"
+        raise ValueError(f"{name} was replaced, and is no nnx.Variable any more: {name}[...] = array sets its value")
     return leaf.get_value()
 
 
@@ -310,7 +314,7 @@ def check_fit(module: Classifier, variables: Any) -> None:
 
 def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
     """List the shapes of the arrays of a tree by their paths."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables, is_leaf=is_variable)
     return {"/".join(str(getattr(key, "key", key)) for key in path): np.shape(leaf) for path, leaf in leaves}
 
 
