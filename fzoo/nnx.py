@@ -75,8 +75,13 @@ class NNXClassifier(nnx.Module):
         elif name == "training":
             value = check_training(self.module, value)
         elif name == "module":
+            if not isinstance(value, Classifier):
+                raise ValueError(f"a module from fzoo.create expected, {type(value).__name__} given")
             value = value.clone(parent=None, name=None)  # a bound module can't be hashed
-        elif name not in MODES and not name.startswith("_"):  # underscores are NNX's own
+        elif name in MODES:
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}={value!r} given, True or False expected")
+        elif not name.startswith("_"):  # underscores are NNX's own
             state = ", ".join(repr(collection) for collection in COLLECTIONS)
             raise AttributeError(
                 f"{name!r} given, which this {type(self.module).__name__} has no use for: its state is {{{state}}}, as "
@@ -280,11 +285,12 @@ def read(path: tuple[Any, ...], leaf: Any) -> Any:
 
 def dropout_stream(rngs: Any) -> nnx.RngStream | None:
     """Fork the stream of random numbers for what drops."""
-    if isinstance(rngs, nnx.Rngs):
+    if isinstance(rngs, nnx.Rngs) and ("dropout" in rngs or "default" in rngs):
         return rngs["dropout"].fork()
     if rngs is None or isinstance(rngs, nnx.RngStream):
         return rngs
-    raise ValueError(f"rngs={rngs!r} given, nnx.Rngs expected: nnx.Rngs(0)")
+    given = f"nnx.Rngs of {', '.join(rngs)}" if isinstance(rngs, nnx.Rngs) else f"rngs={rngs!r}"
+    raise ValueError(f"{given} given, nnx.Rngs(0) or nnx.Rngs(dropout=0) expected")
 
 
 def check_training(module: Classifier, training: Any) -> Training:
