@@ -20,13 +20,23 @@ from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
 from fzoo.jobs.job import run_job
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import layer_names
+from fzoo.nnx import from_nnx, to_nnx, trainable_filter
 from fzoo.pretrained import load, load_model
 from fzoo.training.config import FinetuneConfig
 from fzoo.training.evaluate import evaluate
 from fzoo.training.finetune import finetune
 from fzoo.training.results import Evaluation, Finetuned
 from fzoo.training.runs import LoadedRun, load_run
-from fzoo.training.steps import Phase, TrainState, cross_entropy, train_step, trainable_mask
+from fzoo.training.steps import (
+    Phase,
+    TrainState,
+    cross_entropy,
+    merge_params,
+    partition_params,
+    train_step,
+    trainable_mask,
+    training_layers,
+)
 from fzoo.training.transfer import transfer
 from fzoo.weights import (
     Unmatched,
@@ -66,6 +76,7 @@ __all__ = [
     "feature_sheet",
     "features",
     "finetune",
+    "from_nnx",
     "grad_cam",
     "inspect_weights",
     "layer_names",
@@ -77,9 +88,11 @@ __all__ = [
     "load_model",
     "load_run",
     "load_variables",
+    "merge_params",
     "open_weights",
     "optimize_for_inference",
     "overlay",
+    "partition_params",
     "predict",
     "preprocess_input",
     "recipe",
@@ -89,7 +102,10 @@ __all__ = [
     "save_picture",
     "save_variables",
     "spec",
+    "to_nnx",
     "train_step",
+    "trainable_filter",
     "trainable_mask",
+    "training_layers",
     "transfer",
 ]

@@ -60,6 +60,58 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     Mutant(
+        "NNX: statistics stay as they were",
+        "nnx.py",
+        "        for layer in moving & self.batch_stats.keys():",
+        "        for layer in moving - self.batch_stats.keys():",
+        "test_nnx.py",
+        "train_and_eval",
+    ),
+    Mutant(
+        "NNX: eval() is ignored",
+        "nnx.py",
+        """        if self.deterministic and self.use_running_average:
+            return False""",
+        """        if self.deterministic and self.use_running_average:
+            return self.training""",
+        "test_nnx.py",
+        "train_and_eval or inference",
+    ),
+    Mutant(
+        "NNX: which layers train is ignored",
+        "nnx.py",
+        """        if not self.deterministic and not self.use_running_average:
+            return self.training""",
+        """        if not self.deterministic and not self.use_running_average:
+            return True""",
+        "test_nnx.py",
+        "layers_that_train",
+    ),
+    Mutant(
+        "NNX: what a mask freezes trains",
+        "nnx.py",
+        "return any(tuple(path[start:]) in self.paths for start in range(len(path)))",
+        'return "params" in path',
+        "test_nnx.py",
+        "new_head or a_step",
+    ),
+    Mutant(
+        "NNX: each call drops the same",
+        "nnx.py",
+        '"dropout": self.rngs()}',
+        '"dropout": self.rngs.key[...]}',
+        "test_nnx.py",
+        "dropout",
+    ),
+    Mutant(
+        "NNX: an attribute that nothing reads is taken",
+        "nnx.py",
+        'elif not name.startswith("_"):',
+        "elif not name:",
+        "test_nnx.py",
+        "silence",
+    ),
+    Mutant(
         "RegNet: squeezed to a fourth of the block's own width",
         "models/regnet.py",
         "skip, squeezed = x, x.shape[-1] // 4",

@@ -27,6 +27,7 @@ ROOMS = (
     "pretrained",
     "recognition",
     "convert",
+    "nnx",
     "inference",
     "training",
     "jobs",

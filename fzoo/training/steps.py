@@ -162,7 +162,22 @@ def last_stage(module: Classifier) -> set[str]:
 
 
 def partition_params(params: Any, mask: Any) -> tuple[Any, Any]:
-    """Partition parameters into (trained, frozen), each with `optax.MaskedNode()` where the other's are."""
+    """Partition parameters into those that train and those that don't.
+
+    A gradient with respect to the first is a gradient of these alone, and an optimizer keeps nothing of the others.
+
+    Args:
+        params: a tree of arrays: {layer: {array: ...}}.
+        mask: a tree of bool like it, as `trainable_mask(variables["params"], ...)` gives.
+
+    Returns:
+        (trained, frozen), each with `optax.MaskedNode()` where the other's are.
+
+    Raises:
+        ValueError: the mask is not over these parameters.
+    """
+    if jax.tree.structure(mask) != jax.tree.structure(params):
+        raise ValueError('a mask of another tree given: trainable_mask(variables["params"], ...) makes one of params')
 
     def where(wanted: bool) -> Any:
         return jax.tree.map(lambda on, leaf: leaf if on == wanted else optax.MaskedNode(), mask, params)
@@ -171,7 +186,15 @@ def partition_params(params: Any, mask: Any) -> tuple[Any, Any]:
 
 
 def merge_params(trained: Any, frozen: Any) -> Any:
-    """Merge what `partition_params` took apart."""
+    """Merge what `partition_params` took apart.
+
+    Args:
+        trained: the parameters that train, `optax.MaskedNode()` in the place of the others.
+        frozen: the others, likewise.
+
+    Returns:
+        The tree of all parameters.
+    """
 
     def masked(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -208,6 +231,24 @@ def flow(module: Classifier, trained: set[str], batch_statistics: bool = False) 
             if moves or "rate" in node.config:
                 training.add(node.name)
     return Flow(frozenset(training), tuple(node.name for node in nodes if node.name in frontier))
+
+
+def training_layers(module: Classifier, mask: Any, *, batch_statistics: bool = False) -> frozenset[str]:
+    """Find the layers that behave as in training while the parameters that a mask marks train.
+
+    These are the layers that drop (Dropout, StochasticDepth) above the lowest that trains, and, where asked for, the
+    BNs that train. It is what `train` of a network's call and of `train_step` takes, and `training` of `to_nnx`.
+
+    Args:
+        module: the network.
+        mask: a tree of bool, as `trainable_mask` gives it for its variables, or for "params" alone.
+        batch_statistics: whether the BNs that train normalise by the batch and move their statistics, as Keras's do
+            when they are trainable.
+
+    Returns:
+        Their names.
+    """
+    return flow(module, trained_layers(mask.get("params", mask)), batch_statistics).training
 
 
 def cross_entropy(
@@ -284,10 +325,11 @@ def train_step(
         optimizer: of optax, with `optimizer.init(trained)` in the state.
         state: see `TrainState`.
         frozen: the other parameters, as `partition_params` gives them.
-        inputs: preprocessed images (N, H, W, C), or what is above the frozen part: see `logits_of`.
+        inputs: preprocessed images (N, H, W, C); or {layer: its outputs} for layers below all that trains, of which
+            nothing is computed again.
         labels: (N,), integers from 0: the class of each.
         rng: a `jax.random.key`, for dropout.
-        train: what behaves as in training: `flow(...).training`; True for everything.
+        train: what behaves as in training: `training_layers(module, mask)`; True for everything.
         label_smoothing: see `cross_entropy`.
 
     Returns:
