@@ -23,7 +23,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from fzoo.ops.reductions import _spread
+from fzoo.ops.reductions import _spread, is_sharded
 from fzoo.ops.shapes import NHWC, Convolution, product, windows
 from fzoo.ops.winograd import winograd_kernel, winograd_tile, winograd_transformed
 
@@ -84,7 +84,7 @@ def depthwise_shifted(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw 1 cm"]
 ) -> Float[Array, "n ho wo cm"]:
     """Convolve depthwise as one multiply-add of a shifted image for each kernel element."""
-    return _shifted(conv, x, kernel, lambda values, like: lax.broadcast_to_rank(values, like.ndim))
+    return _shifted(conv, x, kernel, _to_rank)
 
 
 @depthwise_shifted.defjvp
@@ -93,7 +93,12 @@ def _depthwise_jvp(
 ) -> tuple[Array, Array]:
     """Sum the same, but take the kernel's gradient, a sum over all pixels, as `spread` has it."""
     (x, kernel), (dx, dkernel) = primals, tangents
-    return depthwise_shifted(conv, x, kernel), depthwise_shifted(conv, dx, kernel) + _shifted(conv, x, dkernel, _spread)
+    dy = _shifted(conv, x, dkernel, _to_rank if is_sharded(x) else _spread)
+    return depthwise_shifted(conv, x, kernel), depthwise_shifted(conv, dx, kernel) + dy
+
+
+def _to_rank(values: Array, like: Array) -> Array:
+    return lax.broadcast_to_rank(values, like.ndim)
 
 
 def _shifted(conv: Convolution, x: Array, kernel: Array, spread: Callable[[Array, Array], Array]) -> Array:
@@ -136,7 +141,7 @@ def pointwise(
 ) -> Float[Array, "n ho wo o"]:
     """Convolve by 1x1 as a matrix product."""
     [(_, x)] = windows(conv, x)
-    return product(x.reshape(-1, conv.inputs), kernel[0, 0]).reshape(*x.shape[:3], conv.outputs)
+    return product(x, kernel[0, 0])
 
 
 def columns(
@@ -144,8 +149,7 @@ def columns(
 ) -> Float[Array, "n ho wo o"]:
     """Convolve as a matrix product with the windows written out (im2col)."""
     x = lax.optimization_barrier(jnp.concatenate([window for _, window in windows(conv, x)], axis=-1))
-    kernel = kernel.reshape(-1, conv.outputs)
-    return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(*x.shape[:3], conv.outputs)
+    return product(x, kernel.reshape(-1, conv.outputs))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -160,8 +164,7 @@ def row_columns(
     runs = np.arange(wo)[:, None] * right * conv.inputs + np.arange(kw * conv.inputs)
     rows = [lax.slice_in_dim(x, i, i + (ho - 1) * down + 1, down, 1)[:, :, runs] for i in range(kh)]
     x = lax.optimization_barrier(jnp.concatenate(rows, axis=-1))
-    kernel = kernel.reshape(-1, conv.outputs)
-    return product(x.reshape(-1, kernel.shape[0]), kernel).reshape(*x.shape[:3], conv.outputs)
+    return product(x, kernel.reshape(-1, conv.outputs))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

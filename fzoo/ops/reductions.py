@@ -16,6 +16,8 @@ def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
 
     On CPU it is a product with ones: XLA sums down columns on one core, without its vectors.
     """
+    if is_sharded(x):
+        return jnp.mean(x, range(x.ndim - 1))
 
     def cpu(x: Array) -> Array:
         return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0] / (x.size // x.shape[-1])
@@ -23,16 +25,28 @@ def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
     return lax.platform_dependent(x, cpu=cpu, default=lambda x: jnp.mean(x, range(x.ndim - 1)))
 
 
-@jax.custom_jvp
+def is_sharded(x: Any) -> bool:
+    """Tell whether an array's type says that it lies on several devices, as on the explicit axes of a mesh.
+
+    There, ones beside it would lie on each of them as a whole, and have it gathered.
+    """
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
 def spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Float[Array, "... c"]:
     """Broadcast values of the channels to every pixel, with a gradient that on CPU is a product with ones, too."""
+    return lax.broadcast_to_rank(values, like.ndim) if is_sharded(like) else _spread_over(values, like)
+
+
+@jax.custom_jvp
+def _spread_over(values: Any, like: Any) -> Array:
     return _broadcast(values, like)
 
 
-@spread.defjvp
+@_spread_over.defjvp
 def _spread_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
     (values, like), (dvalues, _) = primals, tangents
-    return spread(values, like), lax.platform_dependent(dvalues, like, cpu=_spread, default=_broadcast)
+    return _spread_over(values, like), lax.platform_dependent(dvalues, like, cpu=_spread, default=_broadcast)
 
 
 def _broadcast(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Array:

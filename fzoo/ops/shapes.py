@@ -83,9 +83,13 @@ def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[i
     ]
 
 
-def product(x: Float[Array, "... m k"], kernel: Float[Array, "... k n"]) -> Float[Array, "... m n"]:
-    """Multiply matrices with sums in float32, whatever the operands are."""
-    batch = tuple(range(x.ndim - 2))
-    dimensions = (((x.ndim - 1,), (x.ndim - 2,)), (batch, batch))
+def product(x: Float[Array, "... k"], kernel: Float[Array, "... k n"]) -> Float[Array, "... n"]:
+    """Multiply rows by a matrix, or by one of several for each of x's first axis, with sums in float32 at least.
+
+    The axes between stay as they are: images that lie on several devices, and are made one axis with others, would be
+    gathered.
+    """
+    batch = tuple(range(kernel.ndim - 2))
+    dimensions = (((x.ndim - 1,), (kernel.ndim - 2,)), (batch, batch))
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return lax.dot_general(x, kernel, dimensions, preferred_element_type=wide).astype(x.dtype)

@@ -74,10 +74,10 @@ def winograd_transformed(
     bottom, right = (th - 1) * mh + len(bh) - top - conv.height, (tw - 1) * mw + len(bw) - left - conv.width
     x, n = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0))), x.shape[0]
     x = filtered(bh, filtered(bw, x, mw, tw, 2), mh, th, 2)  # bh bw n th tw c
-    stacked = x.reshape(kernel.shape[0], -1, conv.inputs)
-    y = product(stacked, kernel).reshape(len(bh), len(bw), n, th, tw, conv.outputs)
-    rows = combine(ah, list(y))
-    y = jnp.stack([jnp.stack(combine(aw, list(row)), axis=3) for row in rows], axis=2)  # n th m tw m o
+    y = product(x.reshape(kernel.shape[0], n, th, tw, conv.inputs), kernel)
+    y = y.reshape(len(bh), len(bw), n, th, tw, conv.outputs)
+    rows = [jnp.stack(combine(aw, list(row)), axis=3) for row in combine(ah, list(y))]  # each n th tw mw o
+    y = jnp.stack([row.reshape(n, th, tw * mw, conv.outputs) for row in rows], axis=2)  # n th mh w o
     return y.reshape(n, th * mh, tw * mw, conv.outputs)[:, :ho, :wo]
 
 
@@ -94,8 +94,8 @@ def filtered(matrix: np.ndarray, x: Array, step: int, count: int, axis: int) -> 
     if len(matrix) == 1:
         return x[None]
     moved = [lax.slice_in_dim(x, i, i + (count - 1) * step + 1, step, axis) for i in range(len(matrix))]
-    terms = lax.optimization_barrier(jnp.stack([each.reshape(-1) for each in moved]))
-    return (jnp.asarray(matrix, x.dtype) @ terms).reshape(len(matrix), *moved[0].shape)
+    terms = lax.optimization_barrier(jnp.stack(moved))
+    return jnp.tensordot(jnp.asarray(matrix, x.dtype), terms, 1)
 
 
 def combine(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
