@@ -22,8 +22,8 @@ from fzoo.images.files import PassedOver
 from fzoo.images.preprocessing import MODES
 from fzoo.images.recipe import Recipe
 from fzoo.images.walk import find_images
+from fzoo.inference.batches import default_batch, in_flight
 from fzoo.inference.devices import mesh as local_mesh
-from fzoo.inference.predict import default_batch, in_flight
 from fzoo.jobs.listing import Entry, Listing, State, is_changed, is_member, join_batches, list_images, look_at
 from fzoo.jobs.network import Network, class_labels
 from fzoo.jobs.results import label_rows
