@@ -186,8 +186,12 @@ def prepare(
     batch_size = batch_size or default_batch(network.platform, shape) * network.devices
     batch = round_up(min(batch_size, listing.count), network.devices)
     shapes = network.shapes((batch, *shape))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Reading(given, listing, passed_over, Loader(recipe), batch, workers or cores, shapes)
+    return Reading(given, listing, passed_over, Loader(recipe), batch, workers or available_cores(), shapes)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Loader(NamedTuple):
