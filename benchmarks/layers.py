@@ -24,7 +24,7 @@ import numpy as np
 import fzoo
 from fzoo.bench import engines
 from fzoo.bench.runner import Worker, environment
-from fzoo.inference.predict import compiled, taps
+from fzoo.inference.batches import compiled, taps
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import fzoo
-from fzoo.inference.predict import compiled, run
+from fzoo.inference.batches import compiled, run
 
 SIZES, SECONDS = (1, 2, 4, 8), 15
 

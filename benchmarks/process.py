@@ -27,7 +27,7 @@ from PIL import Image
 
 import fzoo
 from fzoo.bench import worker
-from fzoo.inference.predict import BATCH_SIZE, compiled, run
+from fzoo.inference.batches import BATCH_SIZE, compiled, run
 
 
 def memory(name: str, count: int) -> None:

@@ -18,6 +18,7 @@ from fzoo.inference.optimize import optimize_for_inference
 from fzoo.inference.predict import features, predict
 from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
 from fzoo.jobs.job import run_job
+from fzoo.jobs.predictor import Predictor
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.graph import layer_names
 from fzoo.nnx import from_nnx, to_nnx, trainable_filter
@@ -59,6 +60,7 @@ __all__ = [
     "LoadedRun",
     "ModelSpec",
     "Phase",
+    "Predictor",
     "Recipe",
     "TrainState",
     "Unmatched",

@@ -17,7 +17,7 @@ from reference import assert_close, assert_equal, by_model
 
 import fzoo
 from fzoo.inference import devices
-from fzoo.inference.predict import compiled, default_batch, join_on_device, run
+from fzoo.inference.batches import compiled, default_batch, join_on_device, run
 from fzoo.layers.graph import trace
 
 #: Of a user, quick to compile.

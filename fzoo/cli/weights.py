@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fzoo.cli.console import command, complain, show
-from fzoo.cli.loading import load_network, model_of, report_taken
+from fzoo.cli.loading import load_network, report_taken
 from fzoo.cli.options import Classes, Network, Option, Preprocess, Reading, Size, Weights, parse_options
 
 
@@ -172,6 +172,8 @@ def export(
     if own and weights != "imagenet":
         raise ValueError(f"--weights {weights} given, {name} has its own: leave it out")
     if is_whole_model(name):
+        from fzoo.jobs.loading import model_of
+
         model_of(name, "the name of its model, with --weights FILE,")  # says so where the file does not tell
     network = Network(None if own else name, name if own else weights, classes, option, preprocess)
     loaded = load_network(network, Reading(size=size), include_top, pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -59,7 +60,7 @@ _BITS, _PHOTOMETRIC = 258, 262
 
 
 def load_image(
-    path: str | os.PathLike | BinaryIO | io.BytesIO,
+    path: str | os.PathLike | BinaryIO | io.BytesIO | Image.Image,
     size: int | tuple[int, int] | None = None,
     interpolation: str = "nearest",
     *,
@@ -75,7 +76,7 @@ def load_image(
     pixels of `keras.utils.load_img` come with `exif=False, background=None, clip=True`.
 
     Args:
-        path: any format that Pillow reads; or an open binary file.
+        path: any format that Pillow reads; or an open binary file, or an image of Pillow's.
         size: (height, width), one number for both, or None for the image's own.
         interpolation: "nearest" (Keras's default), "bilinear", "bicubic", "lanczos", "box" or "hamming".
         crop: how much of the resized shorter side the centre crop keeps: 0.875 resizes it to 256 for a size of 224.
@@ -137,7 +138,7 @@ def rgb_color(color: Any) -> tuple[int, int, int]:
 
 
 def open_image(
-    path: str | os.PathLike | BinaryIO | io.BytesIO,
+    path: str | os.PathLike | BinaryIO | io.BytesIO | Image.Image,
     *,
     exif: bool = True,
     background: Color | None = "white",
@@ -148,7 +149,7 @@ def open_image(
         path = Path(path)
         check_file(path)
     try:
-        with Image.open(path) as image:
+        with contextlib.nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as image:
             image.load()
             upright = turn_upright(image) if exif else image
             return to_rgb(upright, image, background, clip)

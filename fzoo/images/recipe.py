@@ -104,14 +104,17 @@ class Recipe:
         return ", ".join(notes)
 
     def load(
-        self, path: str | os.PathLike | BinaryIO | io.BytesIO, rng: np.random.Generator | None = None
+        self, path: str | os.PathLike | BinaryIO | io.BytesIO | Image.Image, rng: np.random.Generator | None = None
     ) -> UInt8[np.ndarray, "h w c"]:
-        """Read the pixels of an image file; with `rng`, augmented where the recipe says so. Raises as `load_image`."""
+        """Read the pixels of an image file or of Pillow's image; with `rng`, augmented where the recipe says so.
+
+        Raises as `load_image`.
+        """
         pixels = self.load_rgb(path, rng)
         return pixels if self.channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
     def load_rgb(
-        self, path: str | os.PathLike | BinaryIO | io.BytesIO, rng: np.random.Generator | None = None
+        self, path: str | os.PathLike | BinaryIO | io.BytesIO | Image.Image, rng: np.random.Generator | None = None
     ) -> UInt8[np.ndarray, "h w 3"]:
         """Do what `load` does, before RGB becomes grey."""
         options = {"exif": self.exif, "background": self.background, "clip": self.clip}

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Num, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from fzoo.errors import unknown
-from fzoo.inference.predict import in_batches
+from fzoo.inference.batches import in_batches
 from fzoo.layers.activations import activation_function
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import check_classifier, last_map, layer_names, trace

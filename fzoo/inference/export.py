@@ -17,7 +17,7 @@ from jax.export import export as lower
 from jaxtyping import Array, Num
 
 from fzoo.files import replacing
-from fzoo.inference.predict import run
+from fzoo.inference.batches import run
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.options import is_count
 from fzoo.zoo import preprocess_input, preprocessing_mode

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from fzoo.inference.batches import output_shapes
 from fzoo.inference.devices import replicate
-from fzoo.inference.predict import features, output_shapes, predict
+from fzoo.inference.predict import features, predict
 from fzoo.layers.classifier import Classifier
 
 #: Outputs of one batch: name -> (N, ...), on their way from the device.

@@ -22,8 +22,8 @@ from fzoo.images.files import PassedOver
 from fzoo.images.preprocessing import MODES
 from fzoo.images.recipe import Recipe
 from fzoo.images.walk import find_images
+from fzoo.inference.batches import default_batch, in_flight
 from fzoo.inference.devices import mesh as local_mesh
-from fzoo.inference.predict import default_batch, in_flight
 from fzoo.jobs.listing import Entry, Listing, State, is_changed, is_member, join_batches, list_images, look_at
 from fzoo.jobs.network import Network, class_labels
 from fzoo.jobs.results import label_rows
@@ -186,8 +186,12 @@ def prepare(
     batch_size = batch_size or default_batch(network.platform, shape) * network.devices
     batch = round_up(min(batch_size, listing.count), network.devices)
     shapes = network.shapes((batch, *shape))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Reading(given, listing, passed_over, Loader(recipe), batch, workers or cores, shapes)
+    return Reading(given, listing, passed_over, Loader(recipe), batch, workers or available_cores(), shapes)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Loader(NamedTuple):

@@ -1,0 +1,364 @@
+"""The jit boundary: networks applied to any number of images, a batch at a time."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import warnings
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Num
+
+from fzoo.images.preprocessing import RANGES, has_values_of, values_in_words
+from fzoo.inference.compiler import compiler_options
+from fzoo.inference.devices import BATCH, along_batch, beside, device_of, replicate, shard
+from fzoo.layers.classifier import Classifier
+from fzoo.zoo import preprocess_input, preprocessing_mode, preprocessing_of
+
+#: What a batch is cut to when the caller does not say: on a CPU, which gains nothing from more, and at the least.
+BATCH_SIZE = 32
+
+
+#: And elsewhere, where it takes hundreds of images to keep a device busy, as many as have about so many pixels: 32 at
+#: 600 x 600 take the memory that 256 take at 224 x 224.
+PIXELS, MOST = 256 * 224 * 224, 1024
+
+
+#: (family, dtype, preprocessing) of the arrays on devices whose values were looked at: to look is to wait for them.
+_looked_at: set[tuple[Any, Any, Any]] = set()
+
+
+#: Batches under way at once: one is computed, the next is on its way to the device.
+IN_FLIGHT = 2
+
+
+#: Images, preprocessed or not, or an array for each of several inputs, in their order or by their names.
+Pixels = Num[np.ndarray | Array, "n h w c"] | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def run(module: nn.Module, variables: Any, images: Pixels) -> Any:
+    """Run the forward pass for inference."""
+    return module.apply(variables, images)
+
+
+def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Pixels) -> Any:
+    """Run the forward pass up to some layers."""
+    module, layers = module_and_layers
+    return module.apply(variables, images, layers, method="endpoints")
+
+
+@functools.lru_cache
+def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = None) -> Callable:
+    """Put `function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
+
+    On a mesh, every device runs that program on its part of the images; they have nothing to tell each other. Called
+    with (what, name of the model to preprocess for or None, variables, images).
+    """
+
+    def program(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
+        def step(images: Any) -> Any:
+            return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
+
+        count = count_of(images)
+        most = micro_batch(what)
+        if platform != "cpu" or count <= most:
+            return step(images)
+        micro = min(range(most, most // 2, -1), key=lambda size: -count % size)  # with the fewest images made up
+        parts = -(-count // micro)
+        filled = jax.tree.map(functools.partial(filled_up, size=parts * micro), images)
+        out = lax.map(step, jax.tree.map(lambda x: x.reshape(parts, micro, *x.shape[1:]), filled))
+        return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
+
+    def spread(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
+        part = functools.partial(program, what, preprocess)
+        specs = (PartitionSpec(), PartitionSpec(BATCH))
+        return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)(variables, images)
+
+    whole = spread if mesh is not None and mesh.size > 1 else program
+    return jax.jit(whole, static_argnums=(0, 1), compiler_options=compiler_options(platform, dtype))
+
+
+def in_batches(
+    function: Callable,
+    what: Any,
+    variables: Any,
+    images: Any,
+    batch_size: int | None,
+    preprocess: str | bool | None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
+    images, preprocess = arranged(module_of(what), images, preprocess)
+    if not isinstance(images, tuple):
+        check_values(module_of(what), images, preprocess)
+    check_batch_size(batch_size)
+    count, leaves = count_of(images), jax.tree.leaves((variables, images))
+    # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
+    if any(isinstance(leaf, Tracer) for leaf in [*leaves, jnp.zeros(())]):
+        images = images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)
+        if count == 0:
+            one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), images)
+            return no_results(jax.eval_shape(functools.partial(function, what), variables, one))
+        size = batch_size or count
+        parts = [function(what, variables, cut(images, start, size)) for start in range(0, count, size)]
+        return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
+    call, device, variables = for_devices(function, what, variables, images, mesh)
+    devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
+    if count == 0:
+        spread = mesh and along_batch(mesh)
+        fewest = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=spread), images)
+        nothing = no_results(call.eval_shape(what, preprocess, variables, fewest))
+        return beside(nothing, (variables, images)) if mesh is None else place(nothing)
+    size = batch_size or min(
+        default_batch(device.platform, image_shape(images)) * devices, 1 << (count - 1).bit_length()
+    )
+    size = -(-size // devices) * devices
+    if count == size:
+        return call(what, preprocess, variables, place(images))
+    results = in_flight(call(what, preprocess, variables, place(batch)) for batch in padded(images, size))
+    return join_on_host(results, count) if device.platform == "cpu" else join_on_device(results, count)
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raise ValueError unless this is a number of images, or None."""
+    if batch_size is not None and not (isinstance(batch_size, Integral) and int(batch_size) > 0):
+        raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
+
+
+def arranged(module: nn.Module, images: Any, preprocess: str | bool | None) -> tuple[Any, str | None]:
+    """Check what a network is called with: images, or arrays for its several inputs, which are put into a tuple.
+
+    Returns:
+        (these, the model or the mode that they are preprocessed for).
+    """
+    images = module.arrange(images) if isinstance(module, Classifier) else images
+    if not isinstance(images, tuple):
+        return images, chosen_preprocessing(module, images, preprocess)
+    if preprocess:
+        raise ValueError(f"preprocess={preprocess!r} given, which goes with one input: preprocess_input(images, name)")
+    for array in images:
+        dtype = getattr(array, "dtype", type(array).__name__)
+        if not hasattr(array, "dtype") or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"inputs of {dtype} given, arrays of floats expected")
+    shapes = [array.shape for array in images]
+    if len({shape[:1] for shape in shapes}) > 1:
+        raise ValueError(f"inputs of shapes {', '.join(map(str, shapes))} given, as many of each expected")
+    return images, None
+
+
+def count_of(images: Any) -> int:
+    """Return how many there are."""
+    return jax.tree.leaves(images)[0].shape[0]
+
+
+def cut(images: Any, start: int, size: int) -> Any:
+    """Cut out some of the images, in their order."""
+    return jax.tree.map(lambda x: x[start : start + size], images)
+
+
+def no_results(shapes: Any) -> Any:
+    """Return what is given for no images, by the shapes of what is given for some."""
+    return jax.tree.map(lambda y: jnp.zeros((0, *y.shape[1:]), y.dtype), shapes)
+
+
+def join_on_host(results: Iterator[Any], count: int) -> Any:
+    """Put batches together, but for the images that fill up the last: on a CPU, whose memory is the host's.
+
+    There, no count of images needs a program of its own.
+    """
+    first, structure = jax.tree.flatten(next(results))
+    wholes, at = [np.empty((count, *y.shape[1:]), y.dtype) for y in first], 0
+    for leaves in itertools.chain([first], map(jax.tree.leaves, results)):
+        for whole, y in zip(wholes, leaves, strict=True):
+            whole[at : at + len(y)] = np.asarray(y)[: count - at]
+        at += len(leaves[0])
+    return jax.tree.unflatten(structure, map(placed_as, wholes, first))
+
+
+def join_on_device(results: Iterator[Any], count: int) -> Any:
+    """Put batches together, but for the images that fill up the last, where they were computed."""
+    parts = []
+    for part in results:
+        parts.append(part)
+        if len(parts) > IN_FLIGHT:
+            jax.block_until_ready(parts[-IN_FLIGHT - 1])
+    return jax.tree.map(lambda *ys: placed_as(jnp.concatenate(ys)[:count], ys[0]), *parts)
+
+
+def placed_as(array: Any, y: Array) -> Array:
+    """Put an array where one lies that differs in the number of images, committed to its devices if that is."""
+    if not y.committed:
+        return jax.device_put(array)
+    sharding = y.sharding
+    if isinstance(sharding, NamedSharding) and len(array) % sharding.num_devices:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.device_put(array, sharding)
+
+
+def image_shape(images: Any) -> tuple[int, ...]:
+    """Return the shape of the images, or of the first of several inputs that has images; (1, 1, 1, 1) for none."""
+    return next((x.shape for x in jax.tree.leaves(images) if len(x.shape) == 4), (1, 1, 1, 1))
+
+
+def default_batch(platform: str, shape: Sequence[int]) -> int:
+    """Return how many images a device takes at once when the caller does not say, of their shape (..., H, W, C)."""
+    if platform == "cpu":
+        return BATCH_SIZE
+    *_, height, width, _ = shape
+    return min(MOST, max(BATCH_SIZE, 1 << (PIXELS // (height * width)).bit_length() - 1))
+
+
+def for_devices(function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None) -> tuple[Any, Any, Any]:
+    """Return the jitted function, the (first) device that it is for, and the variables where they are wanted."""
+    if mesh is None:
+        device = device_of((variables, images))
+    elif mesh.is_multi_process:
+        raise ValueError("a mesh with devices of other processes given, this process's expected: fzoo.devices.mesh()")
+    else:
+        device, variables = mesh.devices.flat[0], replicate(variables, mesh)
+    dtype = getattr(module_of(what), "dtype", None) or jnp.float32
+    return compiled(function, device.platform, jnp.dtype(dtype), mesh), device, variables
+
+
+def output_shapes(
+    module: Classifier,
+    variables: Any,
+    images: jax.ShapeDtypeStruct,
+    layers: tuple[str, ...] | None,
+    *,
+    preprocess: str | None = None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Return the shapes of what `predict`, or with `layers` `features`, gives for a whole batch.
+
+    Nothing is computed or compiled, and the call that comes then does not trace the network again.
+    """
+    function, what = (run, module) if layers is None else (taps, (module, layers))
+    images, preprocess = arranged(module_of(what), images, preprocess)
+    call, _, variables = for_devices(function, what, variables, images, mesh)
+    if mesh is not None:
+        images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=along_batch(mesh))
+    return call.eval_shape(what, preprocess, variables, images)
+
+
+def module_of(what: Any) -> nn.Module:
+    """Return the network of `run`'s or `taps`' first argument."""
+    return what[0] if isinstance(what, tuple) else what
+
+
+def micro_batch(what: Any) -> int:
+    """Return how many images a CPU computes together: more fall out of its cache."""
+    return getattr(module_of(what), "micro_batch", Classifier.micro_batch)
+
+
+def in_flight(started: Iterable[Any]) -> Iterator[Any]:
+    """Yield results that are under way, in their order, `IN_FLIGHT` of them at a time."""
+    pending: deque[Any] = deque()
+    for result in started:
+        pending.append(result)
+        if len(pending) == IN_FLIGHT:
+            yield pending.popleft()
+    yield from pending
+
+
+def chosen_preprocessing(module: nn.Module, images: Any, preprocess: str | bool | None) -> str | None:
+    """Return the model or the mode that images are preprocessed for, None for none.
+
+    Args:
+        module: the network.
+        images: anything with a shape and a dtype.
+        preprocess: what the caller asked for.
+
+    Raises:
+        ValueError: these are no images, or none that can be preprocessed so for this network.
+    """
+    own, name = preprocessing_of(module), type(module).__name__
+    if preprocess is None and jnp.issubdtype(getattr(images, "dtype", jnp.float32), jnp.integer):
+        preprocess = own
+    if preprocess is True and own is None:
+        raise ValueError(f"preprocess=True given, but how {name} wants its images is not known: preprocess=NAME")
+    preprocess = own if preprocess is True else preprocess or None
+    check_images(images, pixels=preprocess is not None)
+    if preprocess is None or own is None or preprocess == own:
+        return preprocess
+    given = preprocessing_mode(preprocess)
+    if given != own:
+        raise ValueError(
+            f"preprocess={preprocess!r} given, which is {given!r}; {name} takes {own!r}: leave it out, or do it before "
+            "by preprocess_input"
+        )
+    return own
+
+
+def check_values(module: nn.Module, images: Any, preprocess: str | None, stacklevel: int = 4) -> None:
+    """Look whether values of images can be what they are said to be; of JAX's arrays, once for each kind.
+
+    A warning is about the line of the caller that is `stacklevel` calls up.
+
+    Raises:
+        ValueError: they are no pixels, or were preprocessed already.
+
+    Warns:
+        UserWarning: they are far from what the network's family takes.
+    """
+    own, name = preprocessing_of(module), type(module).__name__
+    if not images.size or images.dtype == np.uint8:
+        return
+    if isinstance(images, jax.Array):
+        kind = (type(module), images.dtype, preprocess)
+        if isinstance(images, Tracer) or not images.is_fully_addressable or kind in _looked_at:
+            return
+        _looked_at.add(kind)
+    if preprocess is not None:
+        if not has_values_of(images, "none"):
+            low, high = float(images.min()), float(images.max())
+            already = ", as if they were preprocessed already" if low < 0 or high < 4 else ""
+            raise ValueError(
+                f"{values_in_words(images)} given{already}: pixels from 0 to 255 expected, which are preprocessed for "
+                f"{name}"
+            )
+    elif own is not None and not has_values_of(images, own, noise=True):
+        least, most = RANGES[own]
+        warnings.warn(
+            f"{values_in_words(images)} given, which {name} takes from {least:g} to {most:g}: integers from 0 to 255 "
+            "are preprocessed, but floats only with preprocess=True",
+            stacklevel=stacklevel,
+        )
+
+
+def check_images(images: Any, pixels: bool) -> None:
+    """Raise ValueError unless these are images: preprocessed, or pixels that will be."""
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or dtype is None:
+        raise ValueError(f"an array of images expected, {type(images).__name__} given")
+    if len(shape) != 4:
+        raise ValueError(f"images of shape {shape} given, (N, H, W, C) expected; for one image: image[None]")
+    if not (jnp.issubdtype(dtype, jnp.floating) or (pixels and jnp.issubdtype(dtype, jnp.integer))):
+        raise ValueError(
+            f"images of {dtype} given, floats expected: preprocess_input(images, name) makes them, "
+            "or preprocess=name here"
+        )
+
+
+def padded(images: Any, size: int) -> Iterator[Any]:
+    """Yield batches of exactly `size` images, the last one filled up with zeros."""
+    for start in range(0, count_of(images), size):
+        yield jax.tree.map(functools.partial(filled_up, size=size), cut(images, start, size))
+
+
+def filled_up(x: Any, size: int) -> Any:
+    """Fill an array up with as many rows of zeros at its end as make it `size` long."""
+    if x.shape[0] == size:
+        return x
+    pad = jnp.pad if isinstance(x, jax.Array) else np.pad
+    return pad(x, ((0, size - x.shape[0]), *[(0, 0)] * (x.ndim - 1)))

@@ -1,0 +1,299 @@
+"""`Predictor`: what batch engines call."""
+
+import json
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import jax.numpy as jnp
+import keras
+import networks
+import numpy as np
+import pytest
+from PIL import Image
+from reference import randomise
+
+import fzoo
+from fzoo.inference.batches import compiled
+from fzoo.jobs import predictor as predictors
+
+OPTIONS = {"alpha": 0.25, "classes": 5, "size": 32}
+COMMAND = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "5", "-w", "weights.h5"]
+TAP = "conv_pw_3_relu"
+BAD = "04.png"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`weights.h5`, and `images/` of 12, of which one is cut off."""
+    folder = tmp_path_factory.mktemp("predictor")
+    network = networks.network("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    fzoo.save_keras_weights(*network, folder / "weights.h5")
+    (folder / "images").mkdir()
+    for i in range(12):
+        (pixels,) = networks.random_images((1, 30 + i, 40, 3), i, pixels=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "images" / f"{i:02}.png")
+    (folder / "images" / BAD).write_bytes((folder / "images" / BAD).read_bytes()[:400])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def files(folder):
+    return sorted((folder / "images").iterdir())
+
+
+@pytest.fixture
+def predictor():
+    return fzoo.Predictor("MobileNet", weights="weights.h5", top=3, **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def classified(folder):
+    """What the job of `fzoo classify` writes: {name: predictions}."""
+    module, variables = fzoo.load(
+        "MobileNet", weights=folder / "weights.h5", alpha=0.25, classes=5, input_shape=(32, 32, 3)
+    )
+    out = folder / "classes.jsonl"
+    fzoo.run_job(module, variables, [folder / "images"], out, top=3, preprocess="MobileNet")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 11
+    return {row["image"].rpartition("/")[2]: row["predictions"] for row in rows}
+
+
+def check_rows(batch, classified, count=12):
+    """Each row is what `fzoo classify` says of its image, or has the reason why it can't be read."""
+    assert len(batch["name"]) == count
+    for name, wnids, labels, p, error in zip(
+        *(batch[column] for column in ("name", "wnid", "label", "probability", "error")), strict=True
+    ):
+        if name == BAD:
+            assert labels == wnids == [""] * 3 and np.isnan(p).all() and error.startswith("cannot read the image")
+            continue
+        wanted = classified[name]
+        assert error == "" and labels == [row["label"] for row in wanted] and wnids == [row["wnid"] for row in wanted]
+        np.testing.assert_allclose(p, [row["probability"] for row in wanted], rtol=1e-4, atol=1e-6)
+
+
+def as_batch(files, images=None):
+    return {"name": [file.name for file in files], "image": images or [file.read_bytes() for file in files]}
+
+
+@pytest.mark.parametrize("batch_size", [None, 5, 64])
+def test_classes_are_those_of_classify(files, classified, command_line, batch_size):
+    """With those that can't be read in their places."""
+    predictor = fzoo.Predictor("MobileNet", weights="weights.h5", top=3, batch_size=batch_size, **OPTIONS)
+    found = predictor(as_batch(files))
+    assert list(found) == ["name", "wnid", "label", "probability", "error"]
+    check_rows(found, classified)
+    assert len({tuple(labels) for labels in found["label"]}) > 2
+    code, lines, _ = command_line("classify", "images", *COMMAND, "--top", 1, "--json")
+    (said,) = [json.loads("\n".join(lines))]
+    assert code == 1 and [row["predictions"][0]["label"] for row in said] == [x[0] for x in found["label"] if x[0]]
+
+
+def test_whatever_an_image_is(files, classified, predictor):
+    """Bytes, paths, Pillow's images, Hugging Face's dictionaries, pixels: as rows of lists or of NumPy's arrays."""
+    good = [file for file in files if file.name != BAD]
+    pixels = [np.asarray(Image.open(file)) for file in good]
+    ragged = np.empty(len(good), object)
+    ragged[:] = pixels
+    for images in (
+        [memoryview(file.read_bytes()) for file in good],
+        np.array([file.read_bytes() for file in good], object),
+        [str(file) for file in good],
+        good,
+        [Image.open(file) for file in good],
+        [{"bytes": file.read_bytes(), "path": None} for file in good],
+        [{"bytes": None, "path": str(file)} for file in good],
+        pixels,
+        ragged,
+    ):
+        check_rows(predictor({"name": [file.name for file in good], "image": images}), classified, 11)
+
+
+def test_pixels_of_the_networks_size_are_taken_as_they_are(predictor, folder):
+    pixels = networks.random_images((6, 32, 32, 3), pixels=True).astype(np.uint8)
+    module, variables = fzoo.load("MobileNet", weights="weights.h5", alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    wanted = np.sort(fzoo.predict(module, variables, pixels), axis=1)[:, :-4:-1]
+    found = predictor({"image": pixels})
+    np.testing.assert_allclose(np.stack(found["probability"]), wanted, rtol=1e-4, atol=1e-6)
+    grey = pixels[..., :1]
+    shown = predictor({"image": np.repeat(grey, 3, axis=3)})["probability"].tolist()
+    for images in (grey, grey[..., 0]):
+        np.testing.assert_allclose(np.stack(predictor({"image": images})["probability"]), shown, rtol=1e-5)
+
+
+def test_features_of_layers(files, predictor):
+    found = fzoo.Predictor("MobileNet", weights="weights.h5", layers=[TAP, "predictions"], batch_size=4, **OPTIONS)(
+        as_batch(files)
+    )
+    assert list(found) == ["name", TAP, "predictions", "error"] and found[TAP].dtype == np.float32
+    assert found[TAP].shape == (12, 8, 8, 32) and found["predictions"].shape == (12, 5)
+    bad = found["name"].index(BAD)
+    assert np.isnan(found[TAP][bad]).all() and not np.isnan(np.delete(found[TAP], bad, 0)).any()
+    p = np.stack(predictor(as_batch(files))["probability"])[:, 0]
+    np.testing.assert_allclose(np.delete(found["predictions"].max(1), bad), np.delete(p, bad), rtol=1e-4)
+
+
+def test_no_rows_and_none_that_can_be_read(predictor):
+    found = predictor({"name": [], "image": []})
+    assert {name: len(column) for name, column in found.items()} == dict.fromkeys(found, 0)
+    found = predictor({"image": [None, b"", b"text"]})
+    assert found["label"].tolist() == [[""] * 3] * 3 and found["error"][0] == "no image in this row"
+    assert all("Pillow" in error or "no image" in error for error in found["error"])
+
+
+def test_what_is_kept(files, predictor):
+    batch = {**as_batch(files[:2]), "label": [3, 4]}
+    with pytest.raises(ValueError, match=r"^the batch has a column 'label', and so have the results: prefix="):
+        predictor(batch)
+    renamed = fzoo.Predictor("MobileNet", weights="weights.h5", top=1, prefix="predicted_", **OPTIONS)(batch)
+    assert list(renamed) == ["name", "label", *(f"predicted_{x}" for x in ("wnid", "label", "probability", "error"))]
+    assert renamed["label"] == [3, 4]
+    bare = fzoo.Predictor("MobileNet", weights="weights.h5", top=1, keep=False, **OPTIONS)(batch)
+    assert list(bare) == ["wnid", "label", "probability", "error"]
+
+
+@pytest.mark.wrong_types
+def test_bad_arguments_are_told_at_once(tmp_path, monkeypatch):
+    """In one line, before any weights are read."""
+    monkeypatch.setattr(predictors, "load_network", None)
+    (tmp_path / "empty.h5").write_bytes(b"nothing")
+    for model, options, match in (
+        ("MobilNet", {}, "^no such file, and unknown model 'MobilNet': did you mean MobileNet"),
+        ("", {}, "model='' given"),
+        (3, {}, "model=3 given"),
+        ("missing.keras", {}, "no such file: missing.keras"),
+        (tmp_path / "empty.h5", {}, "empty.h5"),
+        ("MobileNet", {"weights": "missing.h5"}, "no such weights file: missing.h5"),
+        ("MobileNet", {"weights": None}, "weights=None given"),
+        ("MobileNet", {"alfa": 1}, "unknown option of MobileNet 'alfa'"),
+        ("MobileNet", {"layers": "conv_pw_77"}, "unknown layer 'conv_pw_77'"),
+        ("MobileNet", {"layers": []}, "no layers given"),
+        ("MobileNet", {"top": 0}, "top=0 given"),
+        ("MobileNet", {"batch_size": -1}, "batch_size=-1 given"),
+        ("MobileNet", {"size": 0}, "size=0 given"),
+        ("MobileNet", {"size": 20}, "32 x 32 is the least"),
+        ("MobileNet", {"preprocess": "half"}, "preprocess='half' given: unknown model"),
+        ("MobileNet", {"size": 64, "recipe": fzoo.Recipe(64)}, "which says the size"),
+        ("MobileNet", {"input_shape": (64, 64, 3)}, "size="),
+        ("MobileNet", {"dtype": "int8"}, "int8"),
+    ):
+        with pytest.raises((ValueError, OSError, TypeError), match=match) as raised:
+            fzoo.Predictor(model, **options)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.wrong_types
+def test_bad_batches(predictor):
+    pixels = np.zeros((2, 40, 40, 3), np.uint8)
+    for batch, match in (
+        ([pixels], "list given, a mapping"),
+        ({"picture": pixels}, "no column 'image' in a batch of picture: image_column=..."),
+        ({"image": "photo.jpg"}, "'image' is str, a column of images expected"),
+        ({"image": pixels.astype(np.float32)}, r"pixels of float32 and shape \(40, 40, 3\) given"),
+        ({"image": pixels.transpose(0, 3, 1, 2)}, r"shape \(3, 40, 40\) given"),
+        ({"image": [3]}, "an image that is int given"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            predictor(batch)
+
+
+def test_it_is_pickled_as_its_arguments(files, classified, predictor):
+    """The copy gives the same, and the network is loaded once for both."""
+    predictors.keep_loaded.cache_clear()
+    before = pickle.dumps(predictor)
+    check_rows(predictor(as_batch(files)), classified)
+    after = pickle.dumps(predictor)
+    assert len(before) < 4000 and len(after) < 4000
+    for pickled in (before, after):
+        check_rows(pickle.loads(pickled)(as_batch(files)), classified)
+    assert predictors.keep_loaded.cache_info().misses == 1
+
+
+def test_a_file_that_was_changed_is_loaded_again(tmp_path, files):
+    first = networks.network("MobileNet", seed=1, alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    second = networks.network("MobileNet", seed=2, alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    found = []
+    for network in (first, second):
+        fzoo.save_keras_weights(*network, tmp_path / "w.h5")
+        found.append(fzoo.Predictor("MobileNet", weights=tmp_path / "w.h5", **OPTIONS)(as_batch(files[:2])))
+    assert np.abs(np.stack(found[0]["probability"]) - np.stack(found[1]["probability"])).max() > 1e-3
+
+
+def test_threads_share_it(files, classified, predictor):
+    predictors.keep_loaded.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(predictor, [as_batch(files)] * 6):
+            check_rows(found, classified)
+    assert predictors.keep_loaded.cache_info().misses == 1
+
+
+def test_one_compilation(files, predictor):
+    predictor(as_batch(files))
+    programs = compiled.cache_info().currsize
+    sizes = predictor.batch_size
+    for count in (1, 3, 12, 7):
+        predictor(as_batch(files[:count]))
+    assert predictor.batch_size == sizes and compiled.cache_info().currsize == programs
+
+
+def in_another_process(predictor, batch):
+    return predictor(batch)
+
+
+def test_in_another_process(files, classified, predictor):
+    """As workers of a cluster are: nothing of this one is there."""
+    predictor(as_batch(files[:1]))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        check_rows(pool.apply(in_another_process, (predictor, as_batch(files))), classified)
+
+
+def test_optimized_and_of_another_dtype(files, predictor):
+    plain = np.stack(predictor(as_batch(files))["probability"])
+    for options, tolerance in (({"optimize": True}, 1e-3), ({"dtype": jnp.bfloat16}, 5e-2)):
+        found = fzoo.Predictor("MobileNet", weights="weights.h5", top=3, **OPTIONS, **options)(as_batch(files))
+        found = np.stack(found["probability"])
+        assert not np.array_equal(found, plain) and np.nanmax(np.abs(found - plain)) < tolerance
+
+
+def test_whole_models_and_recipes(tmp_path, files):
+    """A user's Keras file, by what it shows, or as it is told."""
+    layers = keras.layers
+    model = randomise(
+        keras.Sequential(
+            [
+                keras.Input((16, 16, 3)),
+                layers.Rescaling(1 / 255),
+                layers.Conv2D(4, 3),
+                layers.Flatten(),
+                layers.Dense(3, name="end"),
+            ]
+        )
+    )
+    model.save(tmp_path / "user.keras")
+    good = [file for file in files if file.name != BAD]
+    found = fzoo.Predictor(tmp_path / "user.keras", layers=["end"], batch_size=4)(as_batch(good))
+    recipe = fzoo.Recipe((16, 16), "bilinear", crop=None)
+    wanted = model.predict(np.stack([recipe.load(file) for file in good]).astype(np.float32), verbose=0)
+    np.testing.assert_allclose(found["end"], wanted, rtol=1e-3, atol=1e-4)
+    other = fzoo.Recipe((16, 16), "nearest", crop=0.5)
+    found = fzoo.Predictor(tmp_path / "user.keras", layers=["end"], recipe=other)(as_batch(good))
+    wanted = model.predict(np.stack([other.load(file) for file in good]).astype(np.float32), verbose=0)
+    np.testing.assert_allclose(found["end"], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_numbers_that_are_not_finite_are_an_error(tmp_path, files):
+    """They are never taken for an image that can't be read."""
+    module, variables = networks.network("MobileNet", seed=3, alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    variables = {**variables, "params": {**variables["params"]}}
+    head = dict(variables["params"]["conv_preds"])
+    variables["params"]["conv_preds"] = {**head, "bias": np.full_like(head["bias"], np.nan)}
+    fzoo.save_keras_weights(module, variables, tmp_path / "nan.h5")
+    with pytest.raises(ValueError, match="the network gives nan for the image of row 0 of the batch"):
+        fzoo.Predictor("MobileNet", weights=tmp_path / "nan.h5", **OPTIONS)(as_batch(files))
