@@ -3,12 +3,14 @@
 Run as a program in a process that has the devices, it prints what it finds of the networks named.
 """
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 from networks import SMALL
@@ -80,19 +82,84 @@ def measure(name: str) -> dict:
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in NAMES])
 def test_a_split_batch(name):
     """Equal to that on one device; in inference devices tell each other nothing, in training sums alone."""
+    told = json.loads(run(name))
+    assert len(told) == 2
+    for forward, training in told.values():
+        assert forward == {} and training.keys() == {"all-reduce"}
+
+
+def check_predict(kinds: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Predict on meshes with axes of other names, and for images that lie on one already, wherever it is set."""
+    import contextlib
+
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+    from networks import images_for, network
+
+    import fzoo
+    from fzoo.inference.batches import join_on_device
+
+    module, variables = network("MobileNet", alpha=0.25, input_shape=(32, 32, 3), classes=7)
+    images = images_for(module, 40)
+    expected = np.asarray(fzoo.predict(module, variables, images))
+    taps = fzoo.features(module, variables, images, "conv_pw_3")["conv_pw_3"]
+    for kind, shape in itertools.product(map(AxisType.__members__.get, kinds), shapes):
+        names = ("x", "y")[: len(shape)]
+        mesh = jax.make_mesh(shape, names, axis_types=(kind,) * len(names))
+        along, whole = NamedSharding(mesh, PartitionSpec("x")), NamedSharding(mesh, PartitionSpec())
+        split, replicated = jax.device_put(images, along), jax.device_put(variables, whole)
+        parts = [jax.device_put(expected[start : start + 8], along) for start in range(0, 40, 8)]
+        uneven = 20 % mesh.size != 0
+        for context in (contextlib.nullcontext(), jax.set_mesh(mesh)):
+            with context:
+                for count, given in ((40, images), (20, images[:20])):
+                    on_mesh = fzoo.predict(module, variables, given, mesh=mesh)
+                    np.testing.assert_allclose(on_mesh, expected[:count], atol=1e-5)
+                    assert on_mesh.sharding.is_fully_replicated == (count == 20 and uneven)
+                    np.testing.assert_allclose(join_on_device(iter(parts), count), expected[:count])
+                found = fzoo.features(module, variables, images, "conv_pw_3", mesh=mesh)["conv_pw_3"]
+                np.testing.assert_allclose(found, taps, atol=1e-4)
+                for size in (None, 16):
+                    for given in (variables, replicated):
+                        own = fzoo.predict(module, given, split, batch_size=size)
+                        np.testing.assert_allclose(own, expected, atol=1e-5)
+                        assert own.sharding.is_equivalent_to(along, 2)
+                    batches = (images[start : start + 10] for start in range(0, 40, 10))
+                    streamed = list(fzoo.predict(module, variables, batches, mesh=mesh, batch_size=size))
+                    np.testing.assert_allclose(np.concatenate(streamed), expected, atol=1e-5)
+        if kind == AxisType.Auto:  # what is no batch split over devices is XLA's to arrange
+            by_rows = jax.device_put(images, NamedSharding(mesh, PartitionSpec(None, "x")))
+            np.testing.assert_allclose(fzoo.predict(module, replicated, by_rows), expected, atol=1e-5)
+            places = jax.tree.map(lambda y, split=along, whole=whole: whole if len(y) % 8 else split, variables)
+            shares = jax.device_put(variables, places)
+            np.testing.assert_allclose(fzoo.predict(module, shares, split), expected, atol=1e-5)
+
+
+def run(*arguments: str) -> str:
+    """Run this file in a process that has 8 devices."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", __file__, name],
+        [sys.executable, "-W", "error", __file__, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, **EIGHT},
         timeout=500,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert len(told) == 2
-    for forward, training in told.values():
-        assert forward == {} and training.keys() == {"all-reduce"}
+    return done.stdout
+
+
+def test_predict_on_explicit_axes():
+    check_predict(["Explicit"], [(2,)])
+
+
+@pytest.mark.slow
+def test_predict_on_any_mesh():
+    assert run() == ""
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(*sys.argv[1:])))
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1])))
+    else:
+        check_predict(["Auto", "Explicit"], [(8,), (4, 2)])

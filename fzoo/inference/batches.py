@@ -21,7 +21,7 @@ from jaxtyping import Array, Num
 
 from fzoo.images.preprocessing import RANGES, has_values_of, values_in_words
 from fzoo.inference.compiler import compiler_options
-from fzoo.inference.devices import BATCH, along_batch, beside, device_of, replicate, shard
+from fzoo.inference.devices import along_batch, beside, committed_to, lies_otherwise, parts_of, replicate, split_of
 from fzoo.layers.classifier import Classifier
 from fzoo.zoo import preprocess_input, preprocessing_mode, preprocessing_of
 
@@ -58,11 +58,14 @@ def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, 
 
 
 @functools.lru_cache
-def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = None) -> Callable:
+def compiled(
+    function: Callable, platform: str, dtype: Any, split: NamedSharding | None = None, in_parts: bool = True
+) -> Callable:
     """Put `function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
 
-    On a mesh, every device runs that program on its part of the images; they have nothing to tell each other. Called
-    with (what, name of the model to preprocess for or None, variables, images).
+    Where the images are `split` along the batch, every device runs that program on its part of them; they have nothing
+    to tell each other. `in_parts=False` leaves a batch whole, for arrays that lie on several devices in another way.
+    Called with (what, name of the model to preprocess for or None, variables, images).
     """
 
     def program(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
@@ -71,7 +74,7 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
 
         count = count_of(images)
         most = micro_batch(what)
-        if platform != "cpu" or count <= most:
+        if platform != "cpu" or count <= most or not in_parts:
             return step(images)
         micro = min(range(most, most // 2, -1), key=lambda size: -count % size)  # with the fewest images made up
         parts = -(-count // micro)
@@ -80,12 +83,15 @@ def compiled(function: Callable, platform: str, dtype: Any, mesh: Mesh | None = 
         return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
 
     def spread(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
-        part = functools.partial(program, what, preprocess)
-        specs = (PartitionSpec(), PartitionSpec(BATCH))
-        return jax.shard_map(part, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)(variables, images)
+        assert split is not None
+        part, specs = functools.partial(program, what, preprocess), (PartitionSpec(), split.spec)
+        run = jax.shard_map(part, mesh=split.mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
+        return run(variables, images)
 
-    whole = spread if mesh is not None and mesh.size > 1 else program
-    return jax.jit(whole, static_argnums=(0, 1), compiler_options=compiler_options(platform, dtype))
+    several = split is not None and parts_of(split) > 1
+    return jax.jit(
+        spread if several else program, static_argnums=(0, 1), compiler_options=compiler_options(platform, dtype)
+    )
 
 
 def in_batches(
@@ -112,21 +118,19 @@ def in_batches(
         size = batch_size or count
         parts = [function(what, variables, cut(images, start, size)) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
-    call, device, variables = for_devices(function, what, variables, images, mesh)
-    devices, place = (1, lambda x: x) if mesh is None else (mesh.size, functools.partial(shard, mesh=mesh))
+    call, platform, variables, split = for_devices(function, what, variables, images, mesh)
+    devices = 1 if split is None else parts_of(split)
+    place = (lambda x: x) if split is None else functools.partial(jax.device_put, device=split)
     if count == 0:
-        spread = mesh and along_batch(mesh)
-        fewest = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=spread), images)
+        fewest = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=split), images)
         nothing = no_results(call.eval_shape(what, preprocess, variables, fewest))
-        return beside(nothing, (variables, images)) if mesh is None else place(nothing)
-    size = batch_size or min(
-        default_batch(device.platform, image_shape(images)) * devices, 1 << (count - 1).bit_length()
-    )
+        return beside(nothing, (variables, images)) if split is None else place(nothing)
+    size = batch_size or min(default_batch(platform, image_shape(images)) * devices, 1 << (count - 1).bit_length())
     size = -(-size // devices) * devices
     if count == size:
         return call(what, preprocess, variables, place(images))
     results = in_flight(call(what, preprocess, variables, place(batch)) for batch in padded(images, size))
-    return join_on_host(results, count) if device.platform == "cpu" else join_on_device(results, count)
+    return join_on_host(results, count) if platform == "cpu" else join_on_device(results, count)
 
 
 def check_batch_size(batch_size: Any) -> None:
@@ -163,7 +167,14 @@ def count_of(images: Any) -> int:
 
 def cut(images: Any, start: int, size: int) -> Any:
     """Cut out some of the images, in their order."""
-    return jax.tree.map(lambda x: x[start : start + size], images)
+    return jax.tree.map(lambda x: rows(x, start, start + size), images)
+
+
+def rows(array: Any, start: int, end: int) -> Any:
+    """Cut out some rows of an array; JAX's indexing of one on the explicit axes of a mesh would be a gather."""
+    if not isinstance(array, jax.Array):
+        return array[start:end]
+    return lax.slice_in_dim(array, start, min(end, len(array)))
 
 
 def no_results(shapes: Any) -> Any:
@@ -192,7 +203,16 @@ def join_on_device(results: Iterator[Any], count: int) -> Any:
         parts.append(part)
         if len(parts) > IN_FLIGHT:
             jax.block_until_ready(parts[-IN_FLIGHT - 1])
-    return jax.tree.map(lambda *ys: placed_as(jnp.concatenate(ys)[:count], ys[0]), *parts)
+    return jax.tree.map(lambda *ys: placed_as(first_of(jnp.concatenate(ys), count), ys[0]), *parts)
+
+
+def first_of(array: Array, count: int) -> Array:
+    """Cut off what comes after the first rows; where they are no multiple of the parts, they are put together first."""
+    if len(array) == count:
+        return array
+    if count % parts_of(array.sharding):
+        array = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+    return rows(array, 0, count)
 
 
 def placed_as(array: Any, y: Array) -> Array:
@@ -200,7 +220,7 @@ def placed_as(array: Any, y: Array) -> Array:
     if not y.committed:
         return jax.device_put(array)
     sharding = y.sharding
-    if isinstance(sharding, NamedSharding) and len(array) % sharding.num_devices:
+    if len(array) % parts_of(sharding):
         sharding = NamedSharding(sharding.mesh, PartitionSpec())
     return jax.device_put(array, sharding)
 
@@ -218,16 +238,28 @@ def default_batch(platform: str, shape: Sequence[int]) -> int:
     return min(MOST, max(BATCH_SIZE, 1 << (PIXELS // (height * width)).bit_length() - 1))
 
 
-def for_devices(function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None) -> tuple[Any, Any, Any]:
-    """Return the jitted function, the (first) device that it is for, and the variables where they are wanted."""
-    if mesh is None:
-        device = device_of((variables, images))
-    elif mesh.is_multi_process:
+def for_devices(
+    function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None
+) -> tuple[Callable, str, Any, NamedSharding | None]:
+    """Arrange where a network is computed.
+
+    Returns:
+        (the jitted function, the platform that it is for, the variables where they are wanted, how the images are to
+        be split along the batch: over a mesh, as they are, or None for not at all).
+    """
+    if mesh is not None and mesh.is_multi_process:
         raise ValueError("a mesh with devices of other processes given, this process's expected: fzoo.devices.mesh()")
+    split = split_of(images) if mesh is None else along_batch(mesh)
+    if mesh is None and split is not None and lies_otherwise(variables, split.mesh):
+        split = None
+    if split is None:
+        devices = (committed_to((variables, images)) or jnp.zeros(()).sharding).device_set
     else:
-        device, variables = mesh.devices.flat[0], replicate(variables, mesh)
-    dtype = getattr(module_of(what), "dtype", None) or jnp.float32
-    return compiled(function, device.platform, jnp.dtype(dtype), mesh), device, variables
+        devices, variables = split.device_set, replicate(variables, split.mesh)
+    platform = next(iter(devices)).platform
+    dtype = jnp.dtype(getattr(module_of(what), "dtype", None) or jnp.float32)
+    call = compiled(function, platform, dtype, split, in_parts=split is not None or len(devices) == 1)
+    return call, platform, variables, split
 
 
 def output_shapes(
@@ -245,9 +277,8 @@ def output_shapes(
     """
     function, what = (run, module) if layers is None else (taps, (module, layers))
     images, preprocess = arranged(module_of(what), images, preprocess)
-    call, _, variables = for_devices(function, what, variables, images, mesh)
-    if mesh is not None:
-        images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=along_batch(mesh))
+    call, _, variables, split = for_devices(function, what, variables, images, mesh)
+    images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=split)
     return call.eval_shape(what, preprocess, variables, images)
 
 

@@ -1,7 +1,8 @@
-"""The devices that a batch is spread over: JAX's SPMD on a mesh of one axis, "batch"."""
+"""The devices that a batch is spread over: JAX's SPMD on a mesh."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-#: The axis of the mesh, along which the images of a batch lie.
+#: The axis of `mesh`, along which the images of a batch lie.
 BATCH = "batch"
 
 
@@ -69,8 +70,35 @@ def beside(tree: Any, others: Any) -> Any:
 
 
 def along_batch(mesh: Mesh) -> NamedSharding:
-    """Return how the arrays lie that `shard` gives."""
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+    """Return how the arrays lie that `shard` gives: split along their first axis, over all axes of the mesh."""
+    axes = mesh.axis_names
+    return NamedSharding(mesh, PartitionSpec(axes[0] if len(axes) == 1 else axes))
+
+
+def split_of(tree: Any) -> NamedSharding | None:
+    """Return how arrays lie that are split along their first axis alone, over devices of this process; else None."""
+    sharding = committed_to(tree)
+    if not isinstance(sharding, NamedSharding) or not sharding.spec or not sharding.is_fully_addressable:
+        return None
+    first, *others = sharding.spec
+    if first is None or any(axis is not None for axis in others) or sharding.num_devices == 1:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(first))
+
+
+def parts_of(sharding: Sharding) -> int:
+    """Count the parts into which a sharding splits the first axis of an array."""
+    if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:
+        return 1
+    axes = sharding.spec[0]
+    return math.prod(sharding.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
+
+
+def lies_otherwise(tree: Any, mesh: Mesh) -> bool:
+    """Tell whether an array is split, or committed to other devices than a mesh's."""
+    arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.committed)
+    own = set(mesh.devices.flat)
+    return any(not array.is_fully_replicated or not array.sharding.device_set <= own for array in arrays)
 
 
 def shard(batch: Any, mesh: Mesh) -> Any:
@@ -79,7 +107,7 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     Args:
         batch: a tree of arrays (N, ...), N a multiple of the devices. On a mesh of several processes, each process's
             own part of the batch.
-        mesh: from `mesh`.
+        mesh: from `mesh`, or with axes of any names.
 
     Raises:
         ValueError: N is no multiple of the devices.

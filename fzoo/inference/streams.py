@@ -24,7 +24,7 @@ from fzoo.inference.batches import (
     in_flight,
     module_of,
 )
-from fzoo.inference.devices import shard
+from fzoo.inference.devices import parts_of
 from fzoo.layers.classifier import Classifier
 
 #: What is said of a stream where arrays are traced.
@@ -241,13 +241,13 @@ class Stream:
         """Return what a batch of images goes through; `count` are there in all, where that is known."""
         kind = preprocess, tuple((x.shape[1:], np.dtype(x.dtype)) for x in jax.tree.leaves(images))
         if kind not in self.programs:
-            call, device, variables = for_devices(self.function, self.what, self.variables, images, self.mesh)
-            devices = 1 if self.mesh is None else self.mesh.size
-            most = default_batch(device.platform, image_shape(images)) * devices
+            call, platform, variables, split = for_devices(self.function, self.what, self.variables, images, self.mesh)
+            devices = 1 if split is None else parts_of(split)
+            most = default_batch(platform, image_shape(images)) * devices
             size = self.batch_size or min(most, count or count_of(images) or most)
 
             def call_with(images: Any) -> Any:
-                images = images if self.mesh is None else shard(images, self.mesh)
+                images = images if split is None else jax.device_put(images, split)
                 return call(self.what, preprocess, variables, images)
 
             self.programs[kind] = Program(call_with, -(-size // devices) * devices)

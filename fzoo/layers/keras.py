@@ -12,7 +12,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -21,6 +20,7 @@ from fzoo import ops
 from fzoo.layers.activations import ACTIVATIONS, Activation, activation_function, name_of
 from fzoo.layers.conventions import of_channels, pair
 from fzoo.layers.forward import Training
+from fzoo.layers.modules import Dropout
 from fzoo.layers.record import OPERATION
 from fzoo.layers.weighted import WeightedLayers
 
@@ -207,7 +207,7 @@ class Layers(WeightedLayers):
 
     def _dropped(self, x: Array, rate: float, shared: tuple[int, ...], name: str) -> Array:
         options: dict[str, Any] = {"deterministic": not self.trains(name), "name": name}
-        return self._module(name, functools.partial(nn.Dropout, rate, shared, **options))(x)
+        return self._module(name, functools.partial(Dropout, rate, shared, **options))(x)
 
     def correct_pad(self, x: Float[Array, "n h w c"], kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the zero-padding before a VALID convolution of stride 2 in Keras's mobile families, by parity.

@@ -209,6 +209,25 @@ class BatchNorm(Layer):
         return jnp.asarray(centred * ops.spread(factor, wide) + ops.spread(bias, wide), self.dtype)
 
 
+class Dropout(nn.Module):
+    """`flax.linen.Dropout`, whose draw is split over devices as the values are."""
+
+    rate: float
+    broadcast_dims: tuple[int, ...]
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """Drop a share of the values, those along `broadcast_dims` together, and scale up what is left."""
+        if self.deterministic or self.rate == 0:
+            return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
+        shape = [1 if axis in self.broadcast_dims else n for axis, n in enumerate(x.shape)]
+        kept = ops.beside(jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, shape), x)
+        return jnp.where(kept, x / (1 - self.rate), jnp.zeros_like(x))
+
+
 class LayerScale(Layer):
     """A factor for each channel that starts small."""
 

@@ -19,7 +19,7 @@ from fzoo.ops.convolution import (
     winograd,
 )
 from fzoo.ops.pooling import Pool, pool
-from fzoo.ops.reductions import channel_mean, spread
+from fzoo.ops.reductions import beside, channel_mean, spread
 from fzoo.ops.shapes import Convolution, product, windows
 from fzoo.ops.winograd import (
     minimal_filtering,
@@ -34,6 +34,7 @@ __all__ = [
     "Convolution",
     "Form",
     "Pool",
+    "beside",
     "by_groups",
     "channel_mean",
     "columns",

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 
@@ -31,6 +32,15 @@ def is_sharded(x: Any) -> bool:
     There, ones beside it would lie on each of them as a whole, and have it gathered.
     """
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def beside(x: Array, like: Array) -> Array:
+    """Split an array as another of its rank is split, but for axes of one element."""
+    if not is_sharded(like):
+        return x
+    sharding = jax.typeof(like).sharding
+    spec = [axis if n > 1 else None for axis, n in zip(sharding.spec, x.shape, strict=True)]
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
 def spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Float[Array, "... c"]:
