@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import jax
 import jax.export
 import keras
 import numpy as np
+import pyarrow.parquet
 import pytest
 from networks import random_images, random_variables
 from PIL import Image
@@ -114,13 +116,25 @@ def random_weights(folder: Path, url: str) -> Path:
 QUICK = ("VGG16", "VGG19", "ResNet50", "load_model", "ten.h5", '"weights": None')
 
 
+#: Libraries that call fzoo, and that the tests do without where they are not installed.
+CALLERS = ("ray", "datasets")
+
+
+def imported(block: str) -> list[str]:
+    """Which of these a block has."""
+    return [name for name in CALLERS if f"import {name}\n" in block]
+
+
 def recipes() -> list[Any]:
     """The blocks of Python, by their page and the model that each loads."""
     return [
         pytest.param(
             block,
             id=", ".join([page.stem, *re.findall(r'load(?:_model)?\("(\w+)', block)]),
-            marks=[] if any(name in block for name in QUICK) else [pytest.mark.slow],
+            marks=[
+                *([] if any(name in block for name in QUICK) else [pytest.mark.slow]),
+                *([pytest.mark.filterwarnings("ignore")] if imported(block) else []),
+            ],
         )
         for page in PAGES
         for block in blocks("python", page)
@@ -141,6 +155,11 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
         keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(3)]).save(
             "flowers.keras"
         )
+
+    for library in imported(block):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+        (tmp_path / "photos").mkdir()
+        shutil.copy("parrot.jpg", "photos")
 
     namespace: dict[str, Any] = {"__name__": "recipe"}
     exec(compile(block, "block", "exec"), namespace)
@@ -168,6 +187,17 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *states)))
     elif '"weights": None' in block:
         assert np.isfinite(namespace["metrics"]["loss"] if "metrics" in namespace else namespace["loss"])
+    elif "Predictor" in block and "found" in namespace:
+        assert len(namespace["found"]["label"][0]) == (3 if "ResNet50" in block else 1)
+    elif "make_predict_fn" in block:
+        files = np.array([Path("parrot.jpg").read_bytes()] * 2, object)
+        found = namespace["make_predict_fn"]()(files)
+        assert found["probability"].shape == found["label"].shape == (2, 3)
+    elif "write_parquet" in block:
+        rows = pyarrow.parquet.read_table("classes").to_pylist()
+        assert len(rows) == 1 and rows[0]["path"].endswith("parrot.jpg") and rows[0]["error"] == ""
+    elif "batches()" in block:
+        assert namespace["probabilities"].shape == (3, 1000) and namespace["found"]["avg_pool"].shape == (3, 2048)
     elif "optimize_for_inference" in block:
         assert namespace["probabilities"].shape == (4, 1000)
     elif "trainable_mask" in block:

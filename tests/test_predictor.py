@@ -2,13 +2,18 @@
 
 import json
 import multiprocessing
+import os
 import pickle
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import keras
 import networks
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from reference import randomise
@@ -60,9 +65,13 @@ def classified(folder):
     )
     out = folder / "classes.jsonl"
     fzoo.run_job(module, variables, [folder / "images"], out, top=3, preprocess="MobileNet")
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    rows = read_lines(out)
     assert len(rows) == 11
     return {row["image"].rpartition("/")[2]: row["predictions"] for row in rows}
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def check_rows(batch, classified, count=12):
@@ -204,16 +213,24 @@ def test_bad_batches(predictor):
             predictor(batch)
 
 
-def test_it_is_pickled_as_its_arguments(files, classified, predictor):
-    """The copy gives the same, and the network is loaded once for both."""
+@pytest.fixture
+def loads(monkeypatch):
+    """A list that grows with every network that is loaded."""
+    found, load = [], predictors.load_network
+    monkeypatch.setattr(predictors, "load_network", lambda request: found.append(request) or load(request))
     predictors.keep_loaded.cache_clear()
+    return found
+
+
+def test_it_is_pickled_as_its_arguments(files, classified, predictor, loads):
+    """The copy gives the same, and the network is loaded once for both."""
     before = pickle.dumps(predictor)
     check_rows(predictor(as_batch(files)), classified)
     after = pickle.dumps(predictor)
     assert len(before) < 4000 and len(after) < 4000
     for pickled in (before, after):
         check_rows(pickle.loads(pickled)(as_batch(files)), classified)
-    assert predictors.keep_loaded.cache_info().misses == 1
+    assert len(loads) == 1
 
 
 def test_a_file_that_was_changed_is_loaded_again(tmp_path, files):
@@ -226,12 +243,11 @@ def test_a_file_that_was_changed_is_loaded_again(tmp_path, files):
     assert np.abs(np.stack(found[0]["probability"]) - np.stack(found[1]["probability"])).max() > 1e-3
 
 
-def test_threads_share_it(files, classified, predictor):
-    predictors.keep_loaded.cache_clear()
+def test_threads_share_it(files, classified, predictor, loads):
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(predictor, [as_batch(files)] * 6):
             check_rows(found, classified)
-    assert predictors.keep_loaded.cache_info().misses == 1
+    assert len(loads) == 1
 
 
 def test_one_compilation(files, predictor):
@@ -297,3 +313,98 @@ def test_numbers_that_are_not_finite_are_an_error(tmp_path, files):
     fzoo.save_keras_weights(module, variables, tmp_path / "nan.h5")
     with pytest.raises(ValueError, match="the network gives nan for the image of row 0 of the batch"):
         fzoo.Predictor("MobileNet", weights=tmp_path / "nan.h5", **OPTIONS)(as_batch(files))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_on_ray_with_a_worker_that_is_killed(tmp_path, folder, monkeypatch):
+    """A folder of images to Parquet by two workers: nothing lost, nothing twice, and what `fzoo classify` writes."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fzoo[ray]'")
+    images, started = tmp_path / "photos", tmp_path / "started"
+    images.mkdir()
+    started.mkdir()
+    for i in range(40):
+        (pixels,) = networks.random_images((1, 30 + i, 40, 3), i, pixels=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(images / f"{i:02}.png")
+    (images / BAD).write_bytes((images / BAD).read_bytes()[:400])
+    module, variables = fzoo.load("MobileNet", weights="weights.h5", alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    fzoo.run_job(module, variables, [images], tmp_path / "c.jsonl", top=3, preprocess="MobileNet")
+    classified = {row["image"].rpartition("/")[2]: row["predictions"] for row in read_lines(tmp_path / "c.jsonl")}
+
+    class Watched(fzoo.Predictor):
+        """Says in which process it is, and takes its time."""
+
+        def __call__(self, batch):
+            (started / str(os.getpid())).touch()
+            time.sleep(0.5)
+            return super().__call__(batch)
+
+    def kill_one():
+        while len(list(started.iterdir())) < 2:
+            time.sleep(0.05)
+        time.sleep(0.7)  # in the middle of a batch
+        os.kill(int(min(started.iterdir()).name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    options = {**OPTIONS, "weights": str(folder / "weights.h5"), "top": 3, "image_column": "bytes"}
+    with ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False):
+        killer.start()
+        files = ray.data.read_binary_files(str(images), include_paths=True, override_num_blocks=10)
+        pool = ray.data.ActorPoolStrategy(size=2)
+        rows = files.map_batches(
+            Watched, fn_constructor_args=("MobileNet",), fn_constructor_kwargs=options, batch_size=4, compute=pool
+        )
+        rows.write_parquet(str(tmp_path / "classes"))
+        function = fzoo.Predictor("MobileNet", **options)  # in tasks, instead of actors
+        few = files.limit(5).map_batches(function, batch_size=2).take_all()
+    killer.join()
+    assert len(list(started.iterdir())) == 3  # the two, and the one that came for the one that was killed
+    table = pyarrow.parquet.read_table(tmp_path / "classes")
+    assert [str(field.type) for field in table.schema][1:] == ["list<element: string>"] * 2 + [
+        "list<element: float>",
+        "string",
+    ]
+    columns = table.to_pydict()
+    columns["name"] = [path.rpartition("/")[2] for path in columns["path"]]
+    assert sorted(columns["name"]) == sorted(file.name for file in images.iterdir())
+    check_rows(columns, classified, 40)
+    for row in few:
+        if not row["error"]:
+            assert list(row["label"]) == [x["label"] for x in classified[row["path"].rpartition("/")[2]]]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_with_datasets_of_hugging_face(files, classified, predictor, monkeypatch, tmp_path):
+    """Its images are Pillow's, or the bytes where they are not decoded; its `map` has worker processes."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
+    good = [file for file in files if file.name != BAD]
+    for decode, those in ((True, good), (False, files)):
+        rows = datasets.Dataset.from_dict({"name": [file.name for file in those], "image": list(map(str, those))})
+        rows = rows.cast_column("image", datasets.Image(decode=decode))
+        found = rows.map(predictor, batched=True, batch_size=5, remove_columns=["image"], keep_in_memory=True)
+        assert found.features["probability"] == datasets.List(datasets.Value("float32"))
+        check_rows(found.to_dict(), classified, len(those))
+
+
+def test_what_spark_calls(files, classified, predictor):
+    """`predict_batch_udf` takes a function that makes one from NumPy's arrays to a dictionary of these."""
+
+    def make_predict_fn():
+        def predict(images: np.ndarray) -> dict[str, np.ndarray]:
+            found = predictor({"image": images})
+            return {name: np.array(column.tolist()) for name, column in found.items()}
+
+        return predict
+
+    found = make_predict_fn()(np.array([file.read_bytes() for file in files], object))
+    assert {name: (x.shape, x.dtype.kind) for name, x in found.items()} == {
+        "wnid": ((12, 3), "U"),
+        "label": ((12, 3), "U"),
+        "probability": ((12, 3), "f"),
+        "error": ((12,), "U"),
+    }
+    found = {name: column.tolist() for name, column in found.items()}
+    check_rows({"name": [file.name for file in files], **found}, classified)

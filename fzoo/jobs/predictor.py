@@ -102,8 +102,8 @@ class Predictor:
     """Compute classes or features of images in the columns of a batch, wherever the batch is.
 
     An object of this class is what Ray Data's `map_batches`, Hugging Face's `datasets.map(batched=True)` and, inside of
-    a `make_predict_fn`, Spark's `predict_batch_udf` call. It is made in no time and pickles as its arguments: the
-    weights are read at the first call, once in each process, and every batch goes through one compiled program.
+    a `make_predict_fn`, Spark's `predict_batch_udf` call. It is made and pickled without its weights: these
+    are read at the first call, once in each process, and every batch goes through one compiled program.
     Threads may call it at the same time.
 
     Images are read as `fzoo classify` reads them, and the results are those that it gives. Of an image that can't
