@@ -15,12 +15,13 @@ from fzoo.inference import devices
 from fzoo.inference.explain import Explanation, explain, feature_sheet, grad_cam, overlay
 from fzoo.inference.export import export
 from fzoo.inference.optimize import optimize_for_inference
-from fzoo.inference.predict import features, predict
+from fzoo.inference.predict import features, predict, pyramid
 from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
 from fzoo.jobs.job import run_job
 from fzoo.jobs.predictor import Predictor
 from fzoo.layers.classifier import Classifier, Head
-from fzoo.layers.graph import layer_names
+from fzoo.layers.graph import layer_names, layer_shapes
+from fzoo.layers.stages import StageEnd, stages
 from fzoo.nnx import from_nnx, to_nnx, trainable_filter
 from fzoo.pretrained import load, load_model
 from fzoo.training.config import FinetuneConfig
@@ -62,6 +63,7 @@ __all__ = [
     "Phase",
     "Predictor",
     "Recipe",
+    "StageEnd",
     "TrainState",
     "Unmatched",
     "WeightsMismatch",
@@ -82,6 +84,7 @@ __all__ = [
     "grad_cam",
     "inspect_weights",
     "layer_names",
+    "layer_shapes",
     "list_models",
     "load",
     "load_image",
@@ -97,6 +100,7 @@ __all__ = [
     "partition_params",
     "predict",
     "preprocess_input",
+    "pyramid",
     "recipe",
     "reuse_memory",
     "run_job",
@@ -104,6 +108,7 @@ __all__ = [
     "save_picture",
     "save_variables",
     "spec",
+    "stages",
     "to_nnx",
     "train_step",
     "trainable_filter",

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from fzoo.inference.batches import Pixels, in_batches, run, taps
 from fzoo.inference.streams import apply_to_stream, is_stream
 from fzoo.layers.classifier import Classifier
+from fzoo.layers.stages import stages
 
 
 def predict(
@@ -101,3 +102,35 @@ def features(
     if is_stream(module, images):
         return apply_to_stream(taps, (module, names), variables, images, batch_size, preprocess, mesh)
     return in_batches(taps, (module, names), variables, images, batch_size, preprocess, mesh)
+
+
+def pyramid(
+    module: Classifier,
+    variables: Any,
+    images: Pixels | Iterable[Any],
+    *,
+    strides: Sequence[int] = (8, 16, 32),
+    batch_size: int | None = None,
+    preprocess: str | bool | None = None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Compute the feature maps at some strides, which a detector or a segmenter takes.
+
+    Args:
+        module, variables, images, batch_size, preprocess, mesh: as for `predict`.
+        strides: in pixels of the image; `fzoo.stages` says which layers' these are.
+
+    Returns:
+        {stride: (N, H', W', F) array}; for a stream, an iterator over such dictionaries of NumPy arrays.
+
+    Raises:
+        ValueError: the network has no feature map of such a stride; images as for `predict`.
+    """
+    ends = stages(module, strides)
+    options: dict[str, Any] = {"batch_size": batch_size, "preprocess": preprocess, "mesh": mesh}
+    found = features(module, variables, images, [end.layer for end in ends.values()], **options)
+
+    def by_stride(maps: Any) -> dict[int, Any]:
+        return {stride: maps[end.layer] for stride, end in ends.items()}
+
+    return by_stride(found) if isinstance(found, dict) else map(by_stride, found)

@@ -105,6 +105,9 @@ class Classifier(nn.Module):
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
     groups_as_depthwise: ClassVar[bool] = False  # whether Keras's files keep grouped convolutions as depthwise ones
     torch_unused: ClassVar[tuple[str, ...]] = ()  # how arrays begin that PyTorch's networks have, and these not
+    block_ends: ClassVar[str] = (
+        ""  # a pattern of the layers that end a block, where not all that join what is before do
+    )
     weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
     micro_batch = 4  # how many images a CPU computes together at best, by benchmarks/micro_batches.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -52,20 +53,24 @@ class Trace:
         }
 
 
-def trace(module: Classifier) -> Trace:
+def trace(module: Classifier, shape: tuple[int, int, int] | None = None) -> Trace:
     """Call the network abstractly (no arithmetic is done) and read the record.
 
+    Args:
+        module: the network.
+        shape: (height, width, channels) of the image; by default that of `module.example_inputs`.
+
     Raises:
-        ValueError: this is no network of this package.
+        ValueError: this is no network of this package, or it does not take such an image.
     """
     if not isinstance(module, Classifier):
         raise ValueError(f"a module from fzoo.create expected, {type(module).__name__} given")
     unbound: Any = module.clone(parent=None, name=None)  # a bound module can't be hashed
-    return _trace(unbound, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
+    return _trace(unbound, shape, jax.config.jax_enable_x64)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.lru_cache(maxsize=128)
-def _trace(module: Classifier, x64: bool) -> Trace:
+def _trace(module: Classifier, shape: tuple[int, int, int] | None, x64: bool) -> Trace:
     """Do what `trace` does, by all that it depends on: dtypes of variables differ with `x64`."""
     found: list[Node] = []
     outputs: list[str] = []
@@ -76,7 +81,8 @@ def _trace(module: Classifier, x64: bool) -> Trace:
         outputs.extend(k.makers(y))
         return variables
 
-    variables = jax.eval_shape(call, module.example_inputs)
+    inputs = module.example_inputs if shape is None else jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(call, inputs)
     nodes = tuple(keras_order(found, outputs))
     return Trace(nodes, variables, tuple(outputs), module.keras_graph.layers if module.keras_graph else ())
 
@@ -129,13 +135,7 @@ def last_map(found: Trace) -> str | None:
     """
     if len(found.outputs) != 1:
         return None
-    narrow, reach = [], 0  # the nodes through which everything passes, and the furthest reader so far
-    place = {node.name: i for i, node in enumerate(found.nodes)}
-    furthest = {parent: i for i, node in enumerate(found.nodes) for parent in node.inputs}
-    for node in found.nodes:
-        if reach <= place[node.name]:
-            narrow.append(node)
-        reach = max(reach, furthest.get(node.name, 0))
+    narrow = narrow_places(found)
     wide = [i for i, node in enumerate(narrow) if len(node.shape) == 3 and max(node.shape[:2]) > 1]
     if not wide:
         return None
@@ -147,6 +147,17 @@ def last_map(found: Trace) -> str | None:
     while max(narrow[last].shape[:2]) == 1 and narrow[last].kind in PASSING:
         last -= 1
     return narrow[last].name
+
+
+def narrow_places(found: Trace) -> list[Node]:
+    """List the nodes through which everything passes, in their order."""
+    narrow, reach = [], 0  # the furthest reader so far
+    furthest = {parent: i for i, node in enumerate(found.nodes) for parent in node.inputs}
+    for i, node in enumerate(found.nodes):
+        if reach <= i:
+            narrow.append(node)
+        reach = max(reach, furthest.get(node.name, 0))
+    return narrow
 
 
 def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:
@@ -179,3 +190,27 @@ def layer_names(module: Classifier) -> list[str]:
     """
     gone = dict(module.prepared.gone) if isinstance(module, Classifier) and module.prepared else {}
     return [node.name for node in trace(module).layers if node.name not in gone]
+
+
+def layer_shapes(module: Classifier, size: int | tuple[int, int] | None = None) -> dict[str, tuple[int, ...]]:
+    """Find the shape of every layer's output without computing it, in Keras's order of layers.
+
+    Args:
+        module: from `fzoo.create`, `fzoo.load`, `fzoo.load_model`, ...
+        size: (height, width) of the images in pixels, or one number for both; by default the network's own.
+
+    Returns:
+        {layer: shape of its output for one image, (h, w, c) of a feature map}.
+
+    Raises:
+        ValueError: the network does not take images of this size, or has several inputs.
+    """
+    shape = None
+    if size is not None:
+        if isinstance(module.example_inputs, tuple):
+            raise ValueError(f"size={size!r} given, which goes with one input: this network has several")
+        height, width = (size, size) if isinstance(size, Integral) else size
+        shape = int(height), int(width), module.example_shape[2]
+        module.check_images((1, *shape))
+    gone = dict(module.prepared.gone) if module.prepared else {}
+    return {node.name: node.shape for node in trace(module, shape).layers if node.name not in gone}

@@ -45,6 +45,7 @@ class ConvNeXt(Classifier):
     layer_scale_init_value: float | None = option(1e-6, or_none(POSITIVE))
     include_preprocessing: bool = option(True, FLAG)
 
+    block_ends = r".*_block_\d+_add"
     weightless = ("prefix", "drop_path_rate", "include_preprocessing")
 
     @nn.nowrap
@@ -110,7 +111,7 @@ class ConvNeXt(Classifier):
             y = k.stochastic_depth(y, drop_rate, name=f"{name}_stochastic_depth")
         else:
             y = k.activation(y, "linear", name=f"{name}_identity")
-        return k.operation(operator.add, x, y)
+        return k.operation(operator.add, x, y, name=f"{name}_add")
 
     def top(self, k: Layers, x: Float[Array, "n ho wo f"]) -> Float[Array, "n classes"]:
         """Classify."""

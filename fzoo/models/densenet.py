@@ -33,6 +33,7 @@ class DenseNet(Classifier):
     epsilon: float = option(1.001e-5, POSITIVE)
 
     top_pool = "avg_pool"
+    block_ends = r"conv1_relu|conv\d+_block\d+_concat|last_map"
     named_pools = True
     micro_batch = 2
 

@@ -61,6 +61,7 @@ class Scaled(Classifier):
     symmetric_padding: bool = option(False, FLAG)
 
     top_pool = "avg_pool"
+    block_ends = r"block\w+_(project_bn|project_activation|add)"
     micro_batch = 2
     named_pools = True
     weightless = ("default_size", "dropout_rate", "drop_connect_rate")

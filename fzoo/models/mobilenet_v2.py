@@ -37,6 +37,7 @@ class MobileNetV2(Classifier):
     epsilon: float = option(1e-3, POSITIVE)
 
     micro_batch = 2
+    block_ends = r".*_(project_BN|add)"
 
     @nn.nowrap
     def torch_names(self) -> dict[str, dict[str, str]]:

@@ -99,6 +99,7 @@ class MobileNetV3(Classifier):
     epsilon: float = option(1e-3, POSITIVE)
 
     named_pools = True
+    block_ends = r"expanded_conv.*(project_bn|add)|last_map"
     weightless = ("dropout_rate", "include_preprocessing")
 
     @property
