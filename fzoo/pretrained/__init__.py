@@ -19,7 +19,7 @@ from fzoo.pretrained.comparison import check_same_network
 from fzoo.pretrained.imagenet import needed, proof_of, published
 from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
-from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
+from fzoo.weights import WeightsMismatch, load_planned, load_variables, read_description, weights_file
 from fzoo.weights.download import fetch
 from fzoo.weights.state_dict import TORCH_ENDINGS, import_torch, is_state_dict, variables_of_state_dict
 from fzoo.zoo import create, list_models, spec
@@ -52,7 +52,8 @@ def load(
             Keras or `save_variables` wrote, the folder of a fine-tuning, or None for random ones, with Keras's
             initialisers. With a tag also a state dict by the names of timm or torchvision: a `.safetensors` or `.pth`
             file, or a mapping from names to NumPy arrays or PyTorch's tensors.
-        rng: a `jax.random.key` for `weights=None`; key 0 by default.
+        rng: a `jax.random.key` for `weights=None`; key 0 by default. It may be traced, as by a
+            `jax.vmap` over keys.
         **create_options: see `create`.
 
     Returns:
@@ -76,7 +77,8 @@ def load(
     if weights is not None and weights != "imagenet":
         whole = described_whole(weights)
         name, options = network_of(weights, name, create_options, whole)
-        module = create(name, **options)
+        described = read_description(weights)
+        module = create(name, **options).clone(prepared=described.prepared if described else None)
         try:
             trace(module)
         except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for

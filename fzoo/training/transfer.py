@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from fzoo.errors import unknown
-from fzoo.layers.classifier import Classifier, Head
+from fzoo.layers.classifier import OF_RUNS, Classifier, Head
 from fzoo.layers.graph import layer_names, random_variables, trace
 from fzoo.layers.options import is_count
 from fzoo.models.keras_model import KerasModel, keras_model
@@ -111,7 +111,8 @@ def transfer_model(
     if len(shape) not in (1, 3) or kind == "InputLayer":
         raise ValueError(f"cut={cut!r} given, whose output is of shape {shape}: a feature map or a vector expected")
     graph = with_head(module.graph, cut, head, classes, classifier_activation, flat=len(shape) == 1)
-    made = keras_model(graph, module.dtype if dtype is None else dtype).clone(cut=cut)
+    made = keras_model(graph, module.dtype if dtype is None else dtype)
+    made = made.clone(cut=cut, **{name: getattr(module, name) for name in OF_RUNS if name != "dtype"})
     kept = slots(without_top(made))
     fresh = random_variables(made, rng)
     return made, {
