@@ -187,7 +187,7 @@ def test_plain_convolutions(tiny):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"param_dtype": jnp.int8}, "param_dtype=.*int8.* given, a floating dtype expected"),
+        ({"param_dtype": jnp.int8}, "param_dtype=.*int8.* given, a floating dtype such as jnp.bfloat16 expected"),
         ({"precision": "best"}, "precision='best' given, None, 'default', 'high' or 'highest' expected"),
         ({"remat": 1}, "remat=1 given, True or False expected"),
         ({"plain_convolutions": "no"}, "plain_convolutions='no' given, True or False expected"),

@@ -18,7 +18,19 @@ from fzoo.errors import unknown
 from fzoo.layers.abstract import trace_call
 from fzoo.layers.activations import ACTIVATIONS, Activation, activation_function
 from fzoo.layers.keras import Layers, Training
-from fzoo.layers.options import COUNT, FLAG, NAME, RATE, Check, check_declared, is_count, one_of, option, or_none
+from fzoo.layers.options import (
+    COUNT,
+    FLAG,
+    FLOATING,
+    NAME,
+    RATE,
+    Check,
+    check_declared,
+    is_count,
+    one_of,
+    option,
+    or_none,
+)
 from fzoo.layers.record import Prepared
 from fzoo.layers.remat import kept_nodes, remat
 from fzoo.layers.steps import Graph
@@ -107,11 +119,11 @@ class Classifier(nn.Module):
     pooling: str | None = option(None, one_of(None, "avg", "max"))
     classifier_activation: Activation = "softmax"
     input_shape: tuple[int | None, int | None, int] | None = None
-    dtype: Any = jnp.float32
+    dtype: Any = option(jnp.float32, FLOATING)
     head: Head | None = option(None, or_none(Check("a fzoo.Head", lambda head: isinstance(head, Head))))
     tag: str | None = option(None, or_none(NAME))
     preprocessing: str | None = option(None, one_of(None, "caffe", "tf", "torch", "clip", "unit", "none"))
-    param_dtype: Any = jnp.float32
+    param_dtype: Any = option(jnp.float32, FLOATING)
     precision: str | None = option(None, one_of(None, "default", "high", "highest"))
     remat: bool = option(False, FLAG)
     plain_convolutions: bool = option(False, FLAG)
@@ -373,13 +385,6 @@ def check_common_options(module: Classifier) -> None:
             "image: 'sigmoid' or classes=2 would do"
         )
     activation_function(module.classifier_activation)
-    for name in ("dtype", "param_dtype"):
-        try:
-            floating = jnp.issubdtype(jnp.dtype(getattr(module, name)), jnp.floating)
-        except TypeError:
-            floating = False
-        if not floating:
-            raise ValueError(f"{name}={getattr(module, name)!r} given, a floating dtype expected, e.g. jnp.bfloat16")
     if shape is None:
         return
     three = isinstance(shape, tuple) and len(shape) == 3 and is_count(shape[2])

@@ -47,7 +47,8 @@ def transfer(
         variables: of what `load_model` made.
         cut: of a whole model: the last layer that is kept, by its name in `layer_names`; by default the one with the
             last feature map.
-        **create_options: see `create`; of a whole model, `dtype` and the name of a `classifier_activation`.
+        **create_options: see `create`; of a whole model, `dtype` and the other options of a run (`remat`), and the name
+            of a `classifier_activation`.
 
     Returns:
         (module, variables).
@@ -94,6 +95,7 @@ def transfer_model(
     **others: Any,
 ) -> tuple[KerasModel, dict[str, Any]]:
     """Do what `transfer` does, for the network of a file."""
+    run = {name: others.pop(name) for name in OF_RUNS if name in others}
     for name, value in others.items():
         raise ValueError(f"{name}={value!r} given, which goes with a model of list_models(); its file says it here")
     if classifier_activation is not None and not isinstance(classifier_activation, str):
@@ -112,7 +114,7 @@ def transfer_model(
         raise ValueError(f"cut={cut!r} given, whose output is of shape {shape}: a feature map or a vector expected")
     graph = with_head(module.graph, cut, head, classes, classifier_activation, flat=len(shape) == 1)
     made = keras_model(graph, module.dtype if dtype is None else dtype)
-    made = made.clone(cut=cut, **{name: getattr(module, name) for name in OF_RUNS if name != "dtype"})
+    made = made.clone(cut=cut, **{name: getattr(module, name) for name in OF_RUNS if name != "dtype"} | run)
     kept = slots(without_top(made))
     fresh = random_variables(made, rng)
     return made, {

@@ -164,9 +164,7 @@ def check_same(description: Description | None, module: Classifier) -> None:
     if description.prepared != module.prepared:
         theirs = "an optimized network" if description.prepared else "a plain network"
         ours = "a plain one" if not module.prepared else "another" if description.prepared else "an optimized one"
-        raise WeightsMismatch(
-            f"{description.source} is of {theirs}, {ours} given: fzoo.load(path) makes the file's", []
-        )
+        raise WeightsMismatch(f"{description.source} is of {theirs}, {ours} given: fzoo.load makes the file's", [])
     usual = {field.name: field.default for field in dataclasses.fields(module) if field.name not in NO_OPTIONS}
     before = {name: value for name, value in usual.items() if name not in description.unsaid}  # there was the option
     theirs = before | description.options_of(type(module))
