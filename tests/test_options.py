@@ -12,6 +12,7 @@ from networks import images_for, random_variables, small_options
 from reference import assert_close as close
 
 import fzoo
+from fzoo.inference.compiler import BARRIERS, known_options
 from fzoo.layers.remat import kept_nodes
 
 TINY = {"alpha": 0.35, "input_shape": (32, 32, 3), "classes": 5}
@@ -102,21 +103,23 @@ def gradient(module, variables, images):
     return step, (variables["params"], variables.get("batch_stats", {}), images)
 
 
-@pytest.mark.parametrize("name", ["ResNet50", pytest.param("MobileNetV2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("ResNet50", marks=pytest.mark.slow)])
 def test_remat(name):
     """The same loss, gradients, statistics and dropout from less memory."""
-    module = fzoo.create(name, classifier_activation=None, plain_convolutions=True, **small_options(name))
+    options = {**small_options(name), "input_shape": (64, 64, 3), "plain_convolutions": True}
+    module = fzoo.create(name, classifier_activation=None, **options)
     variables, images = random_variables(module, statistics={}), jnp.asarray(images_for(module, 8))
     found, memory = [], []
     for network in (module, module.clone(remat=True)):
         step, arguments = gradient(network, variables, images)
-        program = step.lower(*arguments).compile({"xla_disable_hlo_passes": "cse_barrier_expander"})
+        program = step.lower(*arguments).compile(known_options(BARRIERS))
         memory.append(program.memory_analysis().temp_size_in_bytes)
         found.append(program(*arguments))
-    loss, changed = found[0][0]
-    assert loss > 0 and (changed or name == "ConvNeXtTiny")
+    (loss, changed), gradients = found[0]
+    assert loss > 0 and changed["batch_stats"]
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
     for ours, theirs in zip(jax.tree.leaves(found[1]), jax.tree.leaves(found[0]), strict=True):
-        close_to(ours, theirs)
+        assert np.abs(ours - theirs).max() <= 1e-5 * max(largest, float(jnp.abs(theirs).max()))
     assert memory[1] < 0.7 * memory[0]
 
 
@@ -169,7 +172,7 @@ def test_precision_of_every_product(precision, tiny):
     products = [
         line for line in text.splitlines() if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
     ]
-    assert len(products) > 150 and all(line.count(word) >= 2 for line in products)
+    assert len(products) > 60 and all(line.count(word) >= 2 for line in products)
     assert "HIGH" not in lowered(module, variables, images, "tpu")
 
 
@@ -204,14 +207,16 @@ def test_options_that_cannot_be_honoured(options, said):
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "orbax"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_an_optimized_network_comes_back(ending, dtype, tmp_path):
-    module = fzoo.create("DenseNet121", **small_options("DenseNet121"))
-    fast, prepared = fzoo.optimize_for_inference(module, random_variables(module), dtype=dtype)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("ResNet50", jnp.float32), ("DenseNet121", jnp.bfloat16)], ids=["tiles", "factors"]
+)
+def test_an_optimized_network_comes_back(ending, name, dtype, tmp_path):
+    module = fzoo.create(name, **{**small_options(name), "input_shape": (64, 64, 3)})
+    fast, prepared = fzoo.optimize_for_inference(module, random_variables(module, statistics={}), dtype=dtype)
+    assert fast.prepared and (fast.prepared.tiles if name == "ResNet50" else fast.prepared.scaled)
     fzoo.save_variables(fast, prepared, tmp_path / f"x.{ending}")
     loaded, variables = fzoo.load(weights=tmp_path / f"x.{ending}")
-    assert loaded == fast and loaded.prepared.scaled and is_equal(variables, prepared)
-    assert bool(loaded.prepared.tiles) == (dtype == jnp.float32)
+    assert loaded == fast and is_equal(variables, prepared)
 
 
 def test_an_optimized_network_is_no_plain_one(tiny, tmp_path):
@@ -246,6 +251,7 @@ def test_a_damaged_description_of_an_optimized_network(tiny):
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.bool_])
 def test_pixels_that_nothing_preprocessed(dtype, tiny):
     module, variables = tiny
@@ -281,6 +287,62 @@ def test_random_variables_of_traced_keys():
     assert jax.tree.leaves(jax.eval_shape(variables, keys[0]))[0].shape
     with pytest.raises(ValueError, match=r"rng of shape \(2,\) given, one key expected: jax\.vmap takes several"):
         variables(keys)
+
+
+# -- channels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("way", "channels"), [("sum", 1), ("sum", 4), ("repeat", 6)])
+def test_adapted_channels(way, channels, tiny, tmp_path):
+    """Channels that are equal give what a grey image gives, and those that differ something else."""
+    module, variables = tiny
+    fzoo.save_variables(module, variables, tmp_path / "x.h5")
+    shape = (32, 32, channels)
+    adapted, there = fzoo.load(weights=tmp_path / "x.h5", input_shape=shape, adapt_channels=way)
+    grey = images_for(module, 2)[..., :1]
+    ours = adapted.apply(there, np.repeat(grey, channels, -1))
+    close_to(ours, module.apply(variables, np.repeat(grey, 3, -1)))
+    assert adapted.image_shape == shape and there["params"]["Conv1"]["kernel"].shape[2] == channels
+    fzoo.save_variables(adapted, there, tmp_path / "y.h5")
+    assert fzoo.load(weights=tmp_path / "y.h5")[0] == adapted
+    whole, _ = fzoo.transfer(
+        "MobileNetV2", weights=tmp_path / "x.h5", classes=2, input_shape=shape, adapt_channels=way, alpha=0.35
+    )
+    assert whole.image_shape == shape and whole.classes == 2
+
+
+def test_channels_in_turn(tiny, tmp_path):
+    module, variables = tiny
+    fzoo.save_variables(module, variables, tmp_path / "x.h5")
+    _, there = fzoo.load(weights=tmp_path / "x.h5", input_shape=(32, 32, 4), adapt_channels="repeat")
+    kernel = np.asarray(variables["params"]["Conv1"]["kernel"])
+    close_to(there["params"]["Conv1"]["kernel"], kernel[:, :, [0, 1, 2, 0]] * 0.75)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adapt_channels": "mean", "input_shape": (32, 32, 1)}, "unknown adapt_channels 'mean': did you mean"),
+        ({"adapt_channels": "sum"}, r"adapt_channels='sum' goes with input_shape=\(height, width, channels\)"),
+        ({"adapt_channels": "sum", "input_shape": (32, 32, 3)}, "the weights are for 3 channels: leave it out"),
+        ({"adapt_channels": "sum", "input_shape": (32, 32, 1), "weights": None}, "goes with weights that there are"),
+    ],
+    ids=["way", "shape", "three", "none"],
+)
+def test_channels_that_cannot_be_adapted(options, said, tiny, tmp_path):
+    fzoo.save_variables(*tiny, tmp_path / "x.h5")
+    with pytest.raises(ValueError, match=said):
+        fzoo.load("MobileNetV2", **{"weights": tmp_path / "x.h5", **options})
+
+
+@pytest.mark.parametrize("name", ["ConvNeXtTiny", "EfficientNetB0", "EfficientNetV2B0"])
+def test_networks_that_preprocess_are_not_adapted(name, tmp_path):
+    """A mean of each colour would be lost."""
+    module = fzoo.create(name, **small_options(name))
+    fzoo.save_variables(module, random_variables(module, statistics={}), tmp_path / "x.h5")
+    shape = (*module.example_shape[:2], 1)
+    with pytest.raises(ValueError, match=r"more than a kernel of .* depends on the channels: include_preprocessing="):
+        fzoo.load(weights=tmp_path / "x.h5", input_shape=shape, adapt_channels="sum")
 
 
 def test_nothing_leaks(tiny):
