@@ -124,7 +124,7 @@ class Classifier(nn.Module):
     tag: str | None = option(None, or_none(NAME))
     preprocessing: str | None = option(None, one_of(None, "caffe", "tf", "torch", "clip", "unit", "none"))
     param_dtype: Any = option(jnp.float32, FLOATING)
-    precision: str | None = option(None, one_of(None, "default", "high", "highest"))
+    precision: str | jax.lax.Precision | None = option(None, one_of(None, "default", "high", "highest"))
     remat: bool = option(False, FLAG)
     plain_convolutions: bool = option(False, FLAG)
     prepared: Prepared | None = None

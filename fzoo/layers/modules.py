@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +18,10 @@ from fzoo import ops
 from fzoo.layers.initializers import glorot_uniform
 
 
-class Layer(nn.Module):
+class Layer(nn.Module, kw_only=True):
     """A Flax layer whose parameters are checked by their shapes alone; Flax traces the initializers for that."""
 
-    param_dtype: Any = dataclasses.field(default=jnp.float32, kw_only=True)
+    param_dtype: Any = jnp.float32
 
     @nn.nowrap
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -107,7 +107,8 @@ def compared_network(module: Classifier, whole: KerasModel, contents: Contents, 
     if found.within is not None:
         inside = next(layer for layer in layers if layer.name == found.within)
         layers = regrouped(module, inside.unfolded())
-    usual = {field.name: field.default for field in dataclasses.fields(Classifier) if field.name in OF_RUNS}
+    fields = dataclasses.fields(Classifier)
+    usual: dict[str, Any] = {field.name: field.default for field in fields if field.name in OF_RUNS}
     compared = (fitted(module, layers) or module).clone(**usual)
     if not compared.include_top:
         return compared.clone(pooling=None)
