@@ -12,7 +12,8 @@ from networks import images_for, random_variables, small_options
 from reference import assert_close as close
 
 import fzoo
-from fzoo.inference.compiler import BARRIERS, known_options
+from fzoo.cli.options import parse_phase
+from fzoo.inference.compiler import BARRIERS, compiler_options, known_options
 from fzoo.layers.remat import kept_nodes
 
 TINY = {"alpha": 0.35, "input_shape": (32, 32, 3), "classes": 5}
@@ -355,3 +356,35 @@ def test_nothing_leaks(tiny):
         fzoo.features(module, variables, images, "out_relu")
         step, arguments = gradient(module, variables, jnp.asarray(images))
         step(*arguments)
+
+
+def test_options_of_a_run_in_a_fine_tuning():
+    """They are taken, but for a dtype in which small steps are lost; its programs keep the barriers of remat."""
+    config = fzoo.FinetuneConfig(model="MobileNetV2", options={"remat": True, "precision": "highest"})
+    module, _ = fzoo.transfer("MobileNetV2", classes=2, weights=None, input_shape=(32, 32, 3), **config.options)
+    assert module.remat and module.precision == "highest"
+    with pytest.raises(ValueError, match="param_dtype=.* given, float32 is trained, whose small steps others lose"):
+        fzoo.FinetuneConfig(model="MobileNetV2", options={"param_dtype": jnp.bfloat16})
+    assert compiler_options("cpu", jnp.float32, True) == {**(compiler_options("cpu") or {}), **known_options(BARRIERS)}
+    assert compiler_options("cuda", jnp.float32, True) is None
+
+
+def test_several_patterns(tiny):
+    """The layers of each; one that matches none is named."""
+    _, variables = tiny
+    mask = fzoo.trainable_mask(variables["params"], pattern=["block_15_*", "Conv_1*"])
+    trained = {layer for layer, marks in mask.items() if any(jax.tree.leaves(marks))}
+    assert trained == {name for name in variables["params"] if name.startswith(("block_15_", "Conv_1"))} and trained
+    assert fzoo.Phase(pattern=["a*", "b*"]) == fzoo.Phase(pattern=("a*", "b*"))
+    with pytest.raises(ValueError, match=r"unknown layer pattern 'zzz\*'"):
+        fzoo.trainable_mask(variables, pattern=["Conv_1*", "zzz*"])
+    with pytest.raises(ValueError, match=r"pattern=\(\) given, a pattern of layers' names or several expected"):
+        fzoo.Phase(pattern=())
+
+
+def test_patterns_on_the_command_line():
+    phase = parse_phase("pattern=conv4_* pattern=conv5_* epochs=2")
+    assert phase.pattern == ("conv4_*", "conv5_*") and phase.epochs == 2
+    assert parse_phase("pattern=conv5_*").pattern == "conv5_*"
+    with pytest.raises(ValueError, match="gives epochs twice"):
+        parse_phase("epochs=2 epochs=3")
