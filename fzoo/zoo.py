@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 from typing import Any, BinaryIO
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
@@ -92,6 +93,10 @@ def create(
     classifier_activation: Activation = "softmax",
     input_shape: tuple[int | None, int | None, int] | None = None,
     dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    precision: str | jax.lax.Precision | None = None,
+    remat: bool = False,
+    plain_convolutions: bool = False,
     head: Head | None = None,
     **family_options: Any,
 ) -> Classifier:
@@ -104,7 +109,12 @@ def create(
         pooling: without the top: None for the feature map, "avg" or "max" for a vector.
         classifier_activation: of the last layer: a name of Keras's, a callable, or None for logits.
         input_shape: (height, width, channels); see `Classifier`.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation.
+        param_dtype: of the parameters, as they are made and loaded: jnp.bfloat16 for half the memory of a network that
+            is not trained.
+        precision: of convolutions and products on accelerators: "default", "high" or "highest"; None for JAX's default.
+        remat: whether a backward pass computes the outputs of layers again, part by part, to keep few of them.
+        plain_convolutions: whether a CPU runs XLA's own convolutions: slower, but compiled in less time.
         head: a new classifier (`fzoo.Head`) in place of the family's own, for fine-tuning.
         **family_options: the family's own, e.g. `alpha` of MobileNetV2; see its module. Also `preprocessing`, for
             weights that want another mode of `preprocess_input` than the model's.
@@ -130,6 +140,10 @@ def create(
         classifier_activation=classifier_activation,
         input_shape=input_shape,
         dtype=dtype,
+        param_dtype=param_dtype,
+        precision=precision,
+        remat=remat,
+        plain_convolutions=plain_convolutions,
         head=head,
         **options,
     )

@@ -61,7 +61,7 @@ def test_every_option_says_what_it_has_to_be(name):
     """But for those that no single check can tell."""
     unchecked = {field.name for field in dataclasses.fields(fzoo.create(name)) if "check" not in field.metadata}
     flaxs = {"parent", "name"}
-    assert unchecked == {"classifier_activation", "input_shape", "dtype", "prepared"} | flaxs
+    assert unchecked == {"classifier_activation", "input_shape", "prepared"} | flaxs
 
 
 @pytest.mark.parametrize("name", CASES)

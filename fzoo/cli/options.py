@@ -182,8 +182,12 @@ def require_images(images: Sequence[Path] | None) -> Sequence[Path]:
 
 
 def parse_phase(text: str) -> Any:
-    """Make a `fzoo.Phase` from 'NAME=VALUE NAME=VALUE'; what is none of its fields is the optimizer's."""
+    """Make a `fzoo.Phase` from 'NAME=VALUE NAME=VALUE'; what is none of its fields is the optimizer's.
+
+    `pattern` may come more than once.
+    """
     import fzoo
+    from fzoo.training.steps import patterns_of
 
     fields = {field.name for field in dataclasses.fields(fzoo.Phase)} - {"options"}
     known: dict[str, Any] = {}
@@ -196,6 +200,10 @@ def parse_phase(text: str) -> Any:
             parsed = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             parsed = value  # a name
+        if name == "pattern":
+            parsed = (*patterns_of(known[name]), value) if name in known else value
+        elif name in known or name in options:
+            raise ValueError(f"--phase {text!r} gives {name} twice")
         (known if name in fields else options)[name] = parsed
     return fzoo.Phase(**known, options=options)
 

@@ -163,7 +163,9 @@ def evaluate(
     if strange := [name for name in files.class_names if part_of(name) and name not in names]:
         raise ValueError(f"{data} holds {strange[0]}/, a part of a data set by its name: {data / strange[0]} expected")
     files = with_classes(files, names, numbered=not known)
-    module, variables = fzoo.optimize_for_inference(loaded.module, loaded.variables)
+    module, variables = loaded.module, loaded.variables
+    if not module.prepared:
+        module, variables = fzoo.optimize_for_inference(module, variables)
     batches = in_order(files, batch_size, workers)
     try:
         found = fzoo.evaluate(module, variables, batches, preprocess=loaded.preprocess, batch_size=batch_size)

@@ -178,7 +178,7 @@ def export(
     network = Network(None if own else name, name if own else weights, classes, option, preprocess)
     loaded = load_network(network, Reading(size=size), include_top, pixels)
     module, variables = loaded.module, loaded.variables
-    if optimize:
+    if optimize and not module.prepared:
         # Kernels that are kept as a CPU wants them would be the only ones in the file, for all platforms.
         target = platforms[0] if len(platforms) == 1 else "several"
         module, variables = fzoo.optimize_for_inference(module, variables, platform=target)

@@ -18,6 +18,9 @@ import numpy as np
 #: Which operations XLA:CPU hands to YNNPACK.
 YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 
+#: What keeps the barriers of `jax.checkpoint` up to the end.
+BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
 
 def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of XLA's options that this jaxlib knows, for `jax.jit(..., compiler_options=...)`."""
@@ -37,12 +40,13 @@ def is_known(name: str, value: Any) -> bool:
 
 
 @functools.cache
-def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] | None:
+def compiler_options(platform: str, dtype: Any = jnp.float32, remat: bool = False) -> dict[str, Any] | None:
     """Return what to compile with on a platform, for `jax.jit(..., compiler_options=...)`; None for JAX's own.
 
     JAX takes them at an outermost jit only. On CPU, jaxlib from 0.10.2 on hands convolutions and products to YNNPACK,
     which is the slower way for most shapes here, and some of the reductions that 0.10.2 fuses are wrong (jax issue
-    39103); without it, XLA's own are used. Products of bfloat16 stay with it: XLA's would be computed in float32.
+    39103); without it, XLA's own are used. Products of bfloat16 stay with it: XLA's would be computed in float32. With
+    `remat`, XLA:CPU is kept from merging what is computed again with what was computed first.
 
     Raises:
         ImportError: this jaxlib sums wrongly, and does not know the option that would prevent it.
@@ -53,6 +57,8 @@ def compiler_options(platform: str, dtype: Any = jnp.float32) -> dict[str, Any] 
     options = known_options({YNN_FUSIONS: fusions})
     if not options:
         sum_protection()
+    if remat:
+        options |= known_options(BARRIERS)
     return options or None
 
 

@@ -56,7 +56,7 @@ def optimize_for_inference(
     nodes = found.nodes
     check_variables(module, variables)
     variables = unfreeze(variables)
-    params = jax.tree.map(np.asarray, variables["params"])
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables["params"])
     stats = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     biased, folded, scaled, gone = set(), set(), set(), {}
     by_name = {node.name: node for node in nodes}
@@ -83,7 +83,8 @@ def optimize_for_inference(
             gone.update(dict.fromkeys([part.name, *between], node.name))
         folded.add(node.name)
     tiles = {}
-    if (platform or device_of(variables).platform) == "cpu" and jnp.dtype(dtype) == jnp.float32:
+    on_cpu = (platform or device_of(variables).platform) == "cpu" and not module.plain_convolutions
+    if on_cpu and jnp.dtype(dtype) == jnp.float32:
         for name, tile in winograd_tiles(nodes).items():
             tiles[name] = tile
             params[name] = {**params[name], "kernel": ops.winograd_kernel(params[name]["kernel"], tile)}
@@ -95,7 +96,7 @@ def optimize_for_inference(
         node.name: stats[node.name] for node in nodes if node.kind == "Normalization" and node.name in stats
     }:
         left["batch_stats"] = constants
-    return module.clone(dtype=dtype, prepared=prepared), beside(left, variables)
+    return module.clone(dtype=dtype, param_dtype=jnp.float32, prepared=prepared), beside(left, variables)
 
 
 def winograd_tiles(nodes: Sequence[Node]) -> dict[str, int]:

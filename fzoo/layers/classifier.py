@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -14,10 +15,24 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fzoo.errors import unknown
+from fzoo.layers.abstract import trace_call
 from fzoo.layers.activations import ACTIVATIONS, Activation, activation_function
 from fzoo.layers.keras import Layers, Training
-from fzoo.layers.options import COUNT, FLAG, NAME, RATE, Check, check_declared, is_count, one_of, option, or_none
+from fzoo.layers.options import (
+    COUNT,
+    FLAG,
+    FLOATING,
+    NAME,
+    RATE,
+    Check,
+    check_declared,
+    is_count,
+    one_of,
+    option,
+    or_none,
+)
 from fzoo.layers.record import Prepared
+from fzoo.layers.remat import kept_nodes, remat
 from fzoo.layers.steps import Graph
 
 #: What a network takes: images, or an array for each of several inputs, in their order or by their names.
@@ -58,6 +73,10 @@ class Head:
         return k.dense(x, classes, activation=activation, name="predictions")
 
 
+#: Options that say how a network is run, and nothing of which network it is.
+OF_RUNS = ("dtype", "param_dtype", "precision", "remat", "plain_convolutions")
+
+
 class Classifier(nn.Module):
     """An image classifier of keras.applications: images (N, H, W, C) in, class probabilities or features out.
 
@@ -75,12 +94,20 @@ class Classifier(nn.Module):
             Left out, RGB images of any size from the family's minimum up are taken (only VGG's top fixes one).
             As in Keras, a network built without the top and without a size pads for even sizes where parity matters
             (MobileNetV2): give the size for one that follows an odd input.
-        dtype: of the computation; parameters are float32.
+        dtype: of the computation.
         head: a new classifier in place of the family's own; needs the top.
         tag: which weights the network is for, as in the name of its model ("tv2_in1k" of "ResNet50.tv2_in1k"); None for
             Keras's usual ones. It changes nothing that is computed.
         preprocessing: what these weights want of pixels, a mode of `preprocess_input`; None for what Keras's of the
             family want. It changes nothing that the network computes, which gets the images when that is done.
+        param_dtype: of the parameters, as they are made and loaded; statistics of BNs are float32, as in Flax.
+        precision: of convolutions and products, a name of `jax.lax.Precision`'s or one of these; None for JAX's default
+            (`jax.default_matmul_precision`). On a CPU all are the same.
+        remat: whether a backward pass computes the layers' outputs again, part by part, so that few are kept for it:
+            the same gradients in less memory, for a second forward pass. XLA's compiler for CPUs makes it without
+            effect, but with its option {"xla_disable_hlo_passes": "cse_barrier_expander"}.
+        plain_convolutions: whether a CPU runs XLA's own convolutions, and not the forms of `fzoo.ops`: slower, but
+            compiled in less time.
         prepared: not an option: what `optimize_for_inference` did.
 
     Raises:
@@ -92,10 +119,14 @@ class Classifier(nn.Module):
     pooling: str | None = option(None, one_of(None, "avg", "max"))
     classifier_activation: Activation = "softmax"
     input_shape: tuple[int | None, int | None, int] | None = None
-    dtype: Any = jnp.float32
+    dtype: Any = option(jnp.float32, FLOATING)
     head: Head | None = option(None, or_none(Check("a fzoo.Head", lambda head: isinstance(head, Head))))
     tag: str | None = option(None, or_none(NAME))
     preprocessing: str | None = option(None, one_of(None, "caffe", "tf", "torch", "clip", "unit", "none"))
+    param_dtype: Any = option(jnp.float32, FLOATING)
+    precision: str | jax.lax.Precision | None = option(None, one_of(None, "default", "high", "highest"))
+    remat: bool = option(False, FLAG)
+    plain_convolutions: bool = option(False, FLAG)
     prepared: Prepared | None = None
 
     # Facts of a family; not options.
@@ -105,9 +136,7 @@ class Classifier(nn.Module):
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
     groups_as_depthwise: ClassVar[bool] = False  # whether Keras's files keep grouped convolutions as depthwise ones
     torch_unused: ClassVar[tuple[str, ...]] = ()  # how arrays begin that PyTorch's networks have, and these not
-    block_ends: ClassVar[str] = (
-        ""  # a pattern of the layers that end a block, where not all that join what is before do
-    )
+    block_ends: ClassVar[str] = ""  # a pattern of layers that end a block, where others join what is before, too
     weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
     micro_batch = 4  # how many images a CPU computes together at best, by benchmarks/micro_batches.py
@@ -117,6 +146,8 @@ class Classifier(nn.Module):
         for field in dataclasses.fields(self):
             if isinstance(getattr(self, field.name), (list, np.ndarray)):  # a module must be hashable
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        if isinstance(self.precision, jax.lax.Precision):
+            object.__setattr__(self, "precision", self.precision.name.lower())
         self.check_options()
         super().__post_init__()
 
@@ -146,6 +177,11 @@ class Classifier(nn.Module):
     def torch_constants(self) -> Mapping[str, float | tuple[float, ...]]:
         """The arrays of Keras's, as "layer/array", that PyTorch's networks have not, with their values there."""
         return {}
+
+    @property
+    def kept_layers(self) -> frozenset[str]:
+        """The layers whose outputs are kept for a backward pass, with `remat`."""
+        return kept_nodes(trace_call(self.clone(remat=False)).nodes)
 
     @property
     def shared_layers(self) -> frozenset[str]:
@@ -235,6 +271,7 @@ class Classifier(nn.Module):
     def prepare_inputs(self, x: Any) -> Any:
         """Check what a call takes, and give it the dtype of the computation."""
         self.check_images(x.shape)
+        check_floats("images", x)
         return jnp.asarray(x, self.dtype)
 
     @nn.compact
@@ -253,20 +290,39 @@ class Classifier(nn.Module):
         inputs = self.prepare_inputs(x)
         if train and self.prepared:
             raise ValueError("train=True given, but optimize_for_inference made this network: train the plain one")
+        again = self.remat and not record and not self.is_mutable_collection("params")
         k = Layers(
             train=train,
             dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            plain_convolutions=self.plain_convolutions,
             known_size=self.known_size,
             taps=taps,
             given=given,
             record=record,
             prepared=self.prepared,
             shared=self.shared_layers,
+            kept=self.kept_layers if again else (),
         )
-        y = self.forward(k, inputs)
+        if again:
+
+            def forward(module: Any, inputs: Any) -> Any:
+                return module.forward(k, inputs), k.tapped
+
+            with self.at_precision():
+                y, tapped = remat(forward, self, inputs)
+            k.forget_arrays(tapped)
+        else:
+            with self.at_precision():
+                y = self.forward(k, inputs)
         for name in k.not_given():
             raise ValueError(unknown("layer", name, self.names(k)))
         return y, k
+
+    @nn.nowrap
+    def at_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Make the context in which products have the network's `precision`."""
+        return contextlib.nullcontext() if self.precision is None else jax.default_matmul_precision(self.precision)
 
     @nn.nowrap
     def names(self, k: Layers) -> list[str]:
@@ -300,6 +356,15 @@ class Classifier(nn.Module):
         return {name: k.tapped[name] for name in layers}
 
 
+def check_floats(name: str, x: Any) -> None:
+    """Raise ValueError for integers: a network would take pixels that nothing preprocessed for what it wants."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} of {x.dtype} given, floats expected: fzoo.preprocess_input makes them of pixels, and fzoo.predict "
+            "calls it; `.astype(float)` for a network that does so itself"
+        )
+
+
 def check_common_options(module: Classifier) -> None:
     """Raise ValueError for options of every family that don't go together, or that no single check can tell."""
     shape, family = module.input_shape, type(module).__name__
@@ -321,12 +386,6 @@ def check_common_options(module: Classifier) -> None:
             "image: 'sigmoid' or classes=2 would do"
         )
     activation_function(module.classifier_activation)
-    try:
-        floating = jnp.issubdtype(jnp.dtype(module.dtype), jnp.floating)
-    except TypeError:
-        floating = False
-    if not floating:
-        raise ValueError(f"dtype={module.dtype!r} given, a floating dtype expected, e.g. jnp.bfloat16")
     if shape is None:
         return
     three = isinstance(shape, tuple) and len(shape) == 3 and is_count(shape[2])

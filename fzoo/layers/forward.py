@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from fzoo import ops
 from fzoo.layers.conventions import snake_case
 from fzoo.layers.initializers import VarianceScaling, glorot_uniform
-from fzoo.layers.modules import Conv
+from fzoo.layers.modules import Conv, Layer
 from fzoo.layers.record import OPERATION, Node, Prepared
+from fzoo.layers.remat import mark
 
 #: What behaves as in training (batch statistics, dropout): all or nothing, or the layers of these names.
 Training = bool | frozenset[str]
@@ -32,7 +34,9 @@ class ForwardPass:
 
     Args:
         train: batch statistics and dropout as in training: everywhere, or in the layers of these names alone.
-        dtype: of the computation; parameters stay float32.
+        dtype: of the computation.
+        param_dtype: of the parameters.
+        plain_convolutions: whether a CPU, too, runs XLA's own convolutions.
         known_size: False where Keras would not know the height and width of the input when it builds the
             network, which decides `correct_pad`.
         taps: names of the layers whose output is kept in `self.tapped`.
@@ -42,6 +46,7 @@ class ForwardPass:
         prepared: where the network differs from Keras's, if `optimize_for_inference` made it.
         shared: names of the layers that are called more than once, each time with the same variables. The second call
             of a layer is recorded, and tapped, as "name:1".
+        kept: names of the layers whose outputs are marked as what is kept for a backward pass.
     """
 
     def __init__(
@@ -49,15 +54,20 @@ class ForwardPass:
         *,
         train: Training = False,
         dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        plain_convolutions: bool = False,
         known_size: bool = True,
         taps: Iterable[str] = (),
         given: Mapping[str, Array] | None = None,
         record: bool = False,
         prepared: Prepared | None = None,
         shared: Iterable[str] = (),
+        kept: Iterable[str] = (),
     ):
         self._train = train
         self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.plain_convolutions = plain_convolutions
         self.known_size = known_size
         self.tapped: dict[str, Array] = {}
         self.nodes: dict[str, Node] = {}
@@ -66,6 +76,7 @@ class ForwardPass:
         self._given = dict(given or {})
         self._record = record
         self._shared = frozenset(shared)
+        self._kept = frozenset(kept)
         self._modules: dict[str, nn.Module] = {}
         self._prepared = prepared or Prepared()
         self._tiles = dict(self._prepared.tiles)
@@ -76,9 +87,10 @@ class ForwardPass:
             Conv,
             use_bias=False,
             dtype=dtype,
+            param_dtype=param_dtype,
             padding="VALID",
             kernel_init=self._start(glorot_uniform),
-            conv_general_dilated=ops.conv_general_dilated,
+            conv_general_dilated=lax.conv_general_dilated if plain_convolutions else ops.conv_general_dilated,
         )
 
     def trains(self, name: str) -> bool:
@@ -99,8 +111,10 @@ class ForwardPass:
         self._numbers[base] += 1
         return f"{base}_{number}" if number else base
 
-    def _module(self, name: str, make: Callable[[], Module]) -> Module:
+    def _module(self, name: str, make: functools.partial[Module]) -> Module:
         """Make the Flax module of a layer, or take the one that the layer's first call made."""
+        if isinstance(make.func, type) and issubclass(make.func, Layer):
+            make = functools.partial(make, param_dtype=self.param_dtype)
         if name not in self._shared:
             return make()
         if name not in self._modules:
@@ -142,9 +156,17 @@ class ForwardPass:
             self._producer[id(y)] = (name, y)
         if name in self._given:
             y = self.given(name, y)
+        if name in self._kept:
+            y = mark(name, y)
         if name in self._taps:
             self.tapped[name] = y
         return y
+
+    def forget_arrays(self, tapped: dict[str, Array]) -> None:
+        """Keep the arrays of a transformation that has ended no longer, but for what it gave for the taps."""
+        self.tapped, self._growing = tapped, None
+        self._modules.clear()
+        self._producer.clear()
 
     def makers(self, outputs: Any) -> tuple[str, ...]:
         """Name the calls that made the outputs of a network, of a record."""

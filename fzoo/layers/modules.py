@@ -18,13 +18,15 @@ from fzoo import ops
 from fzoo.layers.initializers import glorot_uniform
 
 
-class Layer(nn.Module):
+class Layer(nn.Module, kw_only=True):
     """A Flax layer whose parameters are checked by their shapes alone; Flax traces the initializers for that."""
+
+    param_dtype: Any = jnp.float32
 
     @nn.nowrap
     def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:
-        """Make a parameter as Flax does; `init_args` are its shape and dtype: float32 if left out, with x64 too."""
-        shape, dtype = (*init_args, jnp.float32)[:2]
+        """Make a parameter as Flax does; `init_args` are its shape, and a dtype, which is `param_dtype` if left out."""
+        shape, dtype = (*init_args, self.param_dtype)[:2]
         if self.scope is None or not self.scope.has_variable("params", name):
             return super().param(name, init_fn, shape, dtype, **options)
         value = nn.meta.unbox(self.get_variable("params", name))
@@ -195,6 +197,7 @@ class BatchNorm(Layer):
         bias = (
             self.param("bias", nn.initializers.zeros, channels) if self.use_bias else jnp.zeros(channels, jnp.float32)
         )
+        scale, bias = (jnp.asarray(v, jnp.promote_types(v.dtype, jnp.float32)) for v in (scale, bias))
         if not self.train:
             y = normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
             return jnp.asarray(y, self.dtype)

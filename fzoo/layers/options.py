@@ -7,6 +7,8 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
+import jax.numpy as jnp
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -48,8 +50,17 @@ def is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
+def is_floating(value: Any) -> bool:
+    """Tell whether this is a floating dtype, or the name of one."""
+    try:
+        return bool(jnp.issubdtype(jnp.dtype(value), jnp.floating))
+    except TypeError:
+        return False
+
+
 FLAG = Check("True or False", lambda value: isinstance(value, bool))
 NAME = Check("a name", lambda value: isinstance(value, str) and bool(value))
+FLOATING = Check("a floating dtype such as jnp.bfloat16", is_floating)
 COUNT = Check("a positive integer", is_count)
 POSITIVE = Check("a positive number", lambda value: is_number(value) and 0 < float(value) < float("inf"))
 RATE = Check("a rate from 0 to less than 1", lambda value: is_number(value) and 0 <= float(value) < 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fzoo.layers.initializers import VarianceScaling
@@ -40,6 +40,17 @@ class Node:
     config: Mapping[str, Any]
     parts: tuple[Node, ...] = ()
     variables: str = ""
+
+
+def narrow_nodes(nodes: Sequence[Node]) -> list[Node]:
+    """Find the nodes through which everything passes, of all that are in an order of execution."""
+    narrow, reach = [], 0  # and the furthest reader so far
+    furthest = {parent: i for i, node in enumerate(nodes) for parent in node.inputs}
+    for place, node in enumerate(nodes):
+        if reach <= place:
+            narrow.append(node)
+        reach = max(reach, furthest.get(node.name, 0))
+    return narrow
 
 
 @dataclasses.dataclass(frozen=True)

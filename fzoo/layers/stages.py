@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fzoo.layers.classifier import Classifier
-from fzoo.layers.graph import last_map, narrow_places, trace
-from fzoo.layers.record import Node
+from fzoo.layers.graph import last_map, trace
+from fzoo.layers.record import Node, narrow_nodes
 
 #: What comes before a layer of the next size, and belongs to it; what is done to pixels.
 NO_ENDS = ("InputLayer", "ZeroPadding2D", "Cropping2D", "Rescaling", "Normalization")
@@ -64,7 +64,7 @@ def stage_ends(module: Classifier) -> dict[int, Node]:
         module = module.clone(input_shape=(side, side, module.example_shape[2]))
     found, height = trace(module), module.example_shape[0]
     last, ends = last_map(found), {}
-    for node in found.nodes if module.block_ends else narrow_places(found):
+    for node in found.nodes if module.block_ends else narrow_nodes(found.nodes):
         names = (node.name, "last_map") if node.name == last else (node.name,)
         is_end = any(re.fullmatch(module.block_ends, name) for name in names) if module.block_ends else True
         if is_end and len(node.shape) == 3 and node.kind not in NO_ENDS:

@@ -229,7 +229,7 @@ class WeightedLayers(ForwardPass):
     ) -> Float[Array, "n lo f"]:
         """Apply SeparableConv1D."""
         name, channels = self._name("SeparableConv1D", name), x.shape[-1] * depth_multiplier
-        conv = functools.partial(Conv, dtype=self.dtype, padding="VALID", use_bias=False)
+        conv = functools.partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype, padding="VALID", use_bias=False)
         conv = functools.partial(conv, kernel_init=self._start(glorot_uniform))
         arguments = (features, (kernel,), (strides,), padding.upper(), conv, use_bias, depth_multiplier, (dilation,))
         module = self._module(name, functools.partial(SeparableConv, *arguments, name=name))
@@ -382,6 +382,8 @@ class WeightedLayers(ForwardPass):
         inner = type(self)(
             train=self.trains(name),
             dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            plain_convolutions=self.plain_convolutions,
             known_size=self.known_size,
             taps=self._taps,
             record=self._record,

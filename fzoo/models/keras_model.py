@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fzoo.files import one_line
-from fzoo.layers.classifier import Classifier
+from fzoo.layers.classifier import Classifier, check_floats
 from fzoo.layers.graph import last_map, trace
 from fzoo.layers.keras import Layers
 from fzoo.layers.rules import RULES, turn_step
@@ -111,6 +111,7 @@ class KerasModel(Classifier):
             if not fits or array.shape[0] != x[0].shape[0]:
                 sides = ", ".join("any" if n is None else str(n) for n in wanted)
                 raise ValueError(f"{name} of shape {array.shape} given, ({x[0].shape[0]}, {sides}) expected")
+            check_floats(name, array)
         return tuple(jnp.asarray(array, self.dtype) for array in x)
 
     def forward(self, k: Layers, x: Any) -> Any:

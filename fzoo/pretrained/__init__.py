@@ -15,11 +15,12 @@ from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import random_variables, trace
 from fzoo.models.keras_model import KerasModel
+from fzoo.pretrained.channels import check_adaptation, with_channels
 from fzoo.pretrained.comparison import check_same_network
 from fzoo.pretrained.imagenet import needed, proof_of, published
 from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
-from fzoo.weights import WeightsMismatch, load_planned, load_variables, weights_file
+from fzoo.weights import WeightsMismatch, load_planned, load_variables, read_description, weights_file
 from fzoo.weights.download import fetch
 from fzoo.weights.state_dict import TORCH_ENDINGS, import_torch, is_state_dict, variables_of_state_dict
 from fzoo.zoo import create, list_models, spec
@@ -30,6 +31,7 @@ def load(
     *,
     weights: str | os.PathLike | Mapping[str, Any] | None = "imagenet",
     rng: jax.Array | None = None,
+    adapt_channels: str | None = None,
     **create_options: Any,
 ) -> tuple[Classifier, dict[str, Any]]:
     """Make a model's network with its variables.
@@ -52,7 +54,12 @@ def load(
             Keras or `save_variables` wrote, the folder of a fine-tuning, or None for random ones, with Keras's
             initialisers. With a tag also a state dict by the names of timm or torchvision: a `.safetensors` or `.pth`
             file, or a mapping from names to NumPy arrays or PyTorch's tensors.
-        rng: a `jax.random.key` for `weights=None`; key 0 by default.
+        rng: a `jax.random.key` for `weights=None`; key 0 by default. It may be traced, as by a
+            `jax.vmap` over keys.
+        adapt_channels: how the kernel that reads the images is changed where `input_shape` has another number of
+            channels n than the weights: "sum" has each read what all did, over n, so that equal channels, or a single
+            one, give what a grey image gave; "repeat" has them in turn, times 3 / n. That is of preprocessed channels:
+            what "caffe" and "torch" subtract of each colour is left to the caller.
         **create_options: see `create`.
 
     Returns:
@@ -69,6 +76,14 @@ def load(
     """
     if weights is not None and rng is not None:
         raise ValueError(f"rng goes with weights=None, weights={str(weights)!r} given")
+    if adapt_channels is not None:
+        shape = create_options.pop("input_shape", None)
+        check_adaptation(adapt_channels, shape)
+        if weights is None:
+            raise ValueError(f"adapt_channels={adapt_channels!r} given, which goes with weights that there are")
+        own = {"input_shape": (*shape[:2], 3)} if isinstance(weights, str) and weights == "imagenet" else {}
+        loaded = load(name, weights=weights, **own, **create_options)
+        return with_channels(*loaded, shape, adapt_channels)
     if isinstance(weights, Mapping):
         return load_state_dict(name, weights, create_options)
     if weights is not None and (not isinstance(weights, (str, os.PathLike)) or not os.fspath(weights)):
@@ -76,7 +91,8 @@ def load(
     if weights is not None and weights != "imagenet":
         whole = described_whole(weights)
         name, options = network_of(weights, name, create_options, whole)
-        module = create(name, **options)
+        described = read_description(weights)
+        module = create(name, **options).clone(prepared=described.prepared if described else None)
         try:
             trace(module)
         except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for

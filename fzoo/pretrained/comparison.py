@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from fzoo.layers.classifier import Classifier
+from fzoo.layers.classifier import OF_RUNS, Classifier
 from fzoo.layers.computation import computation_of
 from fzoo.layers.graph import last_map, trace
 from fzoo.layers.record import Node
@@ -107,7 +107,9 @@ def compared_network(module: Classifier, whole: KerasModel, contents: Contents, 
     if found.within is not None:
         inside = next(layer for layer in layers if layer.name == found.within)
         layers = regrouped(module, inside.unfolded())
-    compared = (fitted(module, layers) or module).clone(dtype=jnp.float32)
+    fields = dataclasses.fields(Classifier)
+    usual: dict[str, Any] = {field.name: field.default for field in fields if field.name in OF_RUNS}
+    compared = (fitted(module, layers) or module).clone(**usual)
     if not compared.include_top:
         return compared.clone(pooling=None)
     if found.within is None and module.classifier_activation in (None, "linear"):

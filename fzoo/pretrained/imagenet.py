@@ -50,7 +50,9 @@ def published(name: str, module: Classifier) -> WeightFile:
     }
     height, width, channels = module.example_shape
     if channels != 3:
-        raise ValueError(f"the ImageNet weights of {name} are for 3 channels, {channels} given")
+        raise ValueError(
+            f"the ImageNet weights of {name} are for 3 channels, {channels} given: adapt_channels='sum' makes them fit"
+        )
     if module.fixed_size and module.include_top and (height, width) != (record.input_size,) * 2:
         size = f"{record.input_size} x {record.input_size}"
         raise ValueError(f"the ImageNet weights of {name} with its top are for {size}, {height} x {width} given")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from fzoo.errors import unknown
 from fzoo.images.reading import Color
 from fzoo.images.recipe import Recipe
-from fzoo.layers.classifier import Head
+from fzoo.layers.classifier import OF_RUNS, Head
 from fzoo.layers.options import is_count
 from fzoo.pretrained import load_model
 from fzoo.pretrained.whole import is_whole_model, network_in
@@ -120,7 +120,7 @@ class FinetuneConfig:
         for name, value in self.options.items():
             if name in REFUSED:
                 raise ValueError(f"{name}={value!r} given, {REFUSED[name]}")
-            if name not in known and name != "input_shape":
+            if name not in known and name not in ("input_shape", *OF_RUNS):
                 raise ValueError(unknown("option", name, [*FIELDS, *known]))
         if shape and tuple(shape[:2]) != (self.size, self.size):
             raise ValueError(f"size={self.size} and input_shape={shape} given, the same height and width expected")
@@ -191,6 +191,7 @@ OPTIONAL = ("classes", "steps_per_epoch", "checkpoint_every")
 #: Options of `create` that a fine-tuning can't honour, and what would do.
 REFUSED = {
     "classifier_activation": "'softmax' expected: each image is of one class, and the loss is softmax cross-entropy",
+    "param_dtype": "float32 is trained, whose small steps others lose: dtype=jnp.bfloat16 computes in that",
     "include_top": "a classifier is what is trained: head=fzoo.Head(...) says which",
     "pooling": "it is the head's: head=fzoo.Head(pooling=...)",
 }

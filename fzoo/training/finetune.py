@@ -25,7 +25,7 @@ from jaxtyping import Array
 from fzoo.inference import devices
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.predict import features
-from fzoo.layers.classifier import Classifier
+from fzoo.layers.classifier import OF_RUNS, Classifier
 from fzoo.layers.graph import trace
 from fzoo.pretrained import load
 from fzoo.pretrained.whole import is_whole_model
@@ -188,7 +188,8 @@ def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Clas
         module.check_images((1, *config.recipe().size, 3))
         start = f"a new head starts, after {module.cut} of {config.model}; pixels: preprocess {config.preprocess}"
         return module, variables, start
-    made = {"input_shape": (*config.recipe().size, 3), "dtype": config.dtype, **config.options}
+    made = {"input_shape": (*config.recipe().size, 3), "dtype": config.dtype, "param_dtype": jnp.float32}
+    made |= config.options
     made |= {"classes": len(names), "head": config.head}
     fresh = {"rng": jax.random.key(config.seed), **made}
     if folder := folder_of_run(config.weights):
@@ -210,7 +211,7 @@ def network_of_run(
 ) -> tuple[Classifier, Any, str]:
     """Put what a run has trained into a network with new variables; its head too, where the classes are the same."""
     run = load_run(folder)
-    free = ("classes", "head", "input_shape", "dtype", *module.weightless)
+    free = ("classes", "head", "input_shape", *OF_RUNS, *module.weightless)
     if run.model != model or run.module.clone(**{name: getattr(module, name) for name in free}) != module:
         given = f"{model} with other options than the run's in {folder} given"
         raise ValueError(f"{given}, which is of {run.model}: leave them out")
@@ -270,6 +271,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
         opt_state = plan.run.restore("optimizer", opt_state)
     # A step consumes its state; the variables that came in stay as they are.
     state = TrainState(*jax.tree.map(jnp.copy, (trained, variables.get("batch_stats", {}), opt_state)))
+    platform = plan.mesh.devices.flat[0].platform
     step = jax.jit(
         functools.partial(
             pixels_step,
@@ -279,7 +281,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
             label_smoothing=plan.config.label_smoothing,
         ),
         donate_argnums=0,
-        compiler_options=compiler_options(plan.mesh.devices.flat[0].platform, jnp.dtype(plan.module.dtype)),
+        compiler_options=compiler_options(platform, jnp.dtype(plan.module.dtype), plan.module.remat),
     )
     source, held_out = plan.source, plan.held_out
     if should_cache(plan, stream):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Phase:
         trains: "head", the new classifier alone; "top", the last stage of the backbone, too (all layers of the smallest
             feature maps that have parameters); "all". `from_layer` and `pattern` take its place.
         from_layer: this layer and all after it in Keras's order: a name ("mixed8") or Keras's index (249).
-        pattern: the layers whose names match ("conv5_*"), and the new classifier.
+        pattern: the layers whose names match ("conv5_*"), or match one of several patterns, and the new classifier.
         optimizer: a function of optax's by name ("adam", "sgd", "rmsprop", "adamw", ...), which is called with the
             learning rate and `options`, or an `optax.GradientTransformation`, which has these itself.
         learning_rate: at the start of the phase; 1e-3 by default. An optimizer or schedule of optax's has its own.
@@ -52,7 +52,7 @@ class Phase:
     epochs: int = 5
     trains: str = "all"
     from_layer: str | int | None = None
-    pattern: str | None = None
+    pattern: str | Sequence[str] | None = None
     optimizer: str | optax.GradientTransformation = "adam"
     learning_rate: float | None = None
     schedule: str | optax.Schedule = "constant"
@@ -61,6 +61,8 @@ class Phase:
 
     def __post_init__(self):
         """Check what can be checked without a network."""
+        if self.pattern is not None and not isinstance(self.pattern, str):
+            object.__setattr__(self, "pattern", patterns_of(self.pattern))
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, Integral) or self.epochs < 1:
             raise ValueError(f"epochs={self.epochs!r} given, a positive number expected")
         if self.trains not in ("head", "top", "all"):
@@ -354,7 +356,7 @@ def trainable_mask(
     variables: Any,
     *,
     from_layer: str | int | None = None,
-    pattern: str | None = None,
+    pattern: str | Sequence[str] | None = None,
     module: Classifier | None = None,
 ) -> Any:
     """Mark which variables to train, as a tree of bool for `optax.masked` or `optax.multi_transform`.
@@ -366,8 +368,8 @@ def trainable_mask(
         variables: of one network: {"params": ..., "batch_stats": ...}, or its "params" alone.
         from_layer: train this layer and all after it in Keras's order: a name, those of layers without weights too
             ("mixed8"), or Keras's index (249).
-        pattern: train the layers whose name matches, with `fnmatch`'s wildcards ("conv5_*"). With `from_layer`, those
-            that meet both. With neither, every parameter is trained.
+        pattern: train the layers whose name matches, with `fnmatch`'s wildcards ("conv5_*"), or matches one of several
+            patterns. With `from_layer`, those that meet both. With neither, every parameter is trained.
         module: the network. Without it, `from_layer` needs the variables of a model as the registry has it, whose
             order of layers then is known.
 
@@ -375,8 +377,8 @@ def trainable_mask(
         A tree like `variables`, True where a parameter is to be trained.
 
     Raises:
-        ValueError: an unknown layer, a pattern that matches none, nothing that would train, or variables of an unknown
-            network.
+        ValueError: an unknown layer, a pattern that matches none (each of several has to), nothing that would train, or
+            variables of an unknown network.
     """
     params = variables.get("params", variables)
     chosen = set(params)
@@ -385,10 +387,7 @@ def trainable_mask(
     if from_layer is not None:
         chosen &= _from(from_layer, module or _recognise(params))
     if pattern is not None:
-        matching = set(fnmatch.filter(params, pattern))
-        if not matching:
-            raise ValueError(unknown("layer pattern", pattern, params))
-        chosen &= matching
+        chosen &= matching_layers(params, pattern)
     if not chosen:
         asked = {"from_layer": from_layer, "pattern": pattern}
         given = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
@@ -397,6 +396,25 @@ def trainable_mask(
     if "params" not in variables:
         return mask
     return {name: mask if name == "params" else jax.tree.map(lambda _: False, tree) for name, tree in variables.items()}
+
+
+def patterns_of(pattern: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one pattern or several as a tuple of them; ValueError for what is neither."""
+    patterns = (pattern,) if isinstance(pattern, str) else tuple(pattern)
+    if not patterns or not all(isinstance(one, str) for one in patterns):
+        raise ValueError(f"pattern={pattern!r} given, a pattern of layers' names or several expected")
+    return patterns
+
+
+def matching_layers(params: Any, pattern: str | Sequence[str]) -> set[str]:
+    """Return the layers whose names match a pattern, or one of several; ValueError for one that matches none."""
+    matching: set[str] = set()
+    for one in patterns_of(pattern):
+        layers = fnmatch.filter(params, one)
+        if not layers:
+            raise ValueError(unknown("layer pattern", one, params))
+        matching.update(layers)
+    return matching
 
 
 def _from(layer: str | int, module: Classifier) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from fzoo.errors import unknown
-from fzoo.layers.classifier import Classifier, Head
+from fzoo.layers.classifier import OF_RUNS, Classifier, Head
 from fzoo.layers.graph import layer_names, random_variables, trace
 from fzoo.layers.options import is_count
 from fzoo.models.keras_model import KerasModel, keras_model
@@ -47,7 +47,8 @@ def transfer(
         variables: of what `load_model` made.
         cut: of a whole model: the last layer that is kept, by its name in `layer_names`; by default the one with the
             last feature map.
-        **create_options: see `create`; of a whole model, `dtype` and the name of a `classifier_activation`.
+        **create_options: see `create`; of a whole model, `dtype` and the other options of a run (`remat`), and the name
+            of a `classifier_activation`.
 
     Returns:
         (module, variables).
@@ -94,6 +95,7 @@ def transfer_model(
     **others: Any,
 ) -> tuple[KerasModel, dict[str, Any]]:
     """Do what `transfer` does, for the network of a file."""
+    run = {name: others.pop(name) for name in OF_RUNS if name in others}
     for name, value in others.items():
         raise ValueError(f"{name}={value!r} given, which goes with a model of list_models(); its file says it here")
     if classifier_activation is not None and not isinstance(classifier_activation, str):
@@ -111,7 +113,8 @@ def transfer_model(
     if len(shape) not in (1, 3) or kind == "InputLayer":
         raise ValueError(f"cut={cut!r} given, whose output is of shape {shape}: a feature map or a vector expected")
     graph = with_head(module.graph, cut, head, classes, classifier_activation, flat=len(shape) == 1)
-    made = keras_model(graph, module.dtype if dtype is None else dtype).clone(cut=cut)
+    made = keras_model(graph, module.dtype if dtype is None else dtype)
+    made = made.clone(cut=cut, **{name: getattr(module, name) for name in OF_RUNS if name != "dtype"} | run)
     kept = slots(without_top(made))
     fresh = random_variables(made, rng)
     return made, {

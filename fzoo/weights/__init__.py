@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fzoo.files import replacing
-from fzoo.layers.classifier import Classifier
+from fzoo.layers.classifier import OF_RUNS, Classifier
 from fzoo.layers.conventions import snake_case
 from fzoo.layers.graph import random_variables, trace
 from fzoo.layers.record import Node
@@ -37,8 +37,11 @@ from fzoo.weights.formats import (
 )
 from fzoo.weights.graph import MODELS, Plan
 from fzoo.weights.mapping import (
+    PLAIN,
     Slot,
+    arrays_of,
     below_top,
+    check_shapes,
     check_variables,
     described_beside,
     lookup,
@@ -89,7 +92,8 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
             a file of `torch.save` (`.pth`, `.pt`, `.bin`), of which no code is run.
 
     Returns:
-        {"params": ..., "batch_stats": ...} for `module.apply`, float32 arrays on the default device.
+        {"params": ..., "batch_stats": ...} for `module.apply`, arrays on the default device: float32, parameters of the
+        network's `param_dtype`; those of an optimized network as they were.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -103,13 +107,15 @@ def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any
         slots(module)
         with open_torch_arrays(path) as arrays:
             return variables_of_state_dict(module, arrays, str(path))
-    slots(module)  # before the file: what is no plain network of this package is not the file's fault
+    trace(module)  # before the file: what is no network of this package is not the file's fault
     description = read_description(path)
     check_same(description, module)
     load = {"safetensors": load_safetensors, "orbax": load_orbax}[kind(path)]
     if description is None or module.include_top or not description.options.get("include_top"):
         return load(module, path)
-    whole = type(module)(**description.options_of(type(module)))
+    if module.prepared:
+        raise WeightsMismatch(f"{path} is of an optimized network with its top, which only a plain one can lose", [])
+    whole = network_described(description, module)
     return below_top(module, whole, load(whole, path))
 
 
@@ -193,11 +199,25 @@ def save_variables(
     if suffix not in ("", ".orbax", ".safetensors"):
         save_keras_weights(module, variables, path)
         return
-    check_variables(module, variables)
+    check_shapes(module, variables, {keys: leaf.shape for keys, leaf in arrays_of(module).items()})
+    description = describe(module.clone(param_dtype=dtype_of_params(module, variables)))
     if suffix == ".safetensors":
-        save_safetensors(variables, path, describe(module))
+        save_safetensors(variables, path, description)
     else:
-        save_orbax(variables, path, describe(module))
+        save_orbax(variables, path, description)
+
+
+def dtype_of_params(module: Classifier, variables: Any) -> Any:
+    """Return the dtype of a network's parameters, which may be cast since they were made; its own where they differ."""
+    dtypes = {np.dtype(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
+    (dtype, *others) = dtypes or {jnp.dtype(module.param_dtype)}
+    known = not others and not module.prepared and jnp.issubdtype(dtype, jnp.floating)
+    return dtype.type if known else module.param_dtype
+
+
+def network_described(description: Description, module: Classifier) -> Classifier:
+    """Make the network that a file describes, to be run as another of its family."""
+    return type(module)(**description.options_of(type(module)) | {name: getattr(module, name) for name in OF_RUNS})
 
 
 @overload
@@ -277,7 +297,7 @@ def load_keras_weights(
             check_activation(ending, module.classifier_activation, path)
         whole = module
         if description is not None and not module.include_top and description.options.get("head"):
-            whole = type(module)(**description.options_of(type(module)))  # with a head that is not the family's
+            whole = network_described(description, module)  # with a head that is not the family's
         chosen = None if layer is None else select_layer(contents.layers, layer, str(path))
         found = match(whole, contents, str(path), chosen)
         variables = variables_of(found.pairs)
@@ -435,10 +455,12 @@ def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLi
         raise ValueError(
             f"{path}: a name that ends in {', '.join(WRITERS)} expected (save_variables: .safetensors, .orbax)"
         )
-    description = describe(module) if isinstance(module, Classifier) else ""  # `check_variables` refuses others
+    if isinstance(module, Classifier) and module.prepared:
+        raise ValueError(f"{path}: an optimized network goes into .safetensors or .orbax; {PLAIN}")
     arrays: dict[str, dict[Slot, np.ndarray]] = {}
     for slot, value in check_variables(module, variables):
         arrays.setdefault(slot.layer, {})[slot] = to_keras(value, slot)
+    description = describe(module.clone(param_dtype=dtype_of_params(module, variables)))
     configuration = ""
     if module.keras_graph is None:
         layers = [saved(node, arrays.get(node.name, {})) for node in trace(module).layers]

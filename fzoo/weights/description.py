@@ -7,6 +7,7 @@ alone don't tell whether they are read as they were meant.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -17,22 +18,26 @@ import jax.numpy as jnp
 from fzoo.layers.activations import ACTIVATIONS
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.options import RATE
+from fzoo.layers.record import Prepared
 from fzoo.weights.files import WeightsMismatch
 
-#: Which form of the description this is; a later fzoo may have others.
-FORMAT = 1
+#: Which form of the description this is; a later fzoo may have others. An optimized network's is a form of its own.
+FORMAT, OPTIMIZED = 1, 2
 
 #: The most characters of a description: HDF5's limit for an attribute, less what else is in its header.
 MOST = 60_000
 
 #: Fields of a module that say nothing of its weights.
-NO_OPTIONS = ("parent", "name", "prepared")
+NO_OPTIONS = ("parent", "name", "prepared", "precision", "remat", "plain_convolutions")
+
+#: Options that older versions don't know: a file has them only where they are not the default.
+LATER = ("param_dtype",)
 
 #: What belongs to the end of a network, which a caller may ask for in another form than the file's.
 ENDS = ("include_top", "classes", "head", "pooling", "classifier_activation")
 
 #: Options that never change what a network with given weights computes in inference, beside rates of dropout.
-FREE = ("dtype", "default_size", "prefix", "layer_scale_init_value", "tag")
+FREE = ("dtype", "param_dtype", "default_size", "prefix", "layer_scale_init_value", "tag")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +49,14 @@ class Description:
         family: the name of its class.
         options: all of them but `unsaid`, as JSON has them.
         unsaid: options that no file can hold: a function of the user's own as the activation, a graph.
+        prepared: how the network differs, where `optimize_for_inference` made it.
     """
 
     source: str
     family: str
     options: Mapping[str, Any]
     unsaid: tuple[str, ...]
+    prepared: Prepared | None = None
 
     def options_of(self, family: type[Classifier]) -> dict[str, Any]:
         """Return the options as the family's fields have them.
@@ -77,9 +84,9 @@ def describe(module: Classifier) -> str:
     """
     options, unsaid = {}, []
     for field in dataclasses.fields(module):
-        if field.name in NO_OPTIONS:
-            continue
         value = getattr(module, field.name)
+        if field.name in NO_OPTIONS or (field.name in LATER and value == field.default):
+            continue
         if field.name == "classifier_activation" and callable(value):
             names = [name for name, function in ACTIVATIONS.items() if function is value]
             if not names:
@@ -90,7 +97,10 @@ def describe(module: Classifier) -> str:
             options[field.name] = to_json(field.name, value)
         except ValueError:
             unsaid.append(field.name)
-    text = json.dumps({"format": FORMAT, "family": type(module).__name__, "options": options, "unsaid": unsaid})
+    content = {"format": FORMAT, "family": type(module).__name__, "options": options, "unsaid": unsaid}
+    if module.prepared:
+        content |= {"format": OPTIMIZED, "prepared": prepared_to_json(module.prepared)}
+    text = json.dumps(content)
     if len(text) > MOST:
         raise ValueError(f"the options of this {type(module).__name__} take {len(text)} characters, more than {MOST}")
     return text
@@ -110,12 +120,35 @@ def parse(text: str | None, source: str) -> Description | None:
         raise WeightsMismatch(f"{source}: what it says of its network is damaged: no JSON", []) from e
     if not isinstance(found, dict) or not isinstance(found.get("format"), int):
         raise WeightsMismatch(f"{source}: what it says of its network is damaged: no format", [])
-    if found["format"] != FORMAT:
+    if found["format"] not in (FORMAT, OPTIMIZED):
         raise WeightsMismatch(f"{source} describes its network in format {found['format']}: a later fzoo reads it", [])
     family, options, unsaid = found.get("family"), found.get("options"), found.get("unsaid", [])
     if not isinstance(family, str) or not isinstance(options, dict) or not isinstance(unsaid, list):
         raise WeightsMismatch(f"{source}: what it says of its network is damaged: family, options or unsaid", [])
-    return Description(source, family[:80], options, tuple(str(name)[:80] for name in unsaid))
+    prepared = None
+    if found["format"] == OPTIMIZED:
+        try:
+            prepared = prepared_from_json(found["prepared"])
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise WeightsMismatch(f"{source}: what it says of its network is damaged: prepared", []) from e
+    return Description(source, family[:80], options, tuple(str(name)[:80] for name in unsaid), prepared)
+
+
+def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
+    """Return how an optimized network differs, as JSON holds it, in an order of its own."""
+    sets = ("biased", "folded", "scaled")
+    rows = {name: [list(row) for row in getattr(prepared, name)] for name in ("tiles", "gone")}
+    return {name: sorted(getattr(prepared, name)) for name in sets} | rows
+
+
+def prepared_from_json(value: Mapping[str, Any]) -> Prepared:
+    """Return what `prepared_to_json` got; a ValueError, KeyError or TypeError for what it can't have given."""
+    names = {name: frozenset(value[name]) for name in ("biased", "folded", "scaled")}
+    tiles, gone = (tuple((one, other) for one, other in value[name]) for name in ("tiles", "gone"))
+    texts = [*itertools.chain(*names.values()), *itertools.chain(*gone), *(name for name, _ in tiles)]
+    if not all(isinstance(text, str) for text in texts) or not all(tile in (2, 4) for _, tile in tiles):
+        raise ValueError("no names of layers, or no tiles")
+    return Prepared(**names, tiles=tiles, gone=gone)
 
 
 def check_same(description: Description | None, module: Classifier) -> None:
@@ -128,6 +161,10 @@ def check_same(description: Description | None, module: Classifier) -> None:
         return
     if description.family not in (parent.__name__ for parent in type(module).__mro__):
         raise WeightsMismatch(f"{description.source} is of {description.family}, not of {type(module).__name__}", [])
+    if description.prepared != module.prepared:
+        theirs = "an optimized network" if description.prepared else "a plain network"
+        ours = "a plain one" if not module.prepared else "another" if description.prepared else "an optimized one"
+        raise WeightsMismatch(f"{description.source} is of {theirs}, {ours} given: fzoo.load makes the file's", [])
     usual = {field.name: field.default for field in dataclasses.fields(module) if field.name not in NO_OPTIONS}
     before = {name: value for name, value in usual.items() if name not in description.unsaid}  # there was the option
     theirs = before | description.options_of(type(module))
@@ -169,7 +206,7 @@ def without_dropout(head: Head | None) -> Head | None:
 
 def to_json(name: str, value: Any) -> Any:
     """Return an option as JSON holds it."""
-    if name == "dtype":
+    if name in ("dtype", "param_dtype"):
         return jnp.dtype(value).name
     if isinstance(value, Head):
         return dataclasses.asdict(value)
@@ -186,7 +223,7 @@ def to_json(name: str, value: Any) -> Any:
 
 def from_json(name: str, value: Any, default: Any) -> Any:
     """Return what `to_json` got."""
-    if name == "dtype":
+    if name in ("dtype", "param_dtype"):
         if not jnp.issubdtype(jnp.dtype(value), jnp.floating):
             raise ValueError(f"dtype {value!r}")
         return getattr(jnp, value)

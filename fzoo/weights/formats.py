@@ -7,7 +7,6 @@ the same tree with the same shapes.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import shutil
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fzoo.files import missing, one_line, replacing
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.weights.files import KEY
-from fzoo.weights.mapping import check_variables, lookup, slots
+from fzoo.weights.mapping import arrays_of, check_shapes, lookup
 
 #: Between the keys of a path in a safetensors file: "params.conv1_conv.kernel".
 SEPARATOR = "."
@@ -42,7 +42,7 @@ def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, A
         names = file.keys()
         flat = {name: file.get_tensor(name) for name in names}
     variables: dict[str, Any] = {}
-    known = {SEPARATOR.join(slot.path): slot.path for slot in itertools.chain.from_iterable(slots(module).values())}
+    known = {SEPARATOR.join(keys): keys for keys in arrays_of(module)}
     for name, value in flat.items():
         *above, last = known.get(name) or name.split(SEPARATOR)  # a layer's own name may have a dot
         at: Any = variables
@@ -116,13 +116,15 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path).absolute()
     if not path.is_dir():
         raise missing("checkpoint", path)
-    wanted = trace(module).variables
+    wanted, shapes = trace(module).variables, {keys: leaf.shape for keys, leaf in arrays_of(module).items()}
     try:
         with unlogged(), ocp.StandardCheckpointer() as checkpointer:
             metadata: Any = checkpointer.metadata(path).item_metadata
             if metadata is None or not isinstance(metadata.tree, dict):
                 raise ValueError("it holds no tree of arrays")
-            check_variables(module, metadata.tree)  # shapes, before anything is read
+            check_shapes(module, metadata.tree, shapes)  # before anything is read
+            if module.prepared:  # whose arrays are as they were made
+                wanted = jax.tree.map(lambda leaf, there: leaf.update(dtype=there.dtype), wanted, metadata.tree)
             restored = checkpointer.restore(path, wanted)
             return jax.device_put(jax.tree.map(np.asarray, restored))  # which commits them to no device
     except Exception as e:  # Orbax and TensorStore raise many classes
@@ -182,16 +184,19 @@ def checked(module: Classifier, variables: dict[str, Any], path: Path) -> dict[s
     Raises:
         ValueError: they are not.
     """
-    for slot in itertools.chain.from_iterable(slots(module).values()):
-        above = lookup(variables, slot.path[:-1])
-        value = lookup(variables, slot.path)
-        if slot.shape == () and isinstance(value, np.ndarray) and value.shape == (1,):  # so fzoo wrote scalars once
-            above[slot.path[-1]] = value.reshape(())
+    wanted = arrays_of(module)
+    for keys, leaf in wanted.items():
+        value = lookup(variables, keys)
+        if leaf.shape == () and isinstance(value, np.ndarray) and value.shape == (1,):  # so fzoo wrote scalars once
+            lookup(variables, keys[:-1])[keys[-1]] = value.reshape(())
     try:
-        pairs = check_variables(module, variables)
+        check_shapes(module, variables, {keys: leaf.shape for keys, leaf in wanted.items()})
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
-    for slot, value in pairs:
-        if np.asarray(value).dtype != slot.dtype:
-            raise ValueError(f"{path}: {'/'.join(slot.path)} is {np.asarray(value).dtype}, {slot.dtype} wanted")
+    for keys, leaf in wanted.items():
+        value = np.asarray(lookup(variables, keys))
+        if value.dtype != leaf.dtype and not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (value, leaf)):
+            raise ValueError(f"{path}: {'/'.join(keys)} is {value.dtype}, {leaf.dtype} wanted")
+        if not module.prepared:  # whose arrays are as they were made
+            lookup(variables, keys[:-1])[keys[-1]] = value.astype(leaf.dtype, copy=False)
     return jax.device_put(variables)

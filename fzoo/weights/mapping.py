@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -57,6 +57,10 @@ ARRAYS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("count", ("batch_stats", "count")),
     ),
 }
+
+
+#: What is said of a network that was optimized, where it can't be.
+PLAIN = "optimize_for_inference made this network; the plain one, from which it came, is wanted here"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +111,7 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
     """List the arrays of every layer of a network that has any, in Keras's order; a layer's trainable ones first."""
     nodes, variables = trace(module).nodes, trace(module).variables
     if module.prepared:
-        raise ValueError("optimize_for_inference made this network; the plain one, from which it came, is wanted here")
+        raise ValueError(PLAIN)
     by_name = {node.name: node for node in nodes}
     found: dict[str, list[Slot]] = {}
     for layer in nodes:
@@ -158,19 +162,29 @@ def check_variables(module: Classifier, variables: Any) -> list[tuple[Slot, Any]
         WeightsMismatch: the variables are not this network's.
     """
     found = [slot for layer in slots(module).values() for slot in layer]
-    known = {slot.path for slot in found}
+    check_shapes(module, variables, {slot.path: slot.shape for slot in found})
+    return [(slot, lookup(variables, slot.path)) for slot in found]
+
+
+def arrays_of(module: Classifier) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """List the arrays of a network, which may be prepared for inference, by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(trace(module).variables)
+    return {tuple(step.key for step in path): leaf for path, leaf in leaves}
+
+
+def check_shapes(module: Classifier, variables: Any, wanted: Mapping[tuple[str, ...], tuple[int, ...]]) -> None:
+    """Raise WeightsMismatch unless variables have these paths and shapes, of this network, and no others."""
     given = {
         tuple(str(getattr(k, "key", k)) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)
     }
-    problems = [f"{'/'.join(path)} is left over" for path in sorted(given - known)]
-    pairs = [(slot, lookup(variables, slot.path)) for slot in found]
-    for slot, value in pairs:
-        if np.shape(value) != slot.shape:
+    problems = [f"{'/'.join(path)} is left over" for path in sorted(given - wanted.keys())]
+    for path, shape in wanted.items():
+        value = lookup(variables, path)
+        if np.shape(value) != shape:
             is_what = "missing" if value is None else f"{np.shape(value)}"
-            problems.append(f"{'/'.join(slot.path)} is {is_what}, {slot.shape} wanted")
+            problems.append(f"{'/'.join(path)} is {is_what}, {shape} wanted")
     if problems:
         raise WeightsMismatch(f"these are not the variables of this {type(module).__name__}", problems)
-    return pairs
 
 
 @dataclasses.dataclass(frozen=True)
