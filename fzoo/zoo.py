@@ -97,6 +97,7 @@ def create(
     precision: str | jax.lax.Precision | None = None,
     remat: bool = False,
     plain_convolutions: bool = False,
+    axis_name: str | None = None,
     head: Head | None = None,
     **family_options: Any,
 ) -> Classifier:
@@ -115,6 +116,7 @@ def create(
         precision: of convolutions and products on accelerators: "default", "high" or "highest"; None for JAX's default.
         remat: whether a backward pass computes the outputs of layers again, part by part, to keep few of them.
         plain_convolutions: whether a CPU runs XLA's own convolutions: slower, but compiled in less time.
+        axis_name: of a `jax.shard_map` or `jax.pmap` over whose devices BNs take the batch's statistics in training.
         head: a new classifier (`fzoo.Head`) in place of the family's own, for fine-tuning.
         **family_options: the family's own, e.g. `alpha` of MobileNetV2; see its module. Also `preprocessing`, for
             weights that want another mode of `preprocess_input` than the model's.
@@ -144,6 +146,7 @@ def create(
         precision=precision,
         remat=remat,
         plain_convolutions=plain_convolutions,
+        axis_name=axis_name,
         head=head,
         **options,
     )

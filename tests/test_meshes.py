@@ -180,6 +180,48 @@ def test_a_training_step_on_explicit_axes(name):
         np.testing.assert_allclose(ours, apart, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("over", ["shard_map", "pmap", "vmap"])
+def test_statistics_over_an_axis(over):
+    """With `axis_name`, BNs of each part of a batch take the whole batch's statistics; without, their own."""
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
+    from networks import images_for, network, small_options
+
+    module, variables = network("MobileNet", **small_options("MobileNet"))
+    images = images_for(module, 8)
+
+    def train(module, images):
+        output, moved = module.apply(variables, images, train=frozenset(["conv1_bn"]), mutable=["batch_stats"])
+        return output, moved["batch_stats"]["conv1_bn"]
+
+    whole, expected = train(module, images)
+
+    def in_parts(module):
+        part = functools.partial(train, module)
+        if over == "shard_map":
+            mesh, rows, none = jax.make_mesh((2,), ("i",)), PartitionSpec("i"), PartitionSpec()
+            call = jax.shard_map(part, mesh=mesh, in_specs=rows, out_specs=(rows, none), check_vma=False)
+            return jax.jit(call)(jax.device_put(images, NamedSharding(mesh, rows)))
+        parts = images.reshape(2, 4, *images.shape[1:])
+        output, moved = jax.pmap(part, "i")(parts) if over == "pmap" else jax.vmap(part, axis_name="i")(parts)
+        return output.reshape(8, -1), jax.tree.map(lambda array: array[0], moved)
+
+    output, moved = in_parts(module.clone(axis_name="i"))
+    np.testing.assert_allclose(output, whole, atol=1e-5)
+    for ours, apart in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, apart, rtol=1e-4, atol=1e-6)
+    assert np.abs(in_parts(module)[0] - whole).max() > 1e-3
+
+
+def test_an_axis_that_is_not_there():
+    from networks import images_for, network, small_options
+
+    module, variables = network("MobileNet", **small_options("MobileNet"))
+    with pytest.raises(ValueError, match=r"axis_name='i' given, but the call is inside of no jax\.shard_map"):
+        module.clone(axis_name="i").apply(variables, images_for(module, 2), train=True, mutable=["batch_stats"])
+
+
 def test_predict_on_explicit_axes():
     check_predict(["Explicit"], [(2,)])
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Num
 
 from fzoo.images.preprocessing import RANGES, has_values_of, values_in_words
@@ -210,8 +210,7 @@ def first_of(array: Array, count: int) -> Array:
     """Cut off what comes after the first rows; where they are no multiple of the parts, they are put together first."""
     if len(array) == count:
         return array
-    if count % parts_of(array.sharding):
-        array = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+    array = jax.device_put(array, even_sharding(array.sharding, count))
     return rows(array, 0, count)
 
 
@@ -219,10 +218,14 @@ def placed_as(array: Any, y: Array) -> Array:
     """Put an array where one lies that differs in the number of images, committed to its devices if that is."""
     if not y.committed:
         return jax.device_put(array)
-    sharding = y.sharding
-    if len(array) % parts_of(sharding):
-        sharding = NamedSharding(sharding.mesh, PartitionSpec())
-    return jax.device_put(array, sharding)
+    return jax.device_put(array, even_sharding(y.sharding, len(array)))
+
+
+def even_sharding(sharding: Sharding, count: int) -> Sharding:
+    """Return a sharding that so many rows can have: this one, or where they are no multiple of its parts, none."""
+    if isinstance(sharding, NamedSharding) and count % parts_of(sharding):
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding
 
 
 def image_shape(images: Any) -> tuple[int, ...]:
@@ -240,7 +243,7 @@ def default_batch(platform: str, shape: Sequence[int]) -> int:
 
 def for_devices(
     function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None
-) -> tuple[Callable, str, Any, NamedSharding | None]:
+) -> tuple[Any, str, Any, NamedSharding | None]:
     """Arrange where a network is computed.
 
     Returns:

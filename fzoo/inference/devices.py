@@ -41,7 +41,7 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(row), (BATCH,))
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: Any, mesh: Any) -> Any:
     """Put arrays on every device of the mesh; what is there already is not touched."""
     sharding = NamedSharding(mesh, PartitionSpec())
     if all(getattr(leaf, "sharding", None) == sharding for leaf in jax.tree.leaves(tree)):
@@ -94,7 +94,7 @@ def parts_of(sharding: Sharding) -> int:
     return math.prod(sharding.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
 
 
-def lies_otherwise(tree: Any, mesh: Mesh) -> bool:
+def lies_otherwise(tree: Any, mesh: Any) -> bool:
     """Tell whether an array is split, or committed to other devices than a mesh's."""
     arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.committed)
     own = set(mesh.devices.flat)

@@ -74,7 +74,7 @@ class Head:
 
 
 #: Options that say how a network is run, and nothing of which network it is.
-OF_RUNS = ("dtype", "param_dtype", "precision", "remat", "plain_convolutions")
+OF_RUNS = ("dtype", "param_dtype", "precision", "remat", "plain_convolutions", "axis_name")
 
 
 class Classifier(nn.Module):
@@ -108,6 +108,9 @@ class Classifier(nn.Module):
             effect, but with its option {"xla_disable_hlo_passes": "cse_barrier_expander"}.
         plain_convolutions: whether a CPU runs XLA's own convolutions, and not the forms of `fzoo.ops`: slower, but
             compiled in less time.
+        axis_name: in training, BNs take the statistics of the batches on all devices of this axis together, of a
+            `jax.shard_map`, `jax.pmap` or `jax.vmap` around the call. Where a `jax.jit` is given a batch that is split over
+            a mesh, they do so without it.
         prepared: not an option: what `optimize_for_inference` did.
 
     Raises:
@@ -127,6 +130,7 @@ class Classifier(nn.Module):
     precision: str | jax.lax.Precision | None = option(None, one_of(None, "default", "high", "highest"))
     remat: bool = option(False, FLAG)
     plain_convolutions: bool = option(False, FLAG)
+    axis_name: str | None = option(None, or_none(NAME))
     prepared: Prepared | None = None
 
     # Facts of a family; not options.
@@ -296,6 +300,7 @@ class Classifier(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             plain_convolutions=self.plain_convolutions,
+            axis_name=self.axis_name,
             known_size=self.known_size,
             taps=taps,
             given=given,

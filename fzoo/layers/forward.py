@@ -37,6 +37,7 @@ class ForwardPass:
         dtype: of the computation.
         param_dtype: of the parameters.
         plain_convolutions: whether a CPU, too, runs XLA's own convolutions.
+        axis_name: of the devices whose batches a BN takes together in training.
         known_size: False where Keras would not know the height and width of the input when it builds the
             network, which decides `correct_pad`.
         taps: names of the layers whose output is kept in `self.tapped`.
@@ -56,6 +57,7 @@ class ForwardPass:
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         plain_convolutions: bool = False,
+        axis_name: str | None = None,
         known_size: bool = True,
         taps: Iterable[str] = (),
         given: Mapping[str, Array] | None = None,
@@ -68,6 +70,7 @@ class ForwardPass:
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.plain_convolutions = plain_convolutions
+        self.axis_name = axis_name
         self.known_size = known_size
         self.tapped: dict[str, Array] = {}
         self.nodes: dict[str, Node] = {}

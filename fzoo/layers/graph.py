@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from numbers import Integral
 from typing import Any
 
 import jax
@@ -132,7 +131,7 @@ def layer_shapes(module: Classifier, size: int | tuple[int, int] | None = None) 
     if size is not None:
         if isinstance(module.example_inputs, tuple):
             raise ValueError(f"size={size!r} given, which goes with one input: this network has several")
-        height, width = (size, size) if isinstance(size, Integral) else size
+        height, width = size if isinstance(size, tuple) else (size, size)
         shape = int(height), int(width), module.example_shape[2]
         module.check_images((1, *shape))
     gone = dict(module.prepared.gone) if module.prepared else {}

@@ -186,6 +186,7 @@ class BatchNorm(Layer):
     use_scale: bool
     dtype: Any
     use_bias: bool = True
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
@@ -202,14 +203,26 @@ class BatchNorm(Layer):
             y = normalised(x, running_mean.value, running_var.value, scale, bias, self.epsilon)
             return jnp.asarray(y, self.dtype)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
-        mean = ops.channel_mean(wide)
+        mean = self.over_devices(ops.channel_mean(wide))
         centred = wide - ops.spread(mean, wide)
-        var = ops.channel_mean(jnp.square(centred))
+        var = self.over_devices(ops.channel_mean(jnp.square(centred)))
         if not self.is_initializing():
             for running, new in ((running_mean, mean), (running_var, var)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
         factor = lax.rsqrt(var + self.epsilon) * scale
         return jnp.asarray(centred * ops.spread(factor, wide) + ops.spread(bias, wide), self.dtype)
+
+    @nn.nowrap
+    def over_devices(self, mean: Float[Array, "c"]) -> Float[Array, "c"]:
+        """Average over the devices of `axis_name`, where there is one."""
+        if self.axis_name is None or self.is_initializing():
+            return mean
+        try:
+            return lax.pmean(mean, self.axis_name)
+        except NameError as e:
+            raise ValueError(
+                f"axis_name={self.axis_name!r} given, but the call is inside of no jax.shard_map or jax.pmap with it"
+            ) from e
 
 
 class Dropout(nn.Module):

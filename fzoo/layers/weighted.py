@@ -299,7 +299,7 @@ class WeightedLayers(ForwardPass):
         elif name in self._prepared.scaled:
             y = self._module(name, functools.partial(ScaleShift, self.dtype, name=name))(x)
         else:
-            arguments = (self.trains(name), epsilon, momentum, scale, self.dtype, center)
+            arguments = (self.trains(name), epsilon, momentum, scale, self.dtype, center, self.axis_name)
             y = self._module(name, functools.partial(BatchNorm, *arguments, name=name))(x)
         return self._note("BatchNormalization", name, [x], y, epsilon=epsilon)
 
@@ -384,6 +384,7 @@ class WeightedLayers(ForwardPass):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             plain_convolutions=self.plain_convolutions,
+            axis_name=self.axis_name,
             known_size=self.known_size,
             taps=self._taps,
             record=self._record,

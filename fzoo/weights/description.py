@@ -28,7 +28,7 @@ FORMAT, OPTIMIZED = 1, 2
 MOST = 60_000
 
 #: Fields of a module that say nothing of its weights.
-NO_OPTIONS = ("parent", "name", "prepared", "precision", "remat", "plain_convolutions")
+NO_OPTIONS = ("parent", "name", "prepared", "precision", "remat", "plain_convolutions", "axis_name")
 
 #: Options that older versions don't know: a file has them only where they are not the default.
 LATER = ("param_dtype",)
