@@ -131,6 +131,10 @@ def test_remat_inside_of_a_module_and_of_transformations(tiny):
     module, variables = tiny[0].clone(plain_convolutions=True), tiny[1]
     again, images = module.clone(remat=True), jnp.asarray(images_for(module, 2))
     layers = ("block_2_add", "out_relu")
+
+    def total(variables, network):
+        return sum(y.sum() for y in network.apply(variables, images, layers, method="endpoints").values())
+
     with jax.checking_leaks():
         jax.eval_shape(functools.partial(jax.grad(total), network=again), variables)
     plain, rematerialised = (jax.jit(jax.grad(total), static_argnums=1)(variables, n) for n in (module, again))
