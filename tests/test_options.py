@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import unfreeze
 from networks import images_for, random_variables, small_options
 from reference import assert_close as close
 
@@ -130,7 +129,7 @@ def test_remat_inside_of_a_module_and_of_transformations(tiny):
     """As a submodule, with taps, under vmap and without a gradient; nothing leaks."""
     module, variables = tiny[0].clone(plain_convolutions=True), tiny[1]
     again, images = module.clone(remat=True), jnp.asarray(images_for(module, 2))
-    layers = ("block_2_add", "out_relu")
+    layers = ("block_2_add",)
 
     def total(variables, network):
         return sum(y.sum() for y in network.apply(variables, images, layers, method="endpoints").values())
@@ -142,7 +141,8 @@ def test_remat_inside_of_a_module_and_of_transformations(tiny):
         close_to(ours, theirs)
     stacked = jax.jit(jax.vmap(lambda x: again.apply(variables, x[None])[0]))(images)
     close_to(stacked, jax.jit(module.apply)(variables, images))
-    assert is_equal(unfreeze(again.init(jax.random.key(0), images)), unfreeze(module.init(jax.random.key(0), images)))
+    made = [jax.eval_shape(network.init, jax.random.key(0), images) for network in (module, again)]
+    assert made[0] == made[1]
     assert fzoo.layer_names(again) == fzoo.layer_names(module)
 
 
