@@ -93,6 +93,7 @@ def create(
     input_shape: tuple[int | None, int | None, int] | None = None,
     dtype: Any = jnp.float32,
     head: Head | None = None,
+    output_stride: int | None = None,
     **family_options: Any,
 ) -> Classifier:
     """Make a model's network: a Flax module, without variables. Nothing is read or computed.
@@ -106,6 +107,8 @@ def create(
         input_shape: (height, width, channels); see `Classifier`.
         dtype: of the computation; parameters are float32.
         head: a new classifier (`fzoo.Head`) in place of the family's own, for fine-tuning.
+        output_stride: 8 or 16 pixels of the image between two values of the last maps in place of 32, by dilation: for
+            dense prediction with the same weights; see `Classifier`.
         **family_options: the family's own, e.g. `alpha` of MobileNetV2; see its module. Also `preprocessing`, for
             weights that want another mode of `preprocess_input` than the model's.
 
@@ -131,6 +134,7 @@ def create(
         input_shape=input_shape,
         dtype=dtype,
         head=head,
+        output_stride=output_stride,
         **options,
     )
 
@@ -140,6 +144,14 @@ def family_defaults(record: ModelSpec) -> dict[str, Any]:
     common = {field.name for field in dataclasses.fields(Classifier)}
     fields = [field for field in dataclasses.fields(record.family) if field.name not in common]
     return {field.name: record.options.get(field.name, field.default) for field in fields}
+
+
+def model_options(record: ModelSpec) -> dict[str, Any]:
+    """Return the options of a network that a user names beside its model: its family's, and those of every network.
+
+    With the model's values.
+    """
+    return {**family_defaults(record), "output_stride": None}
 
 
 def preprocessing_of(module: Any) -> Mode | None:

@@ -81,6 +81,13 @@ class Classifier(nn.Module):
             Keras's usual ones. It changes nothing that is computed.
         preprocessing: what these weights want of pixels, a mode of `preprocess_input`; None for what Keras's of the
             family want. It changes nothing that the network computes, which gets the images when that is done.
+        output_stride: pixels of the image between two values of the last maps, for dense prediction with the same weights:
+            8 or 16, where it is 32 otherwise. Where a stride would take a map beyond it, the windows move by single
+            values, and all later ones are dilated (Chen et al., DeepLab, https://arxiv.org/abs/1606.00915), so that
+            every (32 / output_stride)-th value is the plain network's, and the others are what it gives for the image
+            moved by so many pixels; only squeeze-and-excitation, which averages over the map, sees others. A convolution
+            or pool without padding stays so, and leaves a margin of its map out. It goes with a top that takes maps of
+            any size.
         prepared: not an option: what `optimize_for_inference` did.
 
     Raises:
@@ -96,6 +103,7 @@ class Classifier(nn.Module):
     head: Head | None = option(None, or_none(Check("a fzoo.Head", lambda head: isinstance(head, Head))))
     tag: str | None = option(None, or_none(NAME))
     preprocessing: str | None = option(None, one_of(None, "caffe", "tf", "torch", "clip", "unit", "none"))
+    output_stride: int | None = option(None, one_of(None, 8, 16))
     prepared: Prepared | None = None
 
     # Facts of a family; not options.
@@ -259,6 +267,7 @@ class Classifier(nn.Module):
             record=record,
             prepared=self.prepared,
             shared=self.shared_layers,
+            output_stride=self.output_stride,
         )
         y = self.forward(k, inputs)
         for name in k.not_given():
@@ -304,6 +313,16 @@ def check_common_options(module: Classifier) -> None:
         raise ValueError("head goes with include_top=True: it is the classifier")
     if module.pooling and module.include_top:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
+    if module.output_stride is not None and module.keras_graph is not None:
+        raise ValueError(
+            f"output_stride={module.output_stride} given, which goes with the families of list_models(), not with the "
+            "network of a file"
+        )
+    if module.output_stride is not None and module.fixed_size and module.own_top:
+        raise ValueError(
+            f"output_stride={module.output_stride} goes with include_top=False or a fzoo.Head: the top of {family} takes "
+            "maps of one size"
+        )
     if module.default_size < module.min_size:
         raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")
     if getattr(module, "include_preprocessing", False) and module.preprocessing not in (None, "none"):

@@ -107,7 +107,7 @@ def compared_network(module: Classifier, whole: KerasModel, contents: Contents, 
     if found.within is not None:
         inside = next(layer for layer in layers if layer.name == found.within)
         layers = regrouped(module, inside.unfolded())
-    compared = (fitted(module, layers) or module).clone(dtype=jnp.float32)
+    compared = (fitted(module, layers) or module).clone(dtype=jnp.float32, output_stride=None)
     if not compared.include_top:
         return compared.clone(pooling=None)
     if found.within is None and module.classifier_activation in (None, "linear"):

@@ -28,11 +28,15 @@ MOST = 60_000
 #: Fields of a module that say nothing of its weights.
 NO_OPTIONS = ("parent", "name", "prepared")
 
+#: Options that older versions don't know: a file has them only where they are not the default.
+LATER = ("output_stride",)
+
 #: What belongs to the end of a network, which a caller may ask for in another form than the file's.
 ENDS = ("include_top", "classes", "head", "pooling", "classifier_activation")
 
-#: Options that never change what a network with given weights computes in inference, beside rates of dropout.
-FREE = ("dtype", "default_size", "prefix", "layer_scale_init_value", "tag")
+#: Options that never change what a network with given weights computes in inference, beside rates of dropout, or of
+#: which its values, but not what they are.
+FREE = ("dtype", "output_stride", "default_size", "prefix", "layer_scale_init_value", "tag")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +81,9 @@ def describe(module: Classifier) -> str:
     """
     options, unsaid = {}, []
     for field in dataclasses.fields(module):
-        if field.name in NO_OPTIONS:
-            continue
         value = getattr(module, field.name)
+        if field.name in NO_OPTIONS or (field.name in LATER and value == field.default):
+            continue
         if field.name == "classifier_activation" and callable(value):
             names = [name for name, function in ACTIVATIONS.items() if function is value]
             if not names:
