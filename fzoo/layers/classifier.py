@@ -81,12 +81,12 @@ class Classifier(nn.Module):
             Keras's usual ones. It changes nothing that is computed.
         preprocessing: what these weights want of pixels, a mode of `preprocess_input`; None for what Keras's of the
             family want. It changes nothing that the network computes, which gets the images when that is done.
-        output_stride: pixels of the image between two values of the last maps, for dense prediction with the same weights:
-            8 or 16, where it is 32 otherwise. Where a stride would take a map beyond it, the windows move by single
-            values, and all later ones are dilated (Chen et al., DeepLab, https://arxiv.org/abs/1606.00915), so that
-            every (32 / output_stride)-th value is the plain network's, and the others are what it gives for the image
-            moved by so many pixels; only squeeze-and-excitation, which averages over the map, sees others. A convolution
-            or pool without padding stays so, and leaves a margin of its map out. It goes with a top that takes maps of
+        output_stride: pixels of the image between two values of the last maps, for dense prediction with the same
+            weights: 8 or 16, where it is 32 otherwise. Where a stride would take a map beyond it, the windows move by
+            single values, and all later ones are dilated (Chen et al., DeepLab, https://arxiv.org/abs/1606.00915), so
+            that every (32 / output_stride)-th value is the plain network's, and the others lie between them; only
+            squeeze-and-excitation, which averages over the map, averages over other values. A convolution or a pool
+            without padding stays so, and leaves out the last values of its map. It goes with a top that takes maps of
             any size.
         prepared: not an option: what `optimize_for_inference` did.
 
@@ -320,8 +320,8 @@ def check_common_options(module: Classifier) -> None:
         )
     if module.output_stride is not None and module.fixed_size and module.own_top:
         raise ValueError(
-            f"output_stride={module.output_stride} goes with include_top=False or a fzoo.Head: the top of {family} takes "
-            "maps of one size"
+            f"output_stride={module.output_stride} goes with include_top=False or a fzoo.Head: the top of {family} "
+            "takes maps of one size"
         )
     if module.default_size < module.min_size:
         raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")

@@ -54,9 +54,9 @@ def dense_window(
 ) -> Window:
     """Find how a window goes along an axis of a map so that it stays as dense as `output_stride` says.
 
-    What is padded before stays what it is without the option, so that every r-th value is the same; what is padded after
-    keeps the size where the layer, or a ZeroPadding2D before it, pads the image's border. Nothing is padded for a layer
-    of padding "VALID".
+    What is padded before stays what it is without the option, so that every r-th value is the same; what is padded
+    after keeps the size where the layer, or a ZeroPadding2D before it, pads the image's border. Nothing is padded for a
+    layer of padding "VALID" alone.
 
     Args:
         side: length of the map.

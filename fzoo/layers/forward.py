@@ -28,7 +28,7 @@ MOST_LAYERS = 4096
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Windows(NamedTuple):
+class DenseWindows(NamedTuple):
     """How windows go over a map.
 
     Attributes:
@@ -122,18 +122,18 @@ class ForwardPass:
         height, width = (axis.plain_side(side) for axis, side in zip(self.axes(x), x.shape[1:3], strict=True))
         return height, width
 
-    def _windows(
+    def _dense_windows(
         self,
         x: Array,
         kernel: tuple[int, int],
         strides: int | tuple[int, int],
         padding: Padding,
         dilation: int | tuple[int, int] = 1,
-    ) -> Windows:
+    ) -> DenseWindows:
         """Say how the windows of a layer go over a map, which is other than the layer says with `output_stride`."""
         strides, dilation, padding = pair(strides), pair(dilation), lax_padding(padding)
         if self.output_stride is None:
-            return Windows(strides, padding, dilation, None)
+            return DenseWindows(strides, padding, dilation, None)
         own = (padding, padding) if isinstance(padding, str) else padding
         found = [
             dense_window(side, axis, self.output_stride, (taps - 1) * by + 1, stride, pads)
@@ -144,9 +144,9 @@ class ForwardPass:
         down, right = found
         axes = down.axis, right.axis
         if all(window.axis.dilation == 1 for window in found):
-            return Windows(strides, padding, dilation, axes)
+            return DenseWindows(strides, padding, dilation, axes)
         apart = down.dilation * dilation[0], right.dilation * dilation[1]
-        return Windows((down.stride, right.stride), (down.pads, right.pads), apart, axes)
+        return DenseWindows((down.stride, right.stride), (down.pads, right.pads), apart, axes)
 
     # -- bookkeeping ------------------------------------------------------------------------------------------------
 

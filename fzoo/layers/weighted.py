@@ -53,7 +53,7 @@ class WeightedLayers(ForwardPass):
         """Apply Conv2D."""
         name = self._name("Conv2D", name)
         kernel = pair(kernel)
-        steps, pads, apart, axes = self._windows(x, kernel, strides, padding, dilation)
+        steps, pads, apart, axes = self._dense_windows(x, kernel, strides, padding, dilation)
         use_bias = use_bias or name in self._prepared.biased
         if name in self._tiles:
             if (steps, apart) != ((1, 1), (1, 1)):
@@ -80,10 +80,9 @@ class WeightedLayers(ForwardPass):
         y = activation_function(activation)(conv(x))
         terms = x.shape[-1] // groups
         flops = 2 * int(np.prod([*y.shape[1:], *kernel, terms]))
-        options: dict[str, Any] = {"activation": name_of(activation)}
-        if apart == (1, 1):
-            shape = (*kernel, terms, features)
-            options["convolution"] = ops.Convolution.of((1, *x.shape[1:]), shape, steps, pads, groups)
+        shape = (*kernel, terms, features)
+        convolution = ops.Convolution.of((1, *x.shape[1:]), shape, steps, pads, groups, dilation=apart)
+        options = {"activation": name_of(activation), "convolution": convolution}
         return self._note("Conv2D", name, [x], y, flops, kernel_init, axes=axes, **options)
 
     def depthwise_conv2d(
@@ -103,7 +102,7 @@ class WeightedLayers(ForwardPass):
         """Apply DepthwiseConv2D. Output c * depth_multiplier + j reads input channel c."""
         name = self._name("DepthwiseConv2D", name)
         channels, kernel = x.shape[-1], pair(kernel)
-        steps, pads, apart, axes = self._windows(x, kernel, strides, padding, dilation)
+        steps, pads, apart, axes = self._dense_windows(x, kernel, strides, padding, dilation)
         make = functools.partial(
             self._conv,
             channels * depth_multiplier,
@@ -138,7 +137,7 @@ class WeightedLayers(ForwardPass):
         """Apply SeparableConv2D, which has no bias here unless one is asked for."""
         name = self._name("SeparableConv2D", name)
         kernel, channels = pair(kernel), x.shape[-1] * depth_multiplier
-        steps, pads, apart, axes = self._windows(x, kernel, strides, padding, dilation)
+        steps, pads, apart, axes = self._dense_windows(x, kernel, strides, padding, dilation)
         make = functools.partial(
             SeparableConv,
             features,
