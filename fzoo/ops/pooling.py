@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -57,9 +58,10 @@ def _pool_jvp(how: Pool, primals: tuple[Array], tangents: tuple[Array]) -> tuple
 def _pool(how: Pool, x: Array) -> Array:
     if how.dilation != (1, 1):
         return _pool_by_phases(how, x)
+    padding: Any = how.padding  # Flax takes numbers, too
     if how.kind == "max":
-        return nn.max_pool(x, how.window, how.strides, how.padding)
-    return nn.avg_pool(x, how.window, how.strides, how.padding, count_include_pad=False).astype(x.dtype)
+        return nn.max_pool(x, how.window, how.strides, padding)
+    return nn.avg_pool(x, how.window, how.strides, padding, count_include_pad=False).astype(x.dtype)
 
 
 def _pool_shifted(how: Pool, x: Array) -> Array:
