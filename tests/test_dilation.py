@@ -26,8 +26,9 @@ from fzoo.weights.state_dict import state_dict
 
 SIZES = {**SMALL, **OTHERS}
 
-#: What shows all ways to stride: a padding beforehand, by parity and not, "same", without padding, inside a Sequential.
-QUICK = ("ConvNeXtTiny", "DenseNet121", "MobileNet", "RegNetX080", "RegNetY002")
+#: What shows all ways to stride: inside a Sequential, a pool without padding, padding beforehand, by parity and not,
+#: "same".
+QUICK = ("ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "MobileNet", "RegNetX080")
 
 #: Networks that stride without padding, and so leave out the last values of a map.
 UNPADDED = (
