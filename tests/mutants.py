@@ -883,7 +883,7 @@ MUTANTS = (
         "((0, 0), *filled, (0, 0)), constant_values=neutral)",
         "((0, 0), *filled, (0, 0)))",
         "test_dilation.py",
-        'test_dilated_pools',
+        "test_dilated_pools",
     ),
     Mutant(
         "convolutions: depthwise kernels lie together",

@@ -1,5 +1,6 @@
 """Networks with `output_stride`: the same weights, and every r-th value of the maps as without it."""
 
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -20,6 +21,9 @@ from fzoo import ops
 from fzoo.layers.dilation import Axis, dense_window
 from fzoo.layers.graph import trace
 from fzoo.layers.keras import Layers
+from fzoo.training.config import FinetuneConfig
+from fzoo.training.runs import network as run_network
+from fzoo.training.runs import options_of
 from fzoo.weights import WeightsMismatch, read_description
 from fzoo.weights.description import describe
 from fzoo.weights.state_dict import state_dict
@@ -72,9 +76,16 @@ def mean_of_plain(self, x, *, keepdims=False, name=None):
     return self._note("GlobalAveragePooling2D", name, [x], y)
 
 
+def of_model(name):
+    """Tests of one model share its network."""
+    return pytest.mark.xdist_group(f"dense {name}")
+
+
 def families():
     return [
-        pytest.param(name, stride, marks=() if name in QUICK and stride == 8 else pytest.mark.slow)
+        pytest.param(
+            name, stride, marks=[of_model(name), *([] if name in QUICK and stride == 8 else [pytest.mark.slow])]
+        )
         for name in SIZES
         for stride in (8, 16)
     ]
@@ -267,6 +278,7 @@ def test_no_other_form_takes_a_dilated_kernel():
 # -- the option --------------------------------------------------------------------------------------------------------
 
 
+@of_model("EfficientNetB0")
 def test_before_the_first_squeeze_beyond_nothing_differs():
     """What comes after averages over other values: these are near, and no more."""
     module, variables = small("EfficientNetB0")
@@ -284,7 +296,7 @@ def test_before_the_first_squeeze_beyond_nothing_differs():
     assert 1e-4 < difference < 0.5
 
 
-@pytest.mark.parametrize("name", ["DenseNet121", "RegNetX080"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=of_model(name)) for name in ("DenseNet121", "RegNetX080")])
 def test_optimized(name):
     """Kernels that are dilated are not prepared, those of strides left out may be."""
     module, variables = small(name)
@@ -333,6 +345,7 @@ def test_not_of_a_file(tmp_path):
         fzoo.transfer(module, variables=variables, classes=3, output_stride=8)
 
 
+@of_model("RegNetX080")
 def test_given_outputs_of_layers():
     """What a caller gives for a layer lies as its output does."""
     module, variables = small("RegNetX080")
@@ -357,6 +370,7 @@ def test_trains():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
 
 
+@of_model("MobileNet")
 def test_files_of_weights(tmp_path):
     """They say it where it is set; the weights are those of the network without, and the other way round."""
     module, variables = small("MobileNet")
@@ -375,6 +389,17 @@ def test_files_of_weights(tmp_path):
     assert found == dense
     with pytest.raises(WeightsMismatch):
         fzoo.load_variables(dense.clone(alpha=0.5), plain_file)
+
+
+def test_configuration_of_a_run():
+    """It is an option of a fine-tuning, too, and the run's network has it again."""
+    config = FinetuneConfig(model="MobileNet", options={"output_stride": 16, "alpha": 0.5})
+    module = fzoo.create("MobileNet", classes=2, head=config.head, input_shape=(64, 64, 3), **config.options)
+    options = options_of(module, "MobileNet")
+    assert options["output_stride"] == 16
+    assert "output_stride" not in options_of(module.clone(output_stride=None), "MobileNet")
+    head = dataclasses.asdict(module.head)
+    assert run_network({"model": "MobileNet", "classes": ["a", "b"], "head": head, "options": options}) == module
 
 
 def test_command_line(command_line):

@@ -108,9 +108,10 @@ def _pool_by_phases(how: Pool, x: Array) -> Array:
     sizes = [side - (w - 1) * by for side, w, by in zip(sides, how.window, how.dilation, strict=True)]
     filled = [(a, b - side % -by) for side, (a, b), by in zip(sides, pads, how.dilation, strict=True)]
     y = jnp.pad(x.astype(wide), ((0, 0), *filled, (0, 0)), constant_values=neutral)
-    y = y.reshape(n, y.shape[1] // down, down, y.shape[2] // right, right, c).transpose(2, 4, 0, 1, 3, 5)
-    y = nn.pooling.pool(y.reshape(-1, *y.shape[3:]), neutral, combine, how.window, (1, 1), "VALID")
-    y = y.reshape(down, right, n, *y.shape[1:]).transpose(2, 3, 0, 4, 1, 5)
+    y = y.reshape(n, y.shape[1] // down, down, y.shape[2] // right, right, c).transpose(0, 2, 4, 1, 3, 5)
+    y = y.reshape(n * down * right, *y.shape[3:])  # images that lie on several devices stay there
+    y = nn.pooling.pool(y, neutral, combine, how.window, (1, 1), "VALID")
+    y = y.reshape(n, down, right, *y.shape[1:]).transpose(0, 3, 1, 4, 2, 5)
     y = y.reshape(n, y.shape[1] * down, y.shape[3] * right, c)
     y = y[:, : sizes[0] : how.strides[0], : sizes[1] : how.strides[1]]
     return y if how.kind == "max" else (y / jnp.asarray(_counts(how, x), wide)).astype(x.dtype)
