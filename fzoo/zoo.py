@@ -99,6 +99,7 @@ def create(
     plain_convolutions: bool = False,
     axis_name: str | None = None,
     head: Head | None = None,
+    output_stride: int | None = None,
     **family_options: Any,
 ) -> Classifier:
     """Make a model's network: a Flax module, without variables. Nothing is read or computed.
@@ -118,6 +119,8 @@ def create(
         plain_convolutions: whether a CPU runs XLA's own convolutions: slower, but compiled in less time.
         axis_name: of a `jax.shard_map` or `jax.pmap` over whose devices BNs take the batch's statistics in training.
         head: a new classifier (`fzoo.Head`) in place of the family's own, for fine-tuning.
+        output_stride: 8 or 16 pixels of the image between two values of the last maps in place of 32, by dilation: for
+            dense prediction with the same weights; see `Classifier`.
         **family_options: the family's own, e.g. `alpha` of MobileNetV2; see its module. Also `preprocessing`, for
             weights that want another mode of `preprocess_input` than the model's.
 
@@ -148,6 +151,7 @@ def create(
         plain_convolutions=plain_convolutions,
         axis_name=axis_name,
         head=head,
+        output_stride=output_stride,
         **options,
     )
 
@@ -157,6 +161,14 @@ def family_defaults(record: ModelSpec) -> dict[str, Any]:
     common = {field.name for field in dataclasses.fields(Classifier)}
     fields = [field for field in dataclasses.fields(record.family) if field.name not in common]
     return {field.name: record.options.get(field.name, field.default) for field in fields}
+
+
+def model_options(record: ModelSpec) -> dict[str, Any]:
+    """Return the options of a network that a user names beside its model: its family's, and those of every network.
+
+    With the model's values.
+    """
+    return {**family_defaults(record), "output_stride": None}
 
 
 def preprocessing_of(module: Any) -> Mode | None:

@@ -42,10 +42,10 @@ def list_(pattern: Annotated[str, typer.Argument(help="Names to show, with wildc
 def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> None:
     """Show what is known of a model: paper, licence, preprocessing, options, published files."""
     import fzoo
-    from fzoo.zoo import family_defaults
+    from fzoo.zoo import model_options
 
     s = fzoo.spec(name)
-    options = family_defaults(s)
+    options = model_options(s)
     rows = [
         ("name", s.name),
         ("paper", s.paper),
@@ -56,7 +56,7 @@ def info(name: Annotated[str, typer.Argument(help="Name of the model.")]) -> Non
         ("depth", s.depth),
         ("size of the weights", f"{s.size_mb} MB"),
         ("ImageNet top-1, top-5", ", ".join("not published" if a is None else f"{a:.1%}" for a in (s.top1, s.top5))),
-        ("options", ", ".join(f"{k}={v}" for k, v in options.items()) or "none"),
+        ("options", ", ".join(f"{k}={v}" for k, v in options.items())),
         *(("file", f"{f.url}  {f.hash or 'no hash published'}") for f in s.weight_files),
     ]
     for key, value in rows:

@@ -45,7 +45,7 @@ Labels = Annotated[
 
 
 Option = Annotated[
-    list[str] | None, typer.Option("--option", "-o", help="An option of the model's family, e.g. -o alpha=0.5.")
+    list[str] | None, typer.Option("--option", "-o", help="An option of the model's network, e.g. -o alpha=0.5.")
 ]
 
 
@@ -209,21 +209,21 @@ def parse_phase(text: str) -> Any:
 
 
 def parse_options(model: str, options: Sequence[str] | None) -> dict[str, Any]:
-    """Parse options of a model's family from NAME=VALUE, the value as in Python."""
+    """Parse options of a model's network from NAME=VALUE, the value as in Python."""
     import fzoo
     from fzoo.errors import unknown
     from fzoo.pretrained.whole import is_whole_model
-    from fzoo.zoo import family_defaults
+    from fzoo.zoo import model_options
 
     if options and is_whole_model(model):
         raise ValueError(f"--option {options[0]} given, which {model} says itself")
-    known, parsed = family_defaults(fzoo.spec(model)), {}
+    known, parsed = model_options(fzoo.spec(model)), {}
     for text in options or ():
         key, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"--option {text!r} given, NAME=VALUE expected, e.g. alpha=0.5")
         if key not in known:
-            raise ValueError(unknown(f"option of {model}", key, known or ["none"]))
+            raise ValueError(unknown(f"option of {model}", key, known))
         try:
             parsed[key] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):

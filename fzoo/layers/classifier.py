@@ -109,8 +109,15 @@ class Classifier(nn.Module):
         plain_convolutions: whether a CPU runs XLA's own convolutions, and not the forms of `fzoo.ops`: slower, but
             compiled in less time.
         axis_name: in training, BNs take the statistics of the batches on all devices of this axis together, of a
-            `jax.shard_map`, `jax.pmap` or `jax.vmap` around the call. Where a `jax.jit` is given a batch that is split over
-            a mesh, they do so without it.
+            `jax.shard_map`, `jax.pmap` or `jax.vmap` around the call. Where a `jax.jit` is given a batch that is split
+            over a mesh, they do so without it.
+        output_stride: pixels of the image between two values of the last maps, for dense prediction with the same
+            weights: 8 or 16, where it is 32 otherwise. Where a stride would take a map beyond it, the windows move by
+            single values, and all later ones are dilated (Chen et al., DeepLab, https://arxiv.org/abs/1606.00915), so
+            that every (32 / output_stride)-th value is the plain network's, and the others lie between them; only
+            squeeze-and-excitation, which averages over the map, averages over other values. A convolution or a pool
+            without padding stays so, and leaves out the last values of its map. It goes with a top that takes maps of
+            any size.
         prepared: not an option: what `optimize_for_inference` did.
 
     Raises:
@@ -131,6 +138,7 @@ class Classifier(nn.Module):
     remat: bool = option(False, FLAG)
     plain_convolutions: bool = option(False, FLAG)
     axis_name: str | None = option(None, or_none(NAME))
+    output_stride: int | None = option(None, one_of(None, 8, 16))
     prepared: Prepared | None = None
 
     # Facts of a family; not options.
@@ -308,6 +316,7 @@ class Classifier(nn.Module):
             prepared=self.prepared,
             shared=self.shared_layers,
             kept=self.kept_layers if again else (),
+            output_stride=self.output_stride,
         )
         if again:
 
@@ -377,6 +386,16 @@ def check_common_options(module: Classifier) -> None:
         raise ValueError("head goes with include_top=True: it is the classifier")
     if module.pooling and module.include_top:
         raise ValueError(f"pooling={module.pooling!r} goes with include_top=False: the top pools already")
+    if module.output_stride is not None and module.keras_graph is not None:
+        raise ValueError(
+            f"output_stride={module.output_stride} given, which goes with the families of list_models(), not with the "
+            "network of a file"
+        )
+    if module.output_stride is not None and module.fixed_size and module.own_top:
+        raise ValueError(
+            f"output_stride={module.output_stride} goes with include_top=False or a fzoo.Head: the top of {family} "
+            "takes maps of one size"
+        )
     if module.default_size < module.min_size:
         raise ValueError(f"default_size={module.default_size} given, {module.min_size} or more expected")
     if getattr(module, "include_preprocessing", False) and module.preprocessing not in (None, "none"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,8 @@ from jax import lax
 from jaxtyping import Array
 
 from fzoo import ops
-from fzoo.layers.conventions import snake_case
+from fzoo.layers.conventions import Padding, lax_padding, pair, snake_case
+from fzoo.layers.dilation import Axis, dense_window
 from fzoo.layers.initializers import VarianceScaling, glorot_uniform
 from fzoo.layers.modules import Conv, Layer
 from fzoo.layers.record import OPERATION, Node, Prepared
@@ -27,6 +28,22 @@ Training = bool | frozenset[str]
 MOST_LAYERS = 4096
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+class DenseWindows(NamedTuple):
+    """How windows go over a map.
+
+    Attributes:
+        strides: for height and width.
+        padding: lax's.
+        dilation: of the taps.
+        axes: how the output lies.
+    """
+
+    strides: tuple[int, int]
+    padding: Padding
+    dilation: tuple[int, int]
+    axes: tuple[Axis, Axis] | None
 
 
 class ForwardPass:
@@ -48,6 +65,8 @@ class ForwardPass:
         shared: names of the layers that are called more than once, each time with the same variables. The second call
             of a layer is recorded, and tapped, as "name:1".
         kept: names of the layers whose outputs are marked as what is kept for a backward pass.
+        output_stride: pixels of the image between two values of a map, at the most, by dilation; None for the network
+            as it is. Holds on to every intermediate array, as a record does.
     """
 
     def __init__(
@@ -65,6 +84,7 @@ class ForwardPass:
         prepared: Prepared | None = None,
         shared: Iterable[str] = (),
         kept: Iterable[str] = (),
+        output_stride: int | None = None,
     ):
         self._train = train
         self.dtype = dtype
@@ -72,6 +92,7 @@ class ForwardPass:
         self.plain_convolutions = plain_convolutions
         self.axis_name = axis_name
         self.known_size = known_size
+        self.output_stride = output_stride
         self.tapped: dict[str, Array] = {}
         self.nodes: dict[str, Node] = {}
         self.names: list[str] = []
@@ -86,6 +107,7 @@ class ForwardPass:
         self._numbers: Counter[str] = Counter()
         self._growing: tuple[Array, Array] | None = None  # a concatenation, and the buffer that it is the beginning of
         self._producer: dict[int, tuple[str, Array]] = {}  # by id; the array is kept so that the id stays its own
+        self._axes: dict[int, tuple[tuple[Axis, Axis], Array]] = {}  # the same, of how each array lies
         self._conv = functools.partial(
             Conv,
             use_bias=False,
@@ -103,6 +125,43 @@ class ForwardPass:
     def _start(self, kernel_init: VarianceScaling) -> Callable[..., Array]:
         """Choose how kernels start; a record has no use for their values."""
         return nn.initializers.zeros if self._record else kernel_init
+
+    # -- output_stride ----------------------------------------------------------------------------------------------
+
+    def axes(self, x: Array) -> tuple[Axis, Axis]:
+        """Tell how a map lies along its height and its width."""
+        return (Axis(), Axis()) if self.output_stride is None else self._axes[id(x)][0]
+
+    def plain_size(self, x: Array) -> tuple[int, int]:
+        """Return the height and the width that a map (N, H, W, C) has without `output_stride`."""
+        height, width = (axis.plain_side(side) for axis, side in zip(self.axes(x), x.shape[1:3], strict=True))
+        return height, width
+
+    def _dense_windows(
+        self,
+        x: Array,
+        kernel: tuple[int, int],
+        strides: int | tuple[int, int],
+        padding: Padding,
+        dilation: int | tuple[int, int] = 1,
+    ) -> DenseWindows:
+        """Say how the windows of a layer go over a map, which is other than the layer says with `output_stride`."""
+        strides, dilation, padding = pair(strides), pair(dilation), lax_padding(padding)
+        if self.output_stride is None:
+            return DenseWindows(strides, padding, dilation, None)
+        own = (padding, padding) if isinstance(padding, str) else padding
+        found = [
+            dense_window(side, axis, self.output_stride, (taps - 1) * by + 1, stride, pads)
+            for side, axis, taps, by, stride, pads in zip(
+                x.shape[1:3], self.axes(x), kernel, dilation, strides, own, strict=True
+            )
+        ]
+        down, right = found
+        axes = down.axis, right.axis
+        if all(window.axis.dilation == 1 for window in found):
+            return DenseWindows(strides, padding, dilation, axes)
+        apart = down.dilation * dilation[0], right.dilation * dilation[1]
+        return DenseWindows((down.stride, right.stride), (down.pads, right.pads), apart, axes)
 
     # -- bookkeeping ------------------------------------------------------------------------------------------------
 
@@ -137,9 +196,13 @@ class ForwardPass:
         flops: int = 0,
         kernel_init: VarianceScaling = glorot_uniform,
         parts: tuple[Node, ...] = (),
+        axes: tuple[Axis, Axis] | None = None,
         **config: Any,
     ) -> Array:
-        """File the output of a layer; every layer's last step."""
+        """File the output of a layer; every layer's last step.
+
+        Without `axes`, its output lies as the densest of the inputs do.
+        """
         variables = name
         if name in self._shared:
             number = self._numbers[f"{name}:"]
@@ -149,9 +212,10 @@ class ForwardPass:
             self.names.append(name)
         if len(self.names) > MOST_LAYERS:  # a file from a stranger may ask for any
             raise ValueError(f"a network has {MOST_LAYERS:,} layers at the most")
+        dense = self.output_stride is not None
+        if (self._record or dense) and any(y is x for x in inputs):  # an identity (dropout outside training), too
+            y = jnp.copy(y)  # is a layer of its own
         if self._record:
-            if any(y is x for x in inputs):  # an identity (dropout outside training) is a layer of its own, too
-                y = jnp.copy(y)
             if not all(id(x) in self._producer for x in inputs):
                 raise ValueError(f"{name}: its input was made by no layer; `operation` makes a step of the graph of it")
             parents = tuple(self._producer[id(x)][0] for x in inputs)
@@ -161,6 +225,8 @@ class ForwardPass:
             y = self.given(name, y)
         if name in self._kept:
             y = mark(name, y)
+        if dense:
+            self._axes[id(y)] = (axes or self._joined_axes(inputs)), y
         if name in self._taps:
             self.tapped[name] = y
         return y
@@ -170,6 +236,16 @@ class ForwardPass:
         self.tapped, self._growing = tapped, None
         self._modules.clear()
         self._producer.clear()
+
+    def _joined_axes(self, inputs: Sequence[Array]) -> tuple[Axis, Axis]:
+        """Return how the output of a layer lies whose inputs lie so."""
+        if not inputs:
+            return Axis(), Axis()
+        rows, columns = zip(*(self.axes(x) for x in inputs), strict=True)
+        down, right = (
+            Axis(max(axis.stride for axis in found), max(axis.dilation for axis in found)) for found in (rows, columns)
+        )
+        return down, right
 
     def makers(self, outputs: Any) -> tuple[str, ...]:
         """Name the calls that made the outputs of a network, of a record."""

@@ -8,6 +8,7 @@ the whole call graph, from which `trace` derives Keras's order of layers.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,16 +63,21 @@ class Layers(WeightedLayers):
         name = self._name("ZeroPadding2D", name)
         if isinstance(padding, int):
             padding = ((padding, padding), (padding, padding))
-        return self._note("ZeroPadding2D", name, [x], jnp.pad(x, ((0, 0), *padding, (0, 0))), padding=padding)
+        axes = self.axes(x)
+        wide = [(axis.dilation * a, axis.dilation * b) for axis, (a, b) in zip(axes, padding, strict=True)]
+        down, right = (dataclasses.replace(axis, zeros=zeros) for axis, zeros in zip(axes, padding, strict=True))
+        y = jnp.pad(x, ((0, 0), *wide, (0, 0)))
+        return self._note("ZeroPadding2D", name, [x], y, axes=(down, right), padding=tuple(wide))
 
     def crop(
         self, x: Float[Array, "n h w c"], cropping: tuple[tuple[int, int], tuple[int, int]], *, name: str | None = None
     ) -> Float[Array, "n hc wc c"]:
         """Apply Cropping2D."""
         name = self._name("Cropping2D", name)
-        (top, bottom), (left, right) = cropping
+        wide = [(axis.dilation * a, axis.dilation * b) for axis, (a, b) in zip(self.axes(x), cropping, strict=True)]
+        (top, bottom), (left, right) = wide
         y = x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
-        return self._note("Cropping2D", name, [x], y, cropping=cropping)
+        return self._note("Cropping2D", name, [x], y, cropping=tuple(wide))
 
     def max_pool(
         self,
@@ -84,8 +90,7 @@ class Layers(WeightedLayers):
     ) -> Float[Array, "n ho wo c"]:
         """Apply MaxPooling2D; padding never wins. `strides` defaults to the window."""
         name = self._name("MaxPooling2D", name)
-        how = ops.Pool("max", pair(window), pair(strides or window), padding.upper())
-        return self._note("MaxPooling2D", name, [x], ops.pool(how, x), pool=how)
+        return self._pool("MaxPooling2D", "max", x, pair(window), strides or window, padding, name)
 
     def avg_pool(
         self,
@@ -98,8 +103,26 @@ class Layers(WeightedLayers):
     ) -> Float[Array, "n ho wo c"]:
         """Apply AveragePooling2D; padding is not counted. `strides` defaults to the window."""
         name = self._name("AveragePooling2D", name)
-        how = ops.Pool("avg", pair(window), pair(strides or window), padding.upper())
-        return self._note("AveragePooling2D", name, [x], ops.pool(how, x), pool=how)
+        return self._pool("AveragePooling2D", "avg", x, pair(window), strides or window, padding, name)
+
+    def _pool(
+        self,
+        kind: str,
+        how: str,
+        x: Array,
+        window: tuple[int, int],
+        strides: int | tuple[int, int],
+        padding: str,
+        name: str,
+    ) -> Array:
+        steps, pads, apart, axes = self._dense_windows(x, window, strides, padding)
+        source = x
+        if padding.upper() == "VALID" and not isinstance(
+            pads, str
+        ):  # more of the zeros of a ZeroPadding2D, which count
+            source, pads = jnp.pad(x, ((0, 0), *pads, (0, 0))), "VALID"
+        pool = ops.Pool(how, window, steps, pads, apart)
+        return self._note(kind, name, [x], ops.pool(pool, source), axes=axes, pool=pool)
 
     def global_avg_pool(
         self, x: Float[Array, "n h w c"], *, keepdims: bool = False, name: str | None = None
@@ -215,5 +238,5 @@ class Layers(WeightedLayers):
         Keras decides when it builds the network; where it does not know the size then, it pads as for an even one.
         """
         half = kernel // 2
-        even = [1 - n % 2 if self.known_size else 1 for n in x.shape[1:3]]
+        even = [1 - n % 2 if self.known_size else 1 for n in self.plain_size(x)]
         return (half - even[0], half), (half - even[1], half)

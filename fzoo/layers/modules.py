@@ -122,7 +122,7 @@ class SeparableConv(nn.Module):
     features: int
     kernel_size: tuple[int, ...]
     strides: tuple[int, ...]
-    padding: str
+    padding: str | tuple[tuple[int, int], ...]
     conv: Callable[..., nn.Conv]
     use_bias: bool = False
     depth_multiplier: int = 1

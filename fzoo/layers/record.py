@@ -25,8 +25,8 @@ class Node:
         kernel_init: how its kernels start.
         config: options of the layer where something asks for them: "activation" of a layer with weights,
             "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a normalization, "pool" (an
-            `ops.Pool`), "padding", "strides", "max_value" of a ReLU; and "rate" of what drops in training (Dropout,
-            StochasticDepth), "init" of a LayerScale.
+            `ops.Pool`), "padding", "strides" (with the network's `output_stride`, what is applied), "max_value" of a
+            ReLU; and "rate" of what drops in training (Dropout, StochasticDepth), "init" of a LayerScale.
         parts: the layers inside of a Sequential, in their order.
         variables: the name under which its variables lie: its own, but for a later call of a shared layer, "name:1".
     """

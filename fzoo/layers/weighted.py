@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from fzoo import ops
 from fzoo.layers.activations import Activation, activation_function, name_of
-from fzoo.layers.conventions import Padding, lax_padding, of_channels, pair
+from fzoo.layers.conventions import Padding, of_channels, pair
 from fzoo.layers.forward import ForwardPass
 from fzoo.layers.initializers import VarianceScaling, glorot_uniform
 from fzoo.layers.modules import (
@@ -52,9 +52,15 @@ class WeightedLayers(ForwardPass):
     ) -> Float[Array, "n ho wo f"]:
         """Apply Conv2D."""
         name = self._name("Conv2D", name)
-        kernel, steps, pads = pair(kernel), pair(strides), lax_padding(padding)
+        kernel = pair(kernel)
+        steps, pads, apart, axes = self._dense_windows(x, kernel, strides, padding, dilation)
         use_bias = use_bias or name in self._prepared.biased
         if name in self._tiles:
+            if (steps, apart) != ((1, 1), (1, 1)):
+                raise ValueError(
+                    f"output_stride={self.output_stride} given, for which {name} was not prepared: "
+                    "optimize_for_inference the network that has it"
+                )
             arguments = (features, kernel, pads, self._tiles[name], self.dtype, use_bias)
             conv = self._module(name, functools.partial(WinogradConv, *arguments, name=name))
         else:
@@ -64,7 +70,7 @@ class WeightedLayers(ForwardPass):
                 kernel,
                 steps,
                 padding=pads,
-                kernel_dilation=pair(dilation),
+                kernel_dilation=apart,
                 feature_group_count=groups,
                 use_bias=use_bias,
                 kernel_init=self._start(kernel_init),
@@ -74,11 +80,10 @@ class WeightedLayers(ForwardPass):
         y = activation_function(activation)(conv(x))
         terms = x.shape[-1] // groups
         flops = 2 * int(np.prod([*y.shape[1:], *kernel, terms]))
-        options: dict[str, Any] = {"activation": name_of(activation)}
-        if pair(dilation) == (1, 1):
-            shape = (*kernel, terms, features)
-            options["convolution"] = ops.Convolution.of((1, *x.shape[1:]), shape, steps, pads, groups)
-        return self._note("Conv2D", name, [x], y, flops, kernel_init, **options)
+        shape = (*kernel, terms, features)
+        convolution = ops.Convolution.of((1, *x.shape[1:]), shape, steps, pads, groups, dilation=apart)
+        options = {"activation": name_of(activation), "convolution": convolution}
+        return self._note("Conv2D", name, [x], y, flops, kernel_init, axes=axes, **options)
 
     def depthwise_conv2d(
         self,
@@ -97,13 +102,14 @@ class WeightedLayers(ForwardPass):
         """Apply DepthwiseConv2D. Output c * depth_multiplier + j reads input channel c."""
         name = self._name("DepthwiseConv2D", name)
         channels, kernel = x.shape[-1], pair(kernel)
+        steps, pads, apart, axes = self._dense_windows(x, kernel, strides, padding, dilation)
         make = functools.partial(
             self._conv,
             channels * depth_multiplier,
             kernel,
-            pair(strides),
-            padding=lax_padding(padding),
-            kernel_dilation=pair(dilation),
+            steps,
+            padding=pads,
+            kernel_dilation=apart,
             feature_group_count=channels,
             use_bias=use_bias or name in self._prepared.biased,
             kernel_init=self._start(kernel_init),
@@ -111,8 +117,8 @@ class WeightedLayers(ForwardPass):
         )
         y = activation_function(activation)(self._module(name, make)(x))
         flops = 2 * int(np.prod([*y.shape[1:], *kernel]))
-        options = {"activation": name_of(activation), "strides": pair(strides), "padding": padding}
-        return self._note("DepthwiseConv2D", name, [x], y, flops, kernel_init, **options)
+        options = {"activation": name_of(activation), "strides": steps, "padding": pads}
+        return self._note("DepthwiseConv2D", name, [x], y, flops, kernel_init, axes=axes, **options)
 
     def separable_conv2d(
         self,
@@ -131,22 +137,23 @@ class WeightedLayers(ForwardPass):
         """Apply SeparableConv2D, which has no bias here unless one is asked for."""
         name = self._name("SeparableConv2D", name)
         kernel, channels = pair(kernel), x.shape[-1] * depth_multiplier
+        steps, pads, apart, axes = self._dense_windows(x, kernel, strides, padding, dilation)
         make = functools.partial(
             SeparableConv,
             features,
             kernel,
-            pair(strides),
-            padding.upper(),
+            steps,
+            pads,
             self._conv,
             use_bias or name in self._prepared.biased,
             depth_multiplier,
-            pair(dilation),
+            apart,
             name=name,
         )
         y = activation_function(activation)(self._module(name, make)(x))
         flops = 2 * int(np.prod(y.shape[1:3])) * channels * (kernel[0] * kernel[1] + features)
-        options = {"activation": name_of(activation), "strides": pair(strides), "padding": padding}
-        return self._note("SeparableConv2D", name, [x], y, flops, **options)
+        options = {"activation": name_of(activation), "strides": steps, "padding": pads}
+        return self._note("SeparableConv2D", name, [x], y, flops, axes=axes, **options)
 
     def conv2d_transpose(
         self,
@@ -389,12 +396,15 @@ class WeightedLayers(ForwardPass):
             taps=self._taps,
             record=self._record,
             prepared=self._prepared,
+            output_stride=self.output_stride,
         )
+        inner._axes = self._axes
         inner.tapped, inner._numbers, inner._given = self.tapped, self._numbers, self._given
         inner._producer[id(x)] = (name, x)
         y = Sequential(functools.partial(layers, inner), name=name)(x)
         parts = tuple(inner.nodes.values())
-        return self._note("Sequential", name, [x], y, sum(part.flops for part in parts), parts=parts)
+        axes = None if self.output_stride is None else self.axes(y)
+        return self._note("Sequential", name, [x], y, sum(part.flops for part in parts), parts=parts, axes=axes)
 
 
 def transposed_padding(kernel: int, stride: int, dilation: int, extra: int, padding: str) -> tuple[int, int]:

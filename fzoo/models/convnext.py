@@ -81,7 +81,7 @@ class ConvNeXt(Classifier):
             torchvision |= {f"{block}{ours}": f"features.{2 * stage + 1}.{{1}}.{name}" for ours, name in inside.items()}
         return {"timm": timm, "torchvision": torchvision}
 
-    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h//32 w//32 f"]:
+    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
         """Apply four stages, the size halved before each but the first, which begins with a fourth of the input's."""
         if self.include_preprocessing and x.shape[-1] == 3:
             mean = [255 * m for m in (0.485, 0.456, 0.406)]
@@ -132,7 +132,7 @@ def stem(k: Layers, x: Float[Array, "n h w c"], width: int, prefix: str) -> Floa
 
 def halved(
     k: Layers, x: Float[Array, "n h w c"], width: int, prefix: str, number: int
-) -> Float[Array, "n h//2 w//2 width"]:
+) -> Float[Array, "n ho wo width"]:
     """Put patches of 2 x 2 together."""
     x = k.layer_norm(x, epsilon=1e-6, name=f"{prefix}_downsampling_layernorm_{number}")
     return k.conv2d(x, width, 2, 2, name=f"{prefix}_downsampling_conv_{number}")

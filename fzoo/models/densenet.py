@@ -81,7 +81,7 @@ def dense_layer(
     return k.conv2d(y, net.growth_rate, 3, padding="same", use_bias=False, name=f"{name}_2_conv")
 
 
-def transition(net: DenseNet, k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n h//2 w//2 c//2"]:
+def transition(net: DenseNet, k: Layers, x: Float[Array, "n h w c"], name: str) -> Float[Array, "n ho wo c//2"]:
     """Halve the channels and the size."""
     x = k.activation(k.batch_norm(x, epsilon=net.epsilon, name=f"{name}_bn"), "relu", name=f"{name}_relu")
     x = k.conv2d(x, x.shape[-1] // 2, 1, use_bias=False, name=f"{name}_conv")

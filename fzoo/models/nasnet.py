@@ -104,7 +104,7 @@ def adjust(
     """Bring `p` to the size of `x` and to `filters` channels; the first cell of all has no `p`, and sees `x` twice."""
     if p is None:
         return x
-    if p.shape[2] != x.shape[2]:
+    if k.plain_size(p)[1] != k.plain_size(x)[1]:
         conv = partial(k.conv2d, features=filters // 2, kernel=1, padding="same", use_bias=False, kernel_init=he_normal)
         p = k.activation(p, "relu", name=f"adjust_relu_1_{block}")
         even = conv(k.avg_pool(p, 1, 2, name=f"adjust_avg_pool_1_{block}"), name=f"adjust_conv_1_{block}")

@@ -55,7 +55,7 @@ class VGG(Classifier):
             },
         }
 
-    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n h//32 w//32 512"]:
+    def backbone(self, k: Layers, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo 512"]:
         """Apply five blocks."""
         for block, (convs, width) in enumerate(zip(self.convs, WIDTHS, strict=True), 1):
             for i in range(1, convs + 1):

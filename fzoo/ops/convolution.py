@@ -41,8 +41,9 @@ def conv_general_dilated(
 ) -> Float[Array, "n ho wo o"]:
     """Do what `lax.conv_general_dilated` does, in a faster form where `CPU_FORMS` has one and on a CPU."""
     plain = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
-    if plain and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ()))):
-        conv = Convolution.of(lhs.shape, rhs.shape, window_strides, padding, feature_group_count, lhs.dtype)
+    if plain and all(d == 1 for d in lhs_dilation or ()):
+        shapes = lhs.shape, rhs.shape, window_strides, padding, feature_group_count
+        conv = Convolution.of(*shapes, lhs.dtype, rhs_dilation)
         run = cpu_form(conv)
         if run is not None:
             return _by_platform(run, conv, tuple(options.items()), lhs, rhs)
@@ -71,6 +72,7 @@ def _by_platform(
         lax.conv_general_dilated,
         window_strides=conv.strides,
         padding=conv.pads,
+        rhs_dilation=conv.dilation,
         dimension_numbers=NHWC,
         feature_group_count=conv.groups,
         **dict(options),
@@ -198,15 +200,22 @@ class Form:
     Attributes:
         fits: whether it is the way for such a convolution.
         run: (convolution, images, kernel) to output.
+        takes_dilated: whether also a kernel whose elements are apart.
     """
 
     fits: Callable[[Convolution], bool]
     run: Callable[[Convolution, Array, Array], Array]
+    takes_dilated: bool = False
 
 
 def is_depthwise(conv: Convolution) -> bool:
     """Tell whether there is one kernel for each channel."""
     return conv.groups == conv.inputs > 1
+
+
+def is_dilated(conv: Convolution) -> bool:
+    """Tell whether the kernel's elements are apart."""
+    return conv.dilation != (1, 1)
 
 
 def is_grouped(conv: Convolution) -> bool:
@@ -243,6 +252,8 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
     """
     if conv.kernel not in FILTERED or conv.groups != 1 or conv.strides != (1, 1) or conv.dtype != jnp.float32:
         return False
+    if is_dilated(conv):
+        return False
     pixels = conv.images * conv.size[0] * conv.size[1]
     few, many = sorted((conv.inputs, conv.outputs))
     cheap = prepared or 1 in conv.kernel or pixels >= 4 * conv.inputs
@@ -251,7 +262,7 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
 
 #: What a CPU runs instead of XLA's convolution: the first that fits.
 CPU_FORMS = (
-    Form(is_depthwise, depthwise_shifted),
+    Form(is_depthwise, depthwise_shifted, takes_dilated=True),
     Form(is_grouped, by_groups),
     Form(is_pointwise, pointwise),
     Form(is_small_stem, row_columns),
@@ -262,4 +273,5 @@ CPU_FORMS = (
 
 def cpu_form(conv: Convolution) -> Callable[[Convolution, Array, Array], Array] | None:
     """Choose how a CPU runs a convolution: a function of (convolution, images, kernel), or None for XLA's own way."""
-    return next((form.run for form in CPU_FORMS if form.fits(conv)), None)
+    forms = (form for form in CPU_FORMS if form.takes_dilated or not is_dilated(conv))
+    return next((form.run for form in forms if form.fits(conv)), None)

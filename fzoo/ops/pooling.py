@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+from fzoo.ops.shapes import Pads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +24,15 @@ class Pool:
         kind: "max" (padding never wins) or "avg" (padding is not counted).
         window: height and width.
         strides: for height and width.
-        padding: "SAME" or "VALID".
+        padding: "SAME" or "VALID", or what is padded before and after, for height and width.
+        dilation: how far the values of a window are apart; with more than 1, `padding` says the numbers or "VALID".
     """
 
     kind: str
     window: tuple[int, int]
     strides: tuple[int, int]
-    padding: str
+    padding: str | Pads
+    dilation: tuple[int, int] = (1, 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -51,22 +56,62 @@ def _pool_jvp(how: Pool, primals: tuple[Array], tangents: tuple[Array]) -> tuple
 
 
 def _pool(how: Pool, x: Array) -> Array:
+    if how.dilation != (1, 1):
+        return _pool_by_phases(how, x)
+    padding: Any = how.padding  # Flax takes numbers, too
     if how.kind == "max":
-        return nn.max_pool(x, how.window, how.strides, how.padding)
-    return nn.avg_pool(x, how.window, how.strides, how.padding, count_include_pad=False).astype(x.dtype)
+        return nn.max_pool(x, how.window, how.strides, padding)
+    return nn.avg_pool(x, how.window, how.strides, padding, count_include_pad=False).astype(x.dtype)
 
 
 def _pool_shifted(how: Pool, x: Array) -> Array:
     combine, neutral = (jnp.maximum, -jnp.inf) if how.kind == "max" else (jnp.add, 0)
-    pads = lax.padtype_to_pads(x.shape[1:3], how.window, how.strides, how.padding)
+    pads = _pads(how, x)
     wide = x.dtype if how.kind == "max" else jnp.promote_types(x.dtype, jnp.float32)
     y = jnp.pad(x.astype(wide), ((0, 0), *pads, (0, 0)), constant_values=neutral)
-    count = 1.0  # of the pixels in a window
-    for axis, window, stride, (before, after) in zip((1, 2), how.window, how.strides, pads, strict=True):
-        size = (y.shape[axis] - window) // stride + 1
-        shifted = [lax.slice_in_dim(y, i, i + (size - 1) * stride + 1, stride, axis) for i in range(window)]
+    sides = zip((1, 2), how.window, how.strides, how.dilation, strict=True)
+    for axis, window, stride, apart in sides:
+        size = (y.shape[axis] - (window - 1) * apart - 1) // stride + 1
+        starts = range(0, window * apart, apart)
+        shifted = [lax.slice_in_dim(y, i, i + (size - 1) * stride + 1, stride, axis) for i in starts]
         y = lax.optimization_barrier(functools.reduce(combine, shifted))  # not computed anew by all that reads it
-        inside = np.pad(np.ones(x.shape[axis]), (before, after))
-        counts = [inside[i * stride : i * stride + window].sum() for i in range(size)]
-        count = count * np.reshape(counts, [-1 if i == axis else 1 for i in range(x.ndim)])
-    return y if how.kind == "max" else (y / jnp.asarray(count, wide)).astype(x.dtype)
+    return y if how.kind == "max" else (y / jnp.asarray(_counts(how, x), wide)).astype(x.dtype)
+
+
+def _pads(how: Pool, x: Array) -> Pads:
+    """Return what is padded before and after, for height and width."""
+    if not isinstance(how.padding, str):
+        return how.padding
+    rows, columns = lax.padtype_to_pads(x.shape[1:3], how.window, how.strides, how.padding)
+    return rows, columns
+
+
+def _counts(how: Pool, x: Array) -> np.ndarray:
+    """Count the pixels of the image in each window: (1, ho, wo, 1)."""
+    total = np.ones((1, 1, 1, 1))
+    sides = zip((1, 2), how.window, how.strides, how.dilation, _pads(how, x), strict=True)
+    for axis, window, stride, apart, pads in sides:
+        inside = np.pad(np.ones(x.shape[axis]), pads)
+        firsts = np.arange(0, len(inside) - (window - 1) * apart, stride)
+        counts = inside[firsts[:, None] + np.arange(window) * apart].sum(1)
+        total = total * np.reshape(counts, [-1 if i == axis else 1 for i in range(x.ndim)])
+    return total
+
+
+def _pool_by_phases(how: Pool, x: Array) -> Array:
+    """Pool by dilated windows as by plain ones on the images that every d-th pixel makes, since XLA derives those."""
+    n, _, _, c = x.shape
+    pads, (down, right) = _pads(how, x), how.dilation
+    wide = x.dtype if how.kind == "max" else jnp.promote_types(x.dtype, jnp.float32)
+    neutral, combine = (-jnp.inf, lax.max) if how.kind == "max" else (0.0, lax.add)
+    sides = [side + sum(around) for side, around in zip(x.shape[1:3], pads, strict=True)]
+    sizes = [side - (w - 1) * by for side, w, by in zip(sides, how.window, how.dilation, strict=True)]
+    filled = [(a, b - side % -by) for side, (a, b), by in zip(sides, pads, how.dilation, strict=True)]
+    y = jnp.pad(x.astype(wide), ((0, 0), *filled, (0, 0)), constant_values=neutral)
+    y = y.reshape(n, y.shape[1] // down, down, y.shape[2] // right, right, c).transpose(0, 2, 4, 1, 3, 5)
+    y = y.reshape(n * down * right, *y.shape[3:])  # images that lie on several devices stay there
+    y = nn.pooling.pool(y, neutral, combine, how.window, (1, 1), "VALID")
+    y = y.reshape(n, down, right, *y.shape[1:]).transpose(0, 3, 1, 4, 2, 5)
+    y = y.reshape(n, y.shape[1] * down, y.shape[3] * right, c)
+    y = y[:, : sizes[0] : how.strides[0], : sizes[1] : how.strides[1]]
+    return y if how.kind == "max" else (y / jnp.asarray(_counts(how, x), wide)).astype(x.dtype)

@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -19,13 +20,14 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """The shape of an undilated NHWC convolution: what a form is chosen by.
+    """The shape of an NHWC convolution: what a form is chosen by.
 
     Attributes:
         images, height, width, inputs: shape of the input; one image where `jax.export` leaves their number open.
         kernel, outputs, groups: of the kernel.
         strides, pads: for height and width.
         dtype: of the images and the kernel.
+        dilation: how far the kernel's elements are apart, for height and width; 1 where there is only one.
     """
 
     images: int
@@ -38,6 +40,7 @@ class Convolution:
     strides: tuple[int, int]
     pads: Pads
     dtype: Any
+    dilation: tuple[int, int] = (1, 1)
 
     @classmethod
     def of(
@@ -48,21 +51,25 @@ class Convolution:
         padding: str | Sequence[tuple[int, int]],
         groups: int = 1,
         dtype: Any = jnp.float32,
+        dilation: Sequence[int] | None = None,
     ) -> Convolution:
         """Read it from the shapes (n, h, w, c) and (kh, kw, i, o), and lax's padding."""
         (n, h, w, c), (kh, kw, _, outputs) = images, kernel
         n = int(n) if isinstance(n, Integral) else 1  # a symbolic dimension can't be compared
         down, right = (int(s) for s in strides)
+        below, beside = (int(by) if k > 1 else 1 for k, by in zip((kh, kw), dilation or (1, 1), strict=True))
         if isinstance(padding, str):
-            padding = lax.padtype_to_pads((h, w), (kh, kw), (down, right), padding)
+            reach = (kh - 1) * below + 1, (kw - 1) * beside + 1
+            padding = lax.padtype_to_pads((h, w), reach, (down, right), padding)
         rows, columns = ((int(before), int(after)) for before, after in padding)
-        return cls(n, h, w, c, (kh, kw), outputs, groups, (down, right), (rows, columns), jnp.dtype(dtype))
+        strides, apart = (down, right), (below, beside)
+        return cls(n, h, w, c, (kh, kw), outputs, groups, strides, (rows, columns), jnp.dtype(dtype), apart)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the output."""
-        sides = zip((self.height, self.width), self.kernel, self.strides, self.pads, strict=True)
-        height, width = ((side + sum(pads) - k) // stride + 1 for side, k, stride, pads in sides)
+        sides = zip((self.height, self.width), self.kernel, self.strides, self.pads, self.dilation, strict=True)
+        height, width = ((side + sum(pads) - (k - 1) * by - 1) // stride + 1 for side, k, stride, pads, by in sides)
         return height, width
 
     @property
@@ -73,13 +80,13 @@ class Convolution:
 
 
 def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[int, int], Float[Array, "n ho wo c"]]]:
-    """Cut out, for each kernel element, the part of the padded image that it meets."""
+    """Cut out, for each kernel element, the part of the padded image that it meets; with it, where that begins."""
     x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0))) if any(map(any, conv.pads)) else x
     (n, _, _, c), (sh, sw), (ho, wo) = x.shape, conv.strides, conv.size
+    places = [(i * conv.dilation[0], j * conv.dilation[1]) for i, j in np.ndindex(conv.kernel)]
     return [
         ((i, j), lax.slice(x, (0, i, j, 0), (n, i + (ho - 1) * sh + 1, j + (wo - 1) * sw + 1, c), (1, sh, sw, 1)))
-        for i in range(conv.kernel[0])
-        for j in range(conv.kernel[1])
+        for i, j in places
     ]
 
 

@@ -18,7 +18,7 @@ from fzoo.pretrained import load_model
 from fzoo.pretrained.whole import is_whole_model, network_in
 from fzoo.recognition import require_preprocessing
 from fzoo.training.steps import TWO_PHASES, Phase
-from fzoo.zoo import family_defaults, preprocessing_mode, spec
+from fzoo.zoo import model_options, preprocessing_mode, spec
 
 #: What a run may be resumed with other values of.
 FREE = frozenset(("workers", "max_broken", "checkpoint_every"))
@@ -166,7 +166,7 @@ def described_model(model: str, preprocess: str | None) -> tuple[dict[str, Any],
             raise ValueError(
                 f"preprocess={preprocess!r} given, which goes with a file as the model: {model} has its own"
             )
-        return family_defaults(spec(model)), spec(model).input_size, None
+        return model_options(spec(model)), spec(model).input_size, None
     # Only to recognise what it wants are weights needed: those of a Normalization.
     module, variables = load_model(model) if preprocess is None else (network_in(model)[0], {})
     if len(module.graph.inputs) > 1:

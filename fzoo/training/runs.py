@@ -38,7 +38,7 @@ from fzoo.training.plots import draw_confusion, draw_curves
 from fzoo.weights import load_keras_weights, save_keras_weights
 from fzoo.weights.graph import build_graph
 from fzoo.weights.rewrite import configuration_of
-from fzoo.zoo import create, family_defaults, spec
+from fzoo.zoo import create, model_options, spec
 
 if TYPE_CHECKING:
     from fzoo.training.results import Finetuned
@@ -264,7 +264,7 @@ def options_of(module: Classifier, model: str) -> dict[str, Any]:
     """
     if isinstance(module, KerasModel):
         return {"graph": module.graph.source, "cut": module.cut, "dtype": module.dtype}
-    usual = family_defaults(spec(model))
+    usual = model_options(spec(model))
     own = {name: getattr(module, name) for name, value in usual.items() if getattr(module, name) != value}
     return {"input_shape": module.input_shape, "dtype": module.dtype, **own}
 
@@ -274,7 +274,7 @@ def network(config: Mapping[str, Any]) -> Classifier:
     if "graph" in config["options"]:
         graph, _ = build_graph(configuration_of(config["options"]["graph"]))
         return keras_model(graph, jnp.dtype(config["options"]["dtype"])).clone(cut=config["options"]["cut"])
-    usual = family_defaults(spec(config["model"]))
+    usual = model_options(spec(config["model"]))
     options = {name: as_it_was(each, usual.get(name)) for name, each in config["options"].items()}
     options["dtype"] = jnp.dtype(options["dtype"])
     return create(config["model"], classes=len(config["classes"]), head=Head(**config["head"]), **options)

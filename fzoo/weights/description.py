@@ -31,13 +31,14 @@ MOST = 60_000
 NO_OPTIONS = ("parent", "name", "prepared", "precision", "remat", "plain_convolutions", "axis_name")
 
 #: Options that older versions don't know: a file has them only where they are not the default.
-LATER = ("param_dtype",)
+LATER = ("param_dtype", "output_stride")
 
 #: What belongs to the end of a network, which a caller may ask for in another form than the file's.
 ENDS = ("include_top", "classes", "head", "pooling", "classifier_activation")
 
-#: Options that never change what a network with given weights computes in inference, beside rates of dropout.
-FREE = ("dtype", "param_dtype", "default_size", "prefix", "layer_scale_init_value", "tag")
+#: Options that never change what a network with given weights computes in inference, beside rates of dropout, or of
+#: which its values, but not what they are.
+FREE = ("dtype", "param_dtype", "output_stride", "default_size", "prefix", "layer_scale_init_value", "tag")
 
 
 @dataclasses.dataclass(frozen=True)
