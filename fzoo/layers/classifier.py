@@ -321,11 +321,10 @@ class Classifier(nn.Module):
         if again:
 
             def forward(module: Any, inputs: Any) -> Any:
-                return module.forward(k, inputs), k.tapped
+                return module.forward(k, inputs), k.release()
 
             with self.at_precision():
-                y, tapped = remat(forward, self, inputs)
-            k.forget_arrays(tapped)
+                y, k.tapped = remat(forward, self, inputs)
         else:
             with self.at_precision():
                 y = self.forward(k, inputs)

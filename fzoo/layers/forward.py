@@ -231,11 +231,12 @@ class ForwardPass:
             self.tapped[name] = y
         return y
 
-    def forget_arrays(self, tapped: dict[str, Array]) -> None:
-        """Keep the arrays of a transformation that has ended no longer, but for what it gave for the taps."""
-        self.tapped, self._growing = tapped, None
-        self._modules.clear()
-        self._producer.clear()
+    def release(self) -> dict[str, Array]:
+        """Return the tapped arrays, and let go of all: those of a transformation must not outlive it."""
+        tapped, self.tapped, self._growing = self.tapped, {}, None
+        for arrays in (self._modules, self._producer, self._axes):
+            arrays.clear()
+        return tapped
 
     def _joined_axes(self, inputs: Sequence[Array]) -> tuple[Axis, Axis]:
         """Return how the output of a layer lies whose inputs lie so."""
