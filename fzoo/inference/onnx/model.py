@@ -52,7 +52,7 @@ def onnx_model(
     arrays = [constant(leaf, "/".join(str(step.key) for step in path[1:])) for path, leaf in leaves]
     taken = graph.input("images", tuple(images.shape), images.dtype)
     outputs = OnnxWriter(graph, RULES, type(module).__name__).jaxpr(jaxpr.jaxpr, jaxpr.consts, [*arrays, taken])
-    return graph.model(dict(zip(output_names(module, shapes), outputs, strict=True)))
+    return graph.model(dict(zip(layers or output_names(module, shapes), outputs, strict=True)))
 
 
 def results(module: nn.Module, variables: Any, images: Any, layers: Sequence[str]) -> Any:
@@ -60,8 +60,11 @@ def results(module: nn.Module, variables: Any, images: Any, layers: Sequence[str
     if not isinstance(module, Classifier):
         return module.apply(variables, images)
     joined = [node.name for node in trace(module).nodes if node.kind == "Concatenate"]
-    run: Any = module.apply(variables, images, taps=(*layers, *joined), method="run")
-    return {name: run[1].tapped[name] for name in layers} if layers else run[0]
+    if layers:
+        found: Any = module.apply(variables, images, (*layers, *joined), method="endpoints")
+        return [found[name] for name in layers]
+    run: Any = module.apply(variables, images, taps=joined, method="run")
+    return run[0]
 
 
 def output_names(module: nn.Module, shapes: Any) -> list[str]:

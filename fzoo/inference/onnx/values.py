@@ -30,7 +30,7 @@ def add(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Te
 def subtract(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Tensor:
     """Subtract; a constant is added with the other sign."""
     if y.value is not None and y.dtype == FLOAT:
-        return add(writer, params, avals, x, dataclasses.replace(y, value=-y.value, name=""))
+        return add(writer, params, avals, x, dataclasses.replace(y, value=np.asarray(-y.value), name=""))
     return writer.elementwise("Sub", avals[0], [x, y])
 
 
