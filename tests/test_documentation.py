@@ -125,6 +125,12 @@ def imported(block: str) -> list[str]:
     return [name for name in CALLERS if f"import {name}\n" in block]
 
 
+def needs(block: str) -> list[str]:
+    """What a recipe imports that is no part of the tests' environment, or may be left out of it."""
+    written = ["onnx"] if ".onnx" in block else []
+    return written + [package for package in ("onnxruntime", "openvino") if f"import {package}" in block]
+
+
 def recipes() -> list[Any]:
     """The blocks of Python, by their page and the model that each loads."""
     return [
