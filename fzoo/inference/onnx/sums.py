@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,14 @@ def reduced(writer: OnnxWriter, operator: str, x: Tensor, axes: Sequence[int]) -
     places = writer.graph.integers(sorted(x.order.index(axis) for axis in axes))
     like = Tensor(shape, x.dtype, shape, order)
     return writer.graph.tensor(operator, [writer.graph.stored(x, x.order), places], like, keepdims=0)
+
+
+def averaged(writer: OnnxWriter, x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Average over axes; over all pixels as GlobalAveragePool does, which leaves one."""
+    if not x.is_whole or x.order[0] != 0 or len(x.order) < 3 or sorted(axes) != sorted(x.order[2:]):
+        return reduced(writer, "ReduceMean", x, axes)
+    sides = tuple(1 if axis in axes else side for axis, side in enumerate(x.shape))
+    return writer.graph.tensor("GlobalAveragePool", [x.name], dataclasses.replace(x, shape=sides, sides=sides))
 
 
 def pooled(writer: OnnxWriter, operator: str, x: Tensor, how: Any, aval: Any, **attributes: Any) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fzoo.inference.onnx.axes import with_sides
 from fzoo.inference.onnx.graph import Tensor, constant, is_number, size_of
-from fzoo.inference.onnx.sums import pooled, reduced
+from fzoo.inference.onnx.sums import averaged, pooled
 from fzoo.inference.onnx.writer import FLOAT, OnnxWriter
 
 
@@ -76,7 +76,7 @@ def divide(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) ->
         source, axes = total
         sides = [source.shape[axis] for axis in axes]
         if all(map(is_number, sides)) and size_of(sides) == y.value.item():
-            return with_sides(writer, reduced(writer, "ReduceMean", source, axes), x.shape, x.sides)
+            return with_sides(writer, averaged(writer, source, axes), x.shape, x.sides)
     if y.value is not None and (windows := writer.origin(x, "reduce_window_sum")) is not None:
         (source,), how = windows.taken, windows.params
         ones = constant(np.ones([1, *source.shape[1:-1], 1], FLOAT)).value
