@@ -216,7 +216,7 @@ def signature(written: Any) -> tuple[str, str]:
 
 def described(value: Any) -> str:
     """Say what a tensor of ONNX is, as JAX says it, after its name."""
-    import onnx
+    import onnx  # pyright: ignore
 
     tensor = value.type.tensor_type
     sides = ",".join(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim)
