@@ -125,6 +125,12 @@ def imported(block: str) -> list[str]:
     return [name for name in CALLERS if f"import {name}\n" in block]
 
 
+def needs(block: str) -> list[str]:
+    """List what a recipe writes or reads ONNX with."""
+    written = ["onnx"] if ".onnx" in block else []
+    return written + [package for package in ("onnxruntime", "openvino") if f"import {package}" in block]
+
+
 def recipes() -> list[Any]:
     """The blocks of Python, by their page and the model that each loads."""
     return [
@@ -156,6 +162,8 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
             "flowers.keras"
         )
 
+    for library in needs(block):
+        pytest.importorskip(library, reason=f"{library} is not installed")
     for library in imported(block):
         pytest.importorskip(library, reason=f"{library} is not installed")
         (tmp_path / "photos").mkdir()
@@ -164,7 +172,10 @@ def test_recipe(block, tmp_path, monkeypatch, offline):
     namespace: dict[str, Any] = {"__name__": "recipe"}
     exec(compile(block, "block", "exec"), namespace)
 
-    if "block4_pool" in block:
+    if ".onnx" in block:
+        assert (tmp_path / "mobilenet.onnx").stat().st_size > 1 << 20
+        assert "probabilities" not in namespace or namespace["probabilities"].shape == (3, 1000)
+    elif "block4_pool" in block:
         assert namespace["features"].shape == (1, 14, 14, 512)
     elif "distance" in block:
         found = namespace["distance"](namespace["variables"], namespace["noise"], namespace["noise"][::-1])

@@ -134,10 +134,11 @@ def export(
         str,
         typer.Argument(help="Name of the model, the file of a whole model that Keras saved, or the folder of a run."),
     ],
-    out: Annotated[Path, typer.Argument(help="The .stablehlo file to write.")],
+    out: Annotated[Path, typer.Argument(help="The .stablehlo or .onnx file to write.")],
     weights: Weights = "imagenet",
     platform: Annotated[
-        list[str] | None, typer.Option(help="cpu, cuda, rocm or tpu; may be given again. cpu, cuda, tpu if left out.")
+        list[str] | None,
+        typer.Option(help="Of StableHLO: cpu, cuda, rocm or tpu; may be given again. All but rocm if left out."),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images in a call; any number if left out.")] = None,
     pixels: Annotated[
@@ -156,17 +157,21 @@ def export(
     classes: Classes = None,
     size: Size = None,
     option: Option = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="A Keras layer whose output is wanted instead of the network's; may be given again."),
+    ] = None,
 ) -> None:
-    """Write a model and its weights as one file of StableHLO, which JAX runs without fzoo.
+    """Write a model and its weights as one file that runs without fzoo: .stablehlo for JAX, .onnx for ONNX Runtime.
 
-    In a pipe: file, input, output, platforms and MB, separated by tabs.
+    In a pipe: file, input, output, platforms and MB, separated by tabs; several outputs are separated by "; ".
     """
     import fzoo
     from fzoo.inference.export import check_target
     from fzoo.pretrained.whole import is_whole_model
     from fzoo.training.runs import is_run
 
-    platforms = check_target(out, platform or ("cpu", "cuda", "tpu"))
+    platforms = check_target(out, platform or None)
     pixels = pixels or preprocess is not None
     own = is_whole_model(name) or is_run(name)
     if own and weights != "imagenet":
@@ -182,7 +187,37 @@ def export(
         # Kernels that are kept as a CPU wants them would be the only ones in the file, for all platforms.
         target = platforms[0] if len(platforms) == 1 else "several"
         module, variables = fzoo.optimize_for_inference(module, variables, platform=target)
-    exported = fzoo.export(module, variables, out, platforms=platforms, preprocess=loaded.preprocess, batch_size=batch)
-    takes, gives = (aval.str_short(short_dtypes=False) for aval in (*exported.in_avals, *exported.out_avals))
+    written = fzoo.export(
+        module,
+        variables,
+        out,
+        platforms=platforms or None,
+        preprocess=loaded.preprocess,
+        batch_size=batch,
+        layers=layer or (),
+    )
+    takes, gives = signature(written)
     megabytes = f"{out.stat().st_size / 1e6:,.1f}"
-    show(("file", "input", "output", "platforms", "MB"), [(out, takes, gives, ", ".join(platforms), megabytes)])
+    show(
+        ("file", "input", "output", "platforms", "MB"), [(out, takes, gives, ", ".join(platforms) or "any", megabytes)]
+    )
+
+
+def signature(written: Any) -> tuple[str, str]:
+    """Say what a program that was exported takes and gives."""
+    if hasattr(written, "in_avals"):
+        sides = written.in_avals, written.out_avals
+        takes, gives = ("; ".join(aval.str_short(short_dtypes=False) for aval in avals) for avals in sides)
+        return takes, gives
+    tensors = (written.graph.input, written.graph.output)
+    takes, gives = ("; ".join(map(described, side)) for side in tensors)
+    return takes, gives
+
+
+def described(value: Any) -> str:
+    """Say what a tensor of ONNX is, as JAX says it, after its name."""
+    import onnx  # pyright: ignore
+
+    tensor = value.type.tensor_type
+    sides = ",".join(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim)
+    return f"{value.name}: {onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)}[{sides}]"

@@ -1,4 +1,4 @@
-"""A network as one file that runs without this package: StableHLO with the weights inside, written by `jax.export`."""
+"""A network as one file that runs without this package: StableHLO, written by `jax.export`, or ONNX."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.export import Exported, symbolic_shape
 from jax.export import export as lower
+from jax.export import symbolic_shape
 from jaxtyping import Array, Num
 
 from fzoo.files import replacing
-from fzoo.inference.batches import run
+from fzoo.inference.batches import run, taps
+from fzoo.inference.onnx.model import onnx_model
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.options import is_count
 from fzoo.zoo import preprocess_input, preprocessing_mode
@@ -26,11 +27,15 @@ from fzoo.zoo import preprocess_input, preprocessing_mode
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-#: The end of a file's name.
-ENDING = ".stablehlo"
+#: The ends of files' names.
+STABLEHLO, ONNX = ".stablehlo", ".onnx"
 
 
-#: Bytes that JAX's format holds.
+#: Those that a file of StableHLO is for, unless it is said.
+USUAL = ("cpu", "cuda", "tpu")
+
+
+#: Bytes that either format holds.
 MOST = 2**31
 
 
@@ -39,15 +44,21 @@ def export(
     variables: Any,
     path: str | os.PathLike,
     *,
-    platforms: str | Sequence[str] = ("cpu", "cuda", "tpu"),
+    platforms: str | Sequence[str] | None = None,
     preprocess: str | None = None,
     batch_size: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
-) -> Exported:
-    """Write a network and its weights as one file, which takes images and needs JAX alone (and `flatbuffers`).
+    layers: str | Sequence[str] = (),
+) -> Any:
+    """Write a network and its weights as one file, which takes images and needs no fzoo: StableHLO or ONNX.
 
-    The file is StableHLO as `jax.export` keeps it, for all platforms together, and JAX promises to read it for six
-    months at least. Whoever has it does
+    The end of the file's name says which. "resnet50.onnx" is ONNX (operators of version 18), for ONNX Runtime,
+    OpenVINO and what else reads it. Its input is called "images" and is NHWC, as everywhere here, of float32 or, with
+    `preprocess`, uint8; its output "probabilities", "logits" or "features", or the layers' names. Convolutions and
+    dense layers, with their arrays, have the names of the Keras layers. What is computed is float32. It takes `onnx`.
+
+    "resnet50.stablehlo" is StableHLO as `jax.export` keeps it, for all platforms together, and JAX promises to read it
+    for six months at least. It needs JAX alone (and `flatbuffers`). Whoever has it does
 
         exported = jax.export.deserialize(bytearray(open("resnet50.stablehlo", "rb").read()))
         options = {"xla_cpu_experimental_ynn_fusion_type": ""}  # on a CPU; None elsewhere
@@ -60,27 +71,31 @@ def export(
 
     On CPU, the form of a convolution is chosen as for one image where the batch is left open. A batch is computed as a
     whole, not in micro-batches as `predict` does: a few images at once are the fastest there. For other platforms
-    than CPU, give `optimize_for_inference` the one that counts: `platform="cuda"`.
+    than CPU, and for ONNX, give `optimize_for_inference` one that counts: `platform="cuda"`.
 
     The file appears under its name when it is whole: a kill or a full disk leaves what was there before.
 
     Args:
         module: from `fzoo.create`, `fzoo.load` or `fzoo.optimize_for_inference`, or a Flax module of your own.
         variables: its variables, which become constants of the program, in their own dtype.
-        path: ends in ".stablehlo".
-        platforms: one or more of "cpu", "cuda", "rocm", "tpu".
+        path: ends in ".stablehlo" or ".onnx".
+        platforms: of StableHLO, one or more of "cpu", "cuda", "rocm", "tpu"; None for all but "rocm".
         preprocess: the model ("ResNet50") or the mode ("unit") whose `preprocess_input` is to be part of the program.
             It takes pixels of uint8 then, and otherwise preprocessed float32.
-        batch_size: of the calls. None leaves it open: the program is compiled for each that it meets.
+        batch_size: of the calls. None leaves it open: StableHLO is compiled for each that it meets.
         image_shape: (height, width, channels); by default what the network was created for.
+        layers: one Keras layer, or several, whose outputs are wanted instead of the network's: in StableHLO a
+            dictionary, in ONNX outputs of these names.
 
     Returns:
-        What was written. `mlir_module_serialized` of it is the StableHLO alone, as portable bytecode.
+        What was written: a `jax.export.Exported`, whose `mlir_module_serialized` is the StableHLO alone as portable
+        bytecode, or an `onnx.ModelProto`.
 
     Raises:
-        ValueError: an argument that can't be honoured, variables that are not the module's, or more than 2 GiB of them.
+        ValueError: an argument that can't be honoured, variables that are not the module's, more than 2 GiB of them, or
+            a step of a module of your own for which this has no form in ONNX.
         OSError: the file can't be written.
-        ModuleNotFoundError: flatbuffers, which JAX writes with, is not installed.
+        ModuleNotFoundError: what writes the file (flatbuffers for JAX, or onnx) is not installed.
     """
     names = check_target(path, platforms)
     if batch_size is not None and not is_count(batch_size):
@@ -92,34 +107,53 @@ def export(
         raise ValueError(f"image_shape={shape!r} given, (height, width, channels) expected")
     if (size := sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(variables))) >= MOST:
         raise ValueError(f"variables of {size / 2**30:.1f} GiB given, less than 2 expected: the format holds no more")
+    layers = (layers,) if isinstance(layers, str) else tuple(layers)
+    if layers and not isinstance(module, Classifier):
+        raise ValueError(f"layers={layers!r} given with a {type(module).__name__}: a network of fzoo has layers")
     count = symbolic_shape("batch")[0] if batch_size is None else int(batch_size)
     images = jax.ShapeDtypeStruct((count, *shape), jnp.float32 if preprocess is None else jnp.uint8)
     constants = jax.tree.map(np.asarray, variables)  # of no device
 
     def network(images: Num[Array, "n h w c"]) -> Any:
         images = images if preprocess is None else preprocess_input(images, preprocess)
-        return run(module, jax.tree.map(jnp.asarray, constants), images)
+        arrays = jax.tree.map(jnp.asarray, constants)
+        if layers and isinstance(module, Classifier):
+            return taps((module, layers), arrays, images)
+        return run(module, arrays, images)
 
     with replacing(path) as temporary:  # which says first whether there is a place for it
-        serializer()
         try:
-            exported = lower(jax.jit(network), platforms=names)(images)
+            if Path(path).suffix == ONNX:
+                written = onnx_model(module, constants, images, preprocess, layers)
+                data = written.SerializeToString()
+            else:
+                serializer()
+                written = lower(jax.jit(network), platforms=names)(images)
+                data = written.serialize()
         except flax.errors.FlaxError as e:
             raise ValueError(f"these are not the variables of this {type(module).__name__}: {e}") from e
-        temporary.write_bytes(exported.serialize())
-    return exported
+        temporary.write_bytes(data)
+    return written
 
 
-def check_target(path: str | os.PathLike, platforms: str | Sequence[str]) -> tuple[str, ...]:
-    """List the platforms, each once; ValueError for one that JAX has not, or a file that is not called as these are."""
+def check_target(path: str | os.PathLike, platforms: str | Sequence[str] | None) -> tuple[str, ...]:
+    """List a file's platforms, each once; ValueError for one that JAX has not, or a name that says no format.
+
+    ONNX has none.
+    """
+    if Path(path).suffix not in (STABLEHLO, ONNX):
+        raise ValueError(f"{path}: a name that ends in {STABLEHLO} or {ONNX} expected")
+    if Path(path).suffix == ONNX:
+        if platforms is not None:
+            raise ValueError(f"platforms={platforms!r} given with {path}: ONNX is for all, {STABLEHLO} for some")
+        return ()
+    platforms = USUAL if platforms is None else platforms
     names = (platforms,) if isinstance(platforms, str) else tuple(dict.fromkeys(platforms))
     if not names:
         raise ValueError(f"no platforms given: at least one of {', '.join(PLATFORMS)} expected")
     for name in names:
         if name not in PLATFORMS:
             raise ValueError(f"unknown platform {name!r}: {', '.join(PLATFORMS)} expected")
-    if Path(path).suffix != ENDING:
-        raise ValueError(f"{path}: a name that ends in {ENDING} expected")
     return names
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -109,12 +109,8 @@ class Digests:
     def of_equation(self, equation: Any, taken: list[str]) -> list[str]:
         """Return the digests of what an equation gives, from those of what it takes."""
         name, params = equation.primitive.name, dict(equation.params)
-        inner = next((params[key] for key in INNER if key in params), None)
-        if name == "cond" and None in (platforms := params.get("branches_platforms") or ()):
-            inner, taken, name = params["branches"][platforms.index(None)], taken[1:], "closed_call"  # not a CPU's own
-        if name in CALLS and inner is not None:
-            called, values = (inner.jaxpr, inner.consts) if isinstance(inner, ClosedJaxpr) else (inner, ())
-            return self.outputs(called, values, taken)
+        if (inner := inner_computation(equation)) is not None:
+            return self.outputs(inner.jaxpr, inner.constants, taken[inner.skipped :])
         if name == "convert_element_type" and taken[0].startswith(SCALAR):
             return taken
         if name == "conv_general_dilated":
@@ -142,6 +138,25 @@ class Digests:
         own = zip(params["padding"], (pads[side] for side in sides), strict=True)
         padding = tuple((int(a) + c, int(b) + d) for (a, b), (c, d) in own)
         return [source, *taken[1:]], params | {"padding": padding}
+
+
+class Inner(NamedTuple):
+    """A computation that an equation only calls: with what it takes, but for the first few."""
+
+    jaxpr: Jaxpr
+    constants: Sequence[Any]
+    skipped: int
+
+
+def inner_computation(equation: Any) -> Inner | None:
+    """Return what an equation calls, where it does nothing else; of forms for each platform, not a CPU's own."""
+    name, params, skipped = equation.primitive.name, equation.params, 0
+    inner = next((params[key] for key in INNER if key in params), None) if name in CALLS else None
+    if name == "cond" and None in (platforms := params.get("branches_platforms") or ()):
+        inner, skipped = params["branches"][platforms.index(None)], 1
+    if inner is None:
+        return None
+    return Inner(inner.jaxpr, inner.consts, skipped) if isinstance(inner, ClosedJaxpr) else Inner(inner, (), skipped)
 
 
 def digest_text(text: str) -> str:
