@@ -22,7 +22,7 @@ from fzoo.layers.graph import trace
 has_onnx = all(map(importlib.util.find_spec, ("onnx", "onnxruntime")))
 needs_onnx = pytest.mark.skipif(not has_onnx, reason="onnx and onnxruntime are not installed")
 
-#: Where an ulp of one image moves the output by more than rounding alone.
+#: Where an ulp of one image moves the output by more than rounding alone: what is beside it is fzoo's forms on a CPU.
 TOLERANCE = {"InceptionV3": 5e-4, "EfficientNetV2B0": 5e-5, "InceptionResNetV2": 5e-5}
 
 
@@ -51,9 +51,9 @@ def operators(model):
 
 def assert_same(module, variables, path, name, tolerance=1e-5):
     """For one image and for three, as it is and optimised: what `predict` gives."""
-    images = images_for(module, 3)
+    images = images_for(module)
     expected = np.asarray(fzoo.predict(module, variables, images))
-    assert_alive(expected)
+    assert_alive(expected, 0.01)
     for form in ("plain", "optimized"):
         if form == "optimized":
             module, variables = fzoo.optimize_for_inference(module, variables, platform="cuda")
@@ -61,7 +61,8 @@ def assert_same(module, variables, path, name, tolerance=1e-5):
         for count in (1, 3):
             (found,) = run(path, images[:count]).values()
             assert_close(found, expected[:count], f"{name}, {form}, {count} images", tolerance)
-        assert operators(model)["Transpose"] == 1 or name.startswith("ConvNeXt"), operators(model)
+        most = {"ConvNeXtTiny": 20, "VGG11_BN.tv_in1k": 2}.get(name, 1)  # LayerNormalization, and Flatten of a map
+        assert operators(model)["Transpose"] <= most, operators(model)
         assert not {"If", "Loop", "Expand", "Identity", "Shape"} & set(operators(model))
 
 
@@ -83,7 +84,7 @@ def test_families_that_keras_has_no_more(name, tmp_path):
 def test_others_weights(name, tmp_path):
     case = next(case for case in torch_cases.CASES.values() if case.model == name)
     module = case.create(classifier_activation="softmax")
-    assert_same(module, random_variables(module), tmp_path / "net.onnx", name)
+    assert_same(module, random_variables(module), tmp_path / "net.onnx", name, 5e-5)  # Winograd's own error is 1e-5
 
 
 @pytest.fixture(scope="module")
