@@ -237,7 +237,7 @@ def without_top(small):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["MobileNet", "net.h5"], "net.h5: a name that ends in .stablehlo expected"),
+        (["MobileNet", "net.h5"], "net.h5: a name that ends in .stablehlo or .onnx expected"),
         (["MobileNet", "net.stablehlo", "--platform", "gpu"], "unknown platform 'gpu': cpu, cuda, rocm, tpu expected"),
         (["MobileNet", "net.stablehlo", "--batch", "0"], "Invalid value for '--batch'"),
         (["MobilNet", "net.stablehlo"], "did you mean MobileNet"),
