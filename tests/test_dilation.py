@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -363,7 +364,7 @@ def test_trains():
     dense, images = module.clone(output_stride=8), small_images(module)
 
     def loss(params):
-        y = dense.apply({**variables, "params": params}, images, train=True)
+        y: Any = dense.apply({**variables, "params": params}, images, train=True)
         return jnp.mean(jnp.square(y - 1))
 
     gradients = jax.jit(jax.grad(loss), compiler_options=COMPILER_OPTIONS)(variables["params"])

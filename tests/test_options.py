@@ -138,7 +138,10 @@ def test_remat_inside_of_a_module_and_of_transformations(tiny):
 
     plain, rematerialised = (jax.jit(jax.grad(total), static_argnums=1)(variables, n) for n in (module, again))
     for ours, theirs in zip(jax.tree.leaves(rematerialised), jax.tree.leaves(plain), strict=True):
-        close_to(ours, theirs)
+        if np.abs(theirs).max() > 0:  # what comes after the tap has no gradient
+            close_to(ours, theirs)
+        else:
+            assert not np.abs(ours).max()
     stacked = jax.jit(jax.vmap(lambda x: again.apply(variables, x[None])[0]))(images)
     close_to(stacked, jax.jit(module.apply)(variables, images))
     made = [jax.eval_shape(network.init, jax.random.key(0), images) for network in (module, again)]
