@@ -340,9 +340,10 @@ def test_not_of_a_file(tmp_path):
     model = keras.Sequential([layers.Input((16, 16, 3)), layers.Conv2D(4, 3, 2), layers.Flatten(), layers.Dense(2)])
     model.save(tmp_path / "model.keras")
     module, variables = fzoo.load_model(tmp_path / "model.keras")
-    with pytest.raises(ValueError, match="output_stride=8 given, which goes with the families of list_models"):
+    refused = "output_stride=8 given, which goes with the families of list_models"
+    with pytest.raises(ValueError, match=refused):
         module.clone(output_stride=8)
-    with pytest.raises(ValueError, match="output_stride=8 given, which goes with a model of list_models"):
+    with pytest.raises(ValueError, match=refused):
         fzoo.transfer(module, variables=variables, classes=3, output_stride=8)
 
 
@@ -355,6 +356,24 @@ def test_given_outputs_of_layers():
     y, k = dense.apply(variables, images, False, (layer,), method="run")
     again, _ = dense.apply(variables, images, False, (), {layer: k.tapped[layer]}, method="run")
     assert_equal(again, y)
+
+
+@of_model("RegNetX080")
+def test_with_remat():
+    """Its parts are transformed, and the arrays of which it is known how they lie with them."""
+    module, variables = small("RegNetX080")
+    images = small_images(module)
+
+    def gradient(module):
+        def loss(params):
+            return jnp.mean(jnp.square(module.apply({**variables, "params": params}, images) - 1))
+
+        return jax.jit(jax.grad(loss), compiler_options=COMPILER_OPTIONS)(variables["params"])
+
+    dense = module.clone(output_stride=8)
+    wanted, found = gradient(dense), gradient(dense.clone(remat=True))
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert_close(ours, theirs, "gradient", 1e-5)
 
 
 @pytest.mark.slow

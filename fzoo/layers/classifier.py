@@ -74,7 +74,7 @@ class Head:
 
 
 #: Options that say how a network is run, and nothing of which network it is.
-OF_RUNS = ("dtype", "param_dtype", "precision", "remat", "plain_convolutions", "axis_name")
+OF_RUNS = ("dtype", "param_dtype", "precision", "remat", "plain_convolutions", "axis_name", "output_stride")
 
 
 class Classifier(nn.Module):

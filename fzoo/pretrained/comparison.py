@@ -109,7 +109,7 @@ def compared_network(module: Classifier, whole: KerasModel, contents: Contents, 
         layers = regrouped(module, inside.unfolded())
     fields = dataclasses.fields(Classifier)
     usual: dict[str, Any] = {field.name: field.default for field in fields if field.name in OF_RUNS}
-    compared = (fitted(module, layers) or module).clone(**usual, output_stride=None)
+    compared = (fitted(module, layers) or module).clone(**usual)
     if not compared.include_top:
         return compared.clone(pooling=None)
     if found.within is None and module.classifier_activation in (None, "linear"):

@@ -211,7 +211,7 @@ def network_of_run(
 ) -> tuple[Classifier, Any, str]:
     """Put what a run has trained into a network with new variables; its head too, where the classes are the same."""
     run = load_run(folder)
-    free = ("classes", "head", "input_shape", "output_stride", *OF_RUNS, *module.weightless)
+    free = ("classes", "head", "input_shape", *OF_RUNS, *module.weightless)
     if run.model != model or run.module.clone(**{name: getattr(module, name) for name in free}) != module:
         given = f"{model} with other options than the run's in {folder} given"
         raise ValueError(f"{given}, which is of {run.model}: leave them out")

@@ -36,8 +36,8 @@ LATER = ("param_dtype", "output_stride")
 #: What belongs to the end of a network, which a caller may ask for in another form than the file's.
 ENDS = ("include_top", "classes", "head", "pooling", "classifier_activation")
 
-#: Options that never change what a network with given weights computes in inference, beside rates of dropout, or of
-#: which its values, but not what they are.
+#: Options that never change what a network with given weights computes in inference, beside rates of dropout, or how
+#: densely alone.
 FREE = ("dtype", "param_dtype", "output_stride", "default_size", "prefix", "layer_scale_init_value", "tag")
 
 
