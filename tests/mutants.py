@@ -402,7 +402,7 @@ MUTANTS = (
     Mutant(
         "x64: parameters have JAX's default dtype",
         "layers/modules.py",
-        "(*init_args, jnp.float32)[:2]",
+        "(*init_args, self.param_dtype)[:2]",
         "(*init_args, float)[:2]",
         "test_inference.py",
         "x64",
@@ -530,8 +530,8 @@ MUTANTS = (
     Mutant(
         "average pooling counts the padding",
         "ops/pooling.py",
-        "inside = np.pad(np.ones(x.shape[axis]), (before, after))",
-        "inside = np.ones(before + x.shape[axis] + after)",
+        "inside = np.pad(np.ones(x.shape[axis]), pads)",
+        "inside = np.ones(x.shape[axis] + sum(pads))",
         "test_ops.py",
         "pools",
     ),

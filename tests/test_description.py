@@ -187,7 +187,7 @@ def damaged():
         "{": "damaged: no JSON",
         "[" * 9999: "damaged: no JSON",
         "[]": "damaged: no format",
-        '{"format": 2}': "format 2: a later fzoo",
+        '{"format": 3}': "format 3: a later fzoo",
         '{"format": 1}': "damaged: family, options or unsaid",
         json.dumps({**good, "family": "Nothing"}): "'Nothing', which is none of fzoo's families",
         json.dumps({**good, "unsaid": ["x"]}): "'x' of its ResNet, which has no such option",
