@@ -448,6 +448,14 @@ def test_orbax(dropping, tmp_path):
     np.testing.assert_array_equal(call(second, images), call(model, images))
 
 
+@pytest.mark.wrong_types
+def test_predict_takes_what_from_nnx_gives():
+    module, variables = fzoo.load("MobileNet", weights=None, alpha=0.25, input_shape=(32, 32, 3))
+    model = fzoo.to_nnx(module, variables)
+    with pytest.raises(ValueError, match=r"NNXClassifier given; of a model from fzoo\.to_nnx: \*fzoo\.from_nnx"):
+        fzoo.predict(model, variables, np.zeros((1, 32, 32, 3), np.float32))
+
+
 def test_under_vmap(plain):
     """Over two sets of weights."""
     module, variables, images = plain

@@ -145,6 +145,11 @@ def arranged(module: nn.Module, images: Any, preprocess: str | bool | None) -> t
     Returns:
         (these, the model or the mode that they are preprocessed for).
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"a module from fzoo.create expected, {type(module).__name__} given; of a model from fzoo.to_nnx: "
+            "*fzoo.from_nnx(model)"
+        )
     images = module.arrange(images) if isinstance(module, Classifier) else images
     if not isinstance(images, tuple):
         return images, chosen_preprocessing(module, images, preprocess)
