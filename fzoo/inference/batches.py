@@ -215,7 +215,8 @@ def first_of(array: Array, count: int) -> Array:
     """Cut off what comes after the first rows; where they are no multiple of the parts, they are put together first."""
     if len(array) == count:
         return array
-    array = jax.device_put(array, even_sharding(array.sharding, count))
+    if count % parts_of(array.sharding):
+        array = jax.device_put(array, even_sharding(array.sharding, count))
     return rows(array, 0, count)
 
 
