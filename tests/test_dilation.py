@@ -33,7 +33,7 @@ SIZES = {**SMALL, **OTHERS}
 
 #: What shows all ways to stride: inside a Sequential, a pool without padding, padding beforehand, by parity and not,
 #: "same".
-QUICK = ("ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "MobileNet", "RegNetX080")
+QUICK = ("ConvNeXtTiny", "EfficientNetB0", "MobileNet")
 
 #: Networks that stride without padding, and so leave out the last values of a map.
 UNPADDED = (

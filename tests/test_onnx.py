@@ -67,7 +67,7 @@ def assert_same(module, variables, path, name, tolerance=1e-5):
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", by_model(SMALL, quick=("DenseNet121", "MobileNetV3Small", "ResNet50V2")))
+@pytest.mark.parametrize("name", by_model(SMALL, quick=("MobileNetV3Small",)))
 def test_every_family(name, tmp_path):
     assert_same(*network(name, **small_options(name)), tmp_path / "net.onnx", name, TOLERANCE.get(name, 1e-5))
 

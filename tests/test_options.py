@@ -46,7 +46,10 @@ def narrowed(variables):
 # -- parameters --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "orbax", "h5", "weights.h5", "keras"])
+SLOW_ENDINGS = [pytest.param(ending, marks=pytest.mark.slow) for ending in ("orbax", "h5", "weights.h5")]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "keras", *SLOW_ENDINGS])
 def test_bfloat16_parameters_come_back(ending, tiny, tmp_path):
     """Bit for bit, by a network of theirs; widened by one of float32; and what is of float32 is narrowed."""
     module, variables = tiny
@@ -185,7 +188,7 @@ def lowered(module, variables, images, platform):
     return step.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("precision", ["highest", jax.lax.Precision.HIGH])
+@pytest.mark.parametrize("precision", ["highest", pytest.param(jax.lax.Precision.HIGH, marks=pytest.mark.slow)])
 def test_precision_of_every_product(precision, tiny):
     """In both passes: of the convolutions, whatever a CPU does instead of them, and of the classifier."""
     module, variables = tiny

@@ -75,7 +75,9 @@ def test_layers(name):
     assert [end.layer for end in fzoo.stages(fzoo.create(name)).values()] == expected
 
 
-@pytest.mark.parametrize("name", ["ConvNeXtTiny", "NASNetMobile", "MobileNetV3Small"])
+@pytest.mark.parametrize(
+    "name", ["ConvNeXtTiny", pytest.param("NASNetMobile", marks=pytest.mark.slow), "MobileNetV3Small"]
+)
 def test_a_pyramid(name):
     """Maps of a fourth, an eighth, ... of the image, those of the layers; of the network with its top as without."""
     module, variables = network(name, **small_options(name))

@@ -71,10 +71,15 @@ def graphs():
 
 
 def forms():
-    """Every case as it stands, and in its form for inference, which beyond some is slow."""
+    """Every case as it stands, and in its form for inference: beyond one of each family, and some, slow."""
+    first = {fzoo.spec(name.split()[0]).family: name for name in reversed(CASES)}
     folded = ("ResNet50.tv2_in1k torchvision", "ConvNeXtTiny.in12k_ft_in1k timm", "MobileNetV3Small.lamb_in1k timm")
     return [
-        pytest.param(name, form, marks=pytest.mark.slow if form == "optimized" and name not in folded else ())
+        pytest.param(
+            name,
+            form,
+            marks=() if name in (first.values() if form == "plain" else folded) else pytest.mark.slow,
+        )
         for name in CASES
         for form in ("plain", "optimized")
     ]
