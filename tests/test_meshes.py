@@ -120,7 +120,7 @@ def check_predict(kinds: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> No
                     batches = (images[start : start + 10] for start in range(0, 40, 10))
                     streamed = list(fzoo.predict(module, variables, batches, mesh=mesh, batch_size=size))
                     np.testing.assert_allclose(np.concatenate(streamed), expected, atol=1e-5)
-        if kind == AxisType.Auto:  # what is no batch split over devices is XLA's to arrange
+        if kind == AxisType.Auto and mesh.size == 2:  # what is no batch split over devices is XLA's to arrange
             by_rows = jax.device_put(images, NamedSharding(mesh, PartitionSpec(None, "x")))
             np.testing.assert_allclose(fzoo.predict(module, replicated, by_rows), expected, atol=1e-5)
             places = jax.tree.map(lambda y, split=along, whole=whole: whole if len(y) % 8 else split, variables)
@@ -224,6 +224,11 @@ def test_an_axis_that_is_not_there():
 
 def test_predict_on_explicit_axes():
     check_predict(["Explicit"], [(2,)])
+
+
+@pytest.mark.slow
+def test_predict_on_two_devices():
+    check_predict(["Auto"], [(2,)])
 
 
 @pytest.mark.slow
