@@ -18,7 +18,7 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.layers.keras import Training
 from fzoo.layers.record import Node
-from fzoo.weights.files import WeightsMismatch
+from fzoo.weights.mapping import check_shapes
 
 #: What an array of each of Linen's collections is in NNX.
 COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
@@ -181,7 +181,7 @@ def to_nnx(
         ValueError: this is no network of fzoo's, the variables are not its own (`WeightsMismatch`), or `training` names
             a layer that it has not.
     """
-    check_fit(module, variables)
+    check_shapes(module, variables)
     return NNXClassifier(module, variables, rngs, training)
 
 
@@ -203,7 +203,8 @@ def from_nnx(model: NNXClassifier) -> tuple[Classifier, dict[str, Any]]:
         raise ValueError(f"a model from fzoo.to_nnx expected, {type(model).__name__} given{inside(model)}")
     trees = {collection: getattr(model, collection) for collection in COLLECTIONS}
     trees = {collection: tree for collection, tree in trees.items() if tree or collection == "params"}
-    check_fit(model.module, trees)
+    values = jax.tree.map(lambda leaf: leaf.get_value() if is_variable(leaf) else leaf, trees, is_leaf=is_variable)
+    check_shapes(model.module, values)
     return model.module, jax.tree_util.tree_map_with_path(read, trees, is_leaf=is_variable)
 
 
@@ -304,24 +305,6 @@ def check_training(module: Classifier, training: Any) -> Training:
         if name not in names:
             raise ValueError(unknown("layer", name, [node.name for node in trace(module).layers]))
     return frozenset(training)
-
-
-def check_fit(module: Classifier, variables: Any) -> None:
-    """Raise WeightsMismatch unless the variables are those of a network, which may be prepared for inference."""
-    wanted, given = shapes(trace(module).variables), shapes(variables)
-    if given == wanted:
-        return
-    problems = [f"{path} is left over" for path in sorted(given.keys() - wanted.keys())]
-    for path, shape in wanted.items():
-        if given.get(path) != shape:
-            problems.append(f"{path} is {given.get(path, 'missing')}, {shape} wanted")
-    raise WeightsMismatch(f"these are not the variables of this {type(module).__name__}", problems)
-
-
-def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    """List the shapes of the arrays of a tree by their paths."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(variables, is_leaf=is_variable)
-    return {"/".join(str(getattr(key, "key", key)) for key in path): np.shape(leaf) for path, leaf in leaves}
 
 
 def inside(model: Any) -> str:

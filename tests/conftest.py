@@ -112,6 +112,22 @@ def command_line(monkeypatch, capsys):
 
 
 @pytest.fixture
+def compilations():
+    """A list that grows with every program that XLA compiles."""
+    import jax
+
+    found = []
+
+    def listen(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
 def real() -> Path:
     """A folder of real ImageNet weights and photographs, where there is one."""
     folder = os.environ.get("FZOO_TEST_WEIGHTS")

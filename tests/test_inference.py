@@ -23,8 +23,6 @@ from fzoo.layers.graph import trace
 #: Of a user, quick to compile.
 quick = functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS)
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
 
 @pytest.fixture(scope="module")
 def small():
@@ -34,20 +32,6 @@ def small():
 @pytest.fixture(scope="module")
 def images():
     return random_images((7, 32, 32, 3))
-
-
-@pytest.fixture
-def compilations():
-    """A list that grows with every program that XLA compiles."""
-    found = []
-
-    def listen(event, duration, **kwargs):
-        if event == COMPILED:
-            found.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 3, 7, 50])

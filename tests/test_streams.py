@@ -16,8 +16,6 @@ import fzoo
 from fzoo.inference import devices
 from fzoo.inference.batches import IN_FLIGHT
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
 
 @pytest.fixture(scope="module")
 def small():
@@ -35,20 +33,6 @@ def expected(small, pixels):
     wanted = fzoo.features(*small, pixels, ["conv_pw_2", "predictions"])
     assert_alive(wanted["predictions"][:8])
     return jax.tree.map(np.asarray, wanted)
-
-
-@pytest.fixture
-def compilations():
-    """A list that grows with every program that XLA compiles."""
-    found = []
-
-    def listen(event, duration, **kwargs):
-        if event == COMPILED:
-            found.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield found
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def parts(array, sizes):

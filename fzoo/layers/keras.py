@@ -117,9 +117,7 @@ class Layers(WeightedLayers):
     ) -> Array:
         steps, pads, apart, axes = self._dense_windows(x, window, strides, padding)
         source = x
-        if padding.upper() == "VALID" and not isinstance(
-            pads, str
-        ):  # more of the zeros of a ZeroPadding2D, which count
+        if padding.upper() == "VALID" and not isinstance(pads, str):  # more zeros of a ZeroPadding2D, which count
             source, pads = jnp.pad(x, ((0, 0), *pads, (0, 0))), "VALID"
         pool = ops.Pool(how, window, steps, pads, apart)
         return self._note(kind, name, [x], ops.pool(pool, source), axes=axes, pool=pool)

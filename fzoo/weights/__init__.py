@@ -39,7 +39,6 @@ from fzoo.weights.graph import MODELS, Plan
 from fzoo.weights.mapping import (
     PLAIN,
     Slot,
-    arrays_of,
     below_top,
     check_shapes,
     check_variables,
@@ -199,7 +198,7 @@ def save_variables(
     if suffix not in ("", ".orbax", ".safetensors"):
         save_keras_weights(module, variables, path)
         return
-    check_shapes(module, variables, {keys: leaf.shape for keys, leaf in arrays_of(module).items()})
+    check_shapes(module, variables)
     description = describe(module.clone(param_dtype=dtype_of_params(module, variables)))
     if suffix == ".safetensors":
         save_safetensors(variables, path, description)

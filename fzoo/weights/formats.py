@@ -116,13 +116,13 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
     path = Path(path).absolute()
     if not path.is_dir():
         raise missing("checkpoint", path)
-    wanted, shapes = trace(module).variables, {keys: leaf.shape for keys, leaf in arrays_of(module).items()}
+    wanted = trace(module).variables
     try:
         with unlogged(), ocp.StandardCheckpointer() as checkpointer:
             metadata: Any = checkpointer.metadata(path).item_metadata
             if metadata is None or not isinstance(metadata.tree, dict):
                 raise ValueError("it holds no tree of arrays")
-            check_shapes(module, metadata.tree, shapes)  # before anything is read
+            check_shapes(module, metadata.tree)  # before anything is read
             if module.prepared:  # whose arrays are as they were made
                 wanted = jax.tree.map(lambda leaf, there: leaf.update(dtype=there.dtype), wanted, metadata.tree)
             restored = checkpointer.restore(path, wanted)
@@ -190,7 +190,7 @@ def checked(module: Classifier, variables: dict[str, Any], path: Path) -> dict[s
         if leaf.shape == () and isinstance(value, np.ndarray) and value.shape == (1,):  # so fzoo wrote scalars once
             lookup(variables, keys[:-1])[keys[-1]] = value.reshape(())
     try:
-        check_shapes(module, variables, {keys: leaf.shape for keys, leaf in wanted.items()})
+        check_shapes(module, variables)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
     for keys, leaf in wanted.items():

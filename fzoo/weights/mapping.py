@@ -172,8 +172,11 @@ def arrays_of(module: Classifier) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]
     return {tuple(step.key for step in path): leaf for path, leaf in leaves}
 
 
-def check_shapes(module: Classifier, variables: Any, wanted: Mapping[tuple[str, ...], tuple[int, ...]]) -> None:
-    """Raise WeightsMismatch unless variables have these paths and shapes, of this network, and no others."""
+def check_shapes(
+    module: Classifier, variables: Any, wanted: Mapping[tuple[str, ...], tuple[int, ...]] | None = None
+) -> None:
+    """Raise WeightsMismatch unless variables have these paths and shapes, and no others; by default the network's."""
+    wanted = {keys: leaf.shape for keys, leaf in arrays_of(module).items()} if wanted is None else wanted
     given = {
         tuple(str(getattr(k, "key", k)) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)
     }
