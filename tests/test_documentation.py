@@ -97,17 +97,18 @@ def test_links_lead_somewhere(page):
             assert (page.resolve() if page.name == "design.md" else page).parent.joinpath(target).exists(), target
 
 
-@functools.cache
 def random_weights(folder: Path, url: str) -> Path:
     """A file for the model that the URL is of, in the layout of the published one."""
     (name,) = [n for n in fzoo.list_models() if any(f.url == url for f in fzoo.spec(n).weight_files)]
+    path = folder / f"{name}-{url.rsplit('/', 1)[1]}"
+    if path.exists():
+        return path
     options = {"include_top": "notop" not in url}
     if name == "InceptionV3":  # trained in a recipe: by large features its loss would be zero after two steps
         module, variables = fzoo.load(name, weights=None, **options)
     else:
         module = fzoo.create(name, **options)
         variables = random_variables(module, statistics={})
-    path = folder / f"{name}-{url.rsplit('/', 1)[1]}"
     fzoo.save_variables(module, variables, path, layout="torch" if fzoo.spec(name).tag else "keras")
     return path
 

@@ -127,6 +127,34 @@ def test_every_file_gives_what_predict_gives(name, tmp_path):
             assert_close(call(images[:count]), expected[:count], f"{name}, {form}, {count} images", 5e-4)
 
 
+@pytest.mark.parametrize("name", by_model(SMALL, quick=("MobileNetV2",)))
+def test_images_of_any_size(name, tmp_path):
+    """From one file: of odd sides, which a network pads otherwise than even ones."""
+    bare = {"input_shape": None, "include_top": False, "pooling": "avg", "classes": 1000}
+    module = fzoo.create(name, **small_options(name) | bare)
+    variables = random_variables(module)
+    prepared = fzoo.optimize_for_inference(module, variables, platform="cuda")
+    exported = fzoo.export(*prepared, tmp_path / "net.stablehlo", image_shape=(None, None, 3), preprocess=name)
+    assert [str(side) for side in exported.in_avals[0].shape[1:3]] == (
+        ["32*height", "32*width"] if name.startswith("NASNet") else ["height", "width"]
+    )
+    call = read(tmp_path / "net.stablehlo")
+    size = (96, 128) if name.startswith("NASNet") else (103, 81)
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    expected = np.asarray(fzoo.predict(module, variables, images, preprocess=name))
+    assert_alive(expected)
+    assert_close(call(images), expected, f"{name} at {size}")
+    with pytest.raises(ValueError, match=r"(refining|polymorphic) shapes"):
+        call(np.zeros((2, module.min_size // 2, 96, 3), np.uint8))
+
+
+def test_tiles_of_a_known_size(tmp_path):
+    prepared = fzoo.optimize_for_inference(*network("VGG16", include_top=False, input_shape=(None, None, 3)))
+    with pytest.raises(ValueError, match=r"prepared for tiles of a known size: .*platform=\"cuda\"\) prepares for any"):
+        fzoo.export(*prepared, tmp_path / "net.stablehlo", image_shape=(None, None, 3))
+    assert not list(tmp_path.iterdir())
+
+
 def test_kernels_prepared_for_winograd_in_a_file(images, tmp_path):
     """Which are in it where it is made for CPUs, and not where it is made for others."""
     options = {"include_top": False, "pooling": "avg", "input_shape": (32, 32, 3), "convs": (1, 1, 1, 1, 1)}
@@ -225,6 +253,9 @@ def test_the_command_without_a_top(small, tmp_path, monkeypatch, command_line):
     cells = row.split("\t")
     assert code == 0
     assert cells[:4] == ["top.stablehlo", "float32[4,32,32,3]", "float32[4,1,1,256]", "cuda"]
+    code, (row,), _ = command_line("export", *arguments[:-2], "--no-top", "--any-size")
+    assert code == 0
+    assert row.split("\t")[1:3] == ["float32[batch,height,width,3]", "float32[batch,?,?,256]"]
 
 
 def without_top(small):
@@ -273,6 +304,11 @@ def test_what_can_not_be_written_is_said_and_leaves_the_file(small, tmp_path, mo
         ({"preprocess": "Mobilnet"}, "did you mean MobileNet"),
         ({"image_shape": (32, 32)}, r"image_shape=\(32, 32\) given"),
         ({"image_shape": (40, 40, 3)}, "32, 32, 3 expected"),
+        (
+            {"image_shape": (None, 32, 3)},
+            r"this network was created for 32 x 32: one of any size has input_shape=\(None",
+        ),
+        ({"image_shape": (32, 32, None)}, "the height and the width may be None, not the channels"),
     ):
         with pytest.raises(ValueError, match=message):
             fzoo.export(module, variables, path, **options)

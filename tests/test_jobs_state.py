@@ -148,6 +148,7 @@ print(fzoo.run_job(module, variables, ["photos"], "x.npz", **options).joined)
 def test_the_first_process_decides(small, photos, monkeypatch, first):
     """Whoever is the first, and where one is between its look and its own folder."""
     out, save, sizes = photos.parent / "x.npz", listing.Listing.save, []
+    default_shard_size = job.default_shard_size
 
     def other_first(*arguments):
         monkeypatch.setattr(listing.Listing, "save", save)
@@ -163,8 +164,8 @@ def test_the_first_process_decides(small, photos, monkeypatch, first):
     monkeypatch.setattr(job, "default_shard_size", default)
     options = {**LAYERS, "shard_size": None, "process": (1 - first, 2)}
     assert fzoo.run_job(*small, ["photos"], out, **options).joined and sizes == [3]
-    monkeypatch.undo()
-    os.chdir(photos.parent)
+    monkeypatch.setattr(listing.Listing, "save", save)
+    monkeypatch.setattr(job, "default_shard_size", default_shard_size)
     same_rows(rows_of(out), computed_at_once(small, out, **LAYERS))
     assert not list(photos.parent.glob("*.parts*"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -156,6 +157,9 @@ def export(
     ] = True,
     classes: Classes = None,
     size: Size = None,
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="Leave the height and the width open, in StableHLO.")
+    ] = False,
     option: Option = None,
     layer: Annotated[
         list[str] | None,
@@ -172,6 +176,8 @@ def export(
     from fzoo.training.runs import is_run
 
     platforms = check_target(out, platform or None)
+    if any_size and size is not None:
+        raise ValueError(f"--size {size} given with --any-size: one of them")
     pixels = pixels or preprocess is not None
     own = is_whole_model(name) or is_run(name)
     if own and weights != "imagenet":
@@ -183,9 +189,12 @@ def export(
     network = Network(None if own else name, name if own else weights, classes, option, preprocess)
     loaded = load_network(network, Reading(size=size), include_top, pixels)
     module, variables = loaded.module, loaded.variables
+    open_shape = (None, None, module.example_shape[2]) if any_size else None
+    if any_size and module.keras_graph is None:  # a file of a user says for which size it was saved
+        module = module.clone(input_shape=open_shape)
     if optimize and not module.prepared:
         # Kernels that are kept as a CPU wants them would be the only ones in the file, for all platforms.
-        target = platforms[0] if len(platforms) == 1 else "several"
+        target = platforms[0] if len(platforms) == 1 and not any_size else "several"
         module, variables = fzoo.optimize_for_inference(module, variables, platform=target)
     written = fzoo.export(
         module,
@@ -194,6 +203,7 @@ def export(
         platforms=platforms or None,
         preprocess=loaded.preprocess,
         batch_size=batch,
+        image_shape=open_shape,
         layers=layer or (),
     )
     takes, gives = signature(written)
@@ -207,11 +217,17 @@ def signature(written: Any) -> tuple[str, str]:
     """Say what a program that was exported takes and gives."""
     if hasattr(written, "in_avals"):
         sides = written.in_avals, written.out_avals
-        takes, gives = ("; ".join(aval.str_short(short_dtypes=False) for aval in avals) for avals in sides)
+        takes, gives = ("; ".join(map(shown, avals)) for avals in sides)
         return takes, gives
     tensors = (written.graph.input, written.graph.output)
     takes, gives = ("; ".join(map(described, side)) for side in tensors)
     return takes, gives
+
+
+def shown(value: Any) -> str:
+    """Say what an array of StableHLO is, as JAX says it; a size that follows from open ones by a formula is "?"."""
+    sides = ["?" if re.search("[^*\\w]", str(side)) else str(side) for side in value.shape]
+    return f"{value.dtype}[{','.join(sides)}]"
 
 
 def described(value: Any) -> str:

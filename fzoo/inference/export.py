@@ -47,7 +47,7 @@ def export(
     platforms: str | Sequence[str] | None = None,
     preprocess: str | None = None,
     batch_size: int | None = None,
-    image_shape: tuple[int, int, int] | None = None,
+    image_shape: tuple[int | None, int | None, int] | None = None,
     layers: str | Sequence[str] = (),
 ) -> Any:
     """Write a network and its weights as one file, which takes images and needs no fzoo: StableHLO or ONNX.
@@ -83,7 +83,11 @@ def export(
         preprocess: the model ("ResNet50") or the mode ("unit") whose `preprocess_input` is to be part of the program.
             It takes pixels of uint8 then, and otherwise preprocessed float32.
         batch_size: of the calls. None leaves it open: StableHLO is compiled for each that it meets.
-        image_shape: (height, width, channels); by default what the network was created for.
+        image_shape: (height, width, channels); by default what the network was created for. In StableHLO, a height or
+            a width of None is left open, from the smallest that the network takes; the program is compiled for each
+            that it meets, and a CPU runs XLA's own convolutions where the best form goes by the size. NASNet, which
+            pads by whether a side is even, leaves multiples of 32 open. A network of `optimize_for_inference` is one
+            for `platform="cuda"`.
         layers: one Keras layer, or several, whose outputs are wanted instead of the network's: in StableHLO a
             dictionary, in ONNX outputs of these names.
 
@@ -103,15 +107,33 @@ def export(
     if preprocess is not None:
         preprocessing_mode(preprocess)  # says what is wrong with it
     shape = module.example_shape if image_shape is None and isinstance(module, Classifier) else image_shape
-    if not isinstance(shape, tuple) or len(shape) != 3 or not all(map(is_count, shape)):
+    if not isinstance(shape, tuple) or len(shape) != 3 or not all(map(is_count, (s for s in shape if s is not None))):
         raise ValueError(f"image_shape={shape!r} given, (height, width, channels) expected")
+    if shape[2] is None:
+        raise ValueError(f"image_shape={shape!r} given: the height and the width may be None, not the channels")
+    if None in shape and Path(path).suffix == ONNX:
+        raise ValueError(f"image_shape={shape!r} given with {path}: only {STABLEHLO} can leave a size open")
     if (size := sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(variables))) >= MOST:
         raise ValueError(f"variables of {size / 2**30:.1f} GiB given, less than 2 expected: the format holds no more")
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
     if layers and not isinstance(module, Classifier):
         raise ValueError(f"layers={layers!r} given with a {type(module).__name__}: a network of fzoo has layers")
-    count = symbolic_shape("batch")[0] if batch_size is None else int(batch_size)
-    images = jax.ShapeDtypeStruct((count, *shape), jnp.float32 if preprocess is None else jnp.uint8)
+    if isinstance(module, Classifier) and any(
+        side is None and own is not None for side, own in zip(shape, module.image_shape, strict=True)
+    ):
+        height, width, channels = module.image_shape
+        raise ValueError(
+            f"image_shape={shape!r} given, this network was created for {height} x {width}: "
+            f"one of any size has input_shape=(None, None, {channels})"
+        )
+    if None in shape and isinstance(module, Classifier) and module.prepared and module.prepared.tiles:
+        raise ValueError(
+            f"image_shape={shape!r} given with kernels prepared for tiles of a known size: "
+            'optimize_for_inference(..., platform="cuda") prepares for any'
+        )
+    images = jax.ShapeDtypeStruct(
+        open_shape(module, batch_size, shape), jnp.float32 if preprocess is None else jnp.uint8
+    )
     constants = jax.tree.map(np.asarray, variables)  # of no device
 
     def network(images: Num[Array, "n h w c"]) -> Any:
@@ -132,8 +154,25 @@ def export(
                 data = written.serialize()
         except flax.errors.FlaxError as e:
             raise ValueError(f"these are not the variables of this {type(module).__name__}: {e}") from e
+        except (TypeError, jax.errors.InconclusiveDimensionOperation) as e:
+            if None not in shape:
+                raise
+            reason = str(e).partition("\n")[0]
+            raise ValueError(
+                f"image_shape={shape!r} given, this network needs a fixed height and width: {reason}"
+            ) from e
         temporary.write_bytes(data)
     return written
+
+
+def open_shape(module: nn.Module, batch_size: int | None, shape: tuple[int | None, ...]) -> tuple[Any, ...]:
+    """Make the shape of images, with a symbol for each side that is None."""
+    least, step = (module.min_size, module.open_step) if isinstance(module, Classifier) else (1, 1)
+    symbols = [name if step == 1 else f"{step}*{name}" for name in ("height", "width")]
+    given = [symbol if side is None else str(side) for symbol, side in zip(symbols, shape[:2], strict=True)]
+    constraints = [f"{symbol} >= {least}" for symbol, side in zip(symbols, shape[:2], strict=True) if side is None]
+    batch = "batch" if batch_size is None else str(int(batch_size))
+    return tuple(symbolic_shape(", ".join((batch, *given, str(shape[2]))), constraints=constraints))
 
 
 def check_target(path: str | os.PathLike, platforms: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -144,6 +144,7 @@ class Classifier(nn.Module):
     # Facts of a family; not options.
     default_size = 224
     min_size = 32
+    open_step = 1  # what heights and widths that an export leaves open are multiples of
     fixed_size = False  # the top flattens, so its weights fix the size of the input
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
     groups_as_depthwise: ClassVar[bool] = False  # whether Keras's files keep grouped convolutions as depthwise ones
@@ -244,12 +245,12 @@ class Classifier(nn.Module):
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
         """(height, width, channels) of the images that it takes, None for any."""
-        return self.input_shape or (None, None, 3)
+        return self.example_shape if self.fixed_size and self.own_top else self.input_shape or (None, None, 3)
 
     @property
     def example_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image that this network takes: `input_shape`, or the family's default."""
-        height, width, channels = self.image_shape
+        height, width, channels = self.input_shape or (None, None, 3)
         return height or self.default_size, width or self.default_size, channels
 
     @property
@@ -264,11 +265,11 @@ class Classifier(nn.Module):
 
     def check_images(self, shape: tuple[Any, ...]) -> None:
         """Raise ValueError unless images of this shape, in which `jax.export` may leave sides open, can be taken."""
-        wanted = self.example_shape if self.fixed_size and self.own_top else self.image_shape
+        wanted = self.image_shape
         if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
             sizes = ["any" if w is None else str(w) for w in wanted]
             raise ValueError(f"images of shape {shape} given, (N, H, W, C) with H, W, C = {', '.join(sizes)} expected")
-        if min(shape[1:3]) < self.min_size:
+        if any(side < self.min_size for side in shape[1:3]):  # of an open side, JAX asks for a constraint
             raise ValueError(
                 f"images of {shape[1]} x {shape[2]} given, {type(self).__name__} takes "
                 f"{self.min_size} x {self.min_size} at the least"

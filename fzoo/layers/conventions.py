@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array
 
-Padding = str | tuple[tuple[int, int], tuple[int, int]]
+from fzoo.ops.shapes import Pads
+
+Padding = str | Pads
 
 
 def of_channels(constant: float | Sequence[float], x: Array) -> np.ndarray:
@@ -21,7 +23,7 @@ def pair(n: int | tuple[int, int]) -> tuple[int, int]:
     return (n, n) if isinstance(n, int) else n
 
 
-def lax_padding(padding: Padding) -> str | tuple[tuple[int, int], tuple[int, int]]:
+def lax_padding(padding: Padding) -> Padding:
     """Translate Keras's "same" and "valid" into lax's "SAME" and "VALID"."""
     return padding.upper() if isinstance(padding, str) else padding
 

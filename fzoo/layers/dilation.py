@@ -13,6 +13,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from fzoo.ops.shapes import Side
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -26,9 +28,9 @@ class Axis:
 
     stride: int = 1
     dilation: int = 1
-    zeros: tuple[int, int] = (0, 0)
+    zeros: tuple[Side, Side] = (0, 0)
 
-    def plain_side(self, side: int) -> int:
+    def plain_side(self, side: Side) -> Side:
         """Return how long the map would be, if no stride were left out."""
         return -(-side // self.dilation)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from fzoo.layers.initializers import VarianceScaling, glorot_uniform
 from fzoo.layers.modules import Conv, Layer
 from fzoo.layers.record import OPERATION, Node, Prepared
 from fzoo.layers.remat import mark
+from fzoo.ops.shapes import Side
 
 #: What behaves as in training (batch statistics, dropout): all or nothing, or the layers of these names.
 Training = bool | frozenset[str]
@@ -126,13 +128,17 @@ class ForwardPass:
         """Choose how kernels start; a record has no use for their values."""
         return nn.initializers.zeros if self._record else kernel_init
 
+    def _flops(self, *terms: Side) -> int:
+        """Count 2 for each multiply-add, of which there are `terms` multiplied; only a record keeps them."""
+        return 2 * math.prod(terms) if self._record else 0
+
     # -- output_stride ----------------------------------------------------------------------------------------------
 
     def axes(self, x: Array) -> tuple[Axis, Axis]:
         """Tell how a map lies along its height and its width."""
         return (Axis(), Axis()) if self.output_stride is None else self._axes[id(x)][0]
 
-    def plain_size(self, x: Array) -> tuple[int, int]:
+    def plain_size(self, x: Array) -> tuple[Side, Side]:
         """Return the height and the width that a map (N, H, W, C) has without `output_stride`."""
         height, width = (axis.plain_side(side) for axis, side in zip(self.axes(x), x.shape[1:3], strict=True))
         return height, width

@@ -24,6 +24,7 @@ from fzoo.layers.forward import Training
 from fzoo.layers.modules import Dropout
 from fzoo.layers.record import OPERATION
 from fzoo.layers.weighted import WeightedLayers
+from fzoo.ops.shapes import Pads
 
 __all__ = ["Layers", "Training"]
 
@@ -57,7 +58,7 @@ class Layers(WeightedLayers):
         return self._note("ReLU", name, [x], y, max_value=max_value)
 
     def zero_pad(
-        self, x: Float[Array, "n h w c"], padding: int | tuple[tuple[int, int], ...], *, name: str | None = None
+        self, x: Float[Array, "n h w c"], padding: int | Pads, *, name: str | None = None
     ) -> Float[Array, "n hp wp c"]:
         """Apply ZeroPadding2D."""
         name = self._name("ZeroPadding2D", name)
@@ -230,7 +231,7 @@ class Layers(WeightedLayers):
         options: dict[str, Any] = {"deterministic": not self.trains(name), "name": name}
         return self._module(name, functools.partial(Dropout, rate, shared, **options))(x)
 
-    def correct_pad(self, x: Float[Array, "n h w c"], kernel: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def correct_pad(self, x: Float[Array, "n h w c"], kernel: int) -> Pads:
         """Return the zero-padding before a VALID convolution of stride 2 in Keras's mobile families, by parity.
 
         Keras decides when it builds the network; where it does not know the size then, it pads as for an even one.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from fzoo import ops
 from fzoo.layers.initializers import glorot_uniform
+from fzoo.ops.shapes import Pads
 
 
 class Layer(nn.Module, kw_only=True):
@@ -150,7 +151,7 @@ class WinogradConv(Layer):
 
     features: int
     kernel_size: tuple[int, int]
-    padding: str | tuple[tuple[int, int], tuple[int, int]]
+    padding: str | Pads
     tile: int
     dtype: Any
     use_bias: bool

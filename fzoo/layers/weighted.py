@@ -79,7 +79,7 @@ class WeightedLayers(ForwardPass):
             conv = self._module(name, make)
         y = activation_function(activation)(conv(x))
         terms = x.shape[-1] // groups
-        flops = 2 * int(np.prod([*y.shape[1:], *kernel, terms]))
+        flops = self._flops(*y.shape[1:], *kernel, terms)
         shape = (*kernel, terms, features)
         convolution = ops.Convolution.of((1, *x.shape[1:]), shape, steps, pads, groups, dilation=apart)
         options = {"activation": name_of(activation), "convolution": convolution}
@@ -116,7 +116,7 @@ class WeightedLayers(ForwardPass):
             name=name,
         )
         y = activation_function(activation)(self._module(name, make)(x))
-        flops = 2 * int(np.prod([*y.shape[1:], *kernel]))
+        flops = self._flops(*y.shape[1:], *kernel)
         options = {"activation": name_of(activation), "strides": steps, "padding": pads}
         return self._note("DepthwiseConv2D", name, [x], y, flops, kernel_init, axes=axes, **options)
 
@@ -151,7 +151,7 @@ class WeightedLayers(ForwardPass):
             name=name,
         )
         y = activation_function(activation)(self._module(name, make)(x))
-        flops = 2 * int(np.prod(y.shape[1:3])) * channels * (kernel[0] * kernel[1] + features)
+        flops = self._flops(*y.shape[1:3], channels, kernel[0] * kernel[1] + features)
         options = {"activation": name_of(activation), "strides": steps, "padding": pads}
         return self._note("SeparableConv2D", name, [x], y, flops, axes=axes, **options)
 
@@ -176,7 +176,7 @@ class WeightedLayers(ForwardPass):
         arguments = (features, *sides[:2], pads, sides[2], use_bias, self.dtype, self._start(glorot_uniform))
         module = self._module(name, functools.partial(ConvTranspose, *arguments, name=name))
         y = activation_function(activation)(module(x))
-        flops = 2 * int(np.prod([*x.shape[1:], *sides[0], features]))
+        flops = self._flops(*x.shape[1:], *sides[0], features)
         return self._note("Conv2DTranspose", name, [x], y, flops, activation=name_of(activation))
 
     def conv1d(
@@ -197,7 +197,7 @@ class WeightedLayers(ForwardPass):
         name = self._name("Conv1D", name)
         conv = self._conv1d(features, kernel, strides, padding, groups, dilation, use_bias, name)
         y = activation_function(activation)(conv(x))
-        flops = 2 * int(np.prod([*y.shape[1:], kernel, x.shape[-1] // groups]))
+        flops = self._flops(*y.shape[1:], kernel, x.shape[-1] // groups)
         return self._note("Conv1D", name, [x], y, flops, activation=name_of(activation))
 
     def depthwise_conv1d(
@@ -217,7 +217,7 @@ class WeightedLayers(ForwardPass):
         name, channels = self._name("DepthwiseConv1D", name), x.shape[-1]
         conv = self._conv1d(channels * depth_multiplier, kernel, strides, padding, channels, dilation, use_bias, name)
         y = activation_function(activation)(conv(x))
-        flops = 2 * int(np.prod([*y.shape[1:], kernel]))
+        flops = self._flops(*y.shape[1:], kernel)
         return self._note("DepthwiseConv1D", name, [x], y, flops, activation=name_of(activation))
 
     def separable_conv1d(
@@ -241,7 +241,7 @@ class WeightedLayers(ForwardPass):
         arguments = (features, (kernel,), (strides,), padding.upper(), conv, use_bias, depth_multiplier, (dilation,))
         module = self._module(name, functools.partial(SeparableConv, *arguments, name=name))
         y = activation_function(activation)(module(x))
-        flops = 2 * y.shape[1] * channels * (kernel + features)
+        flops = self._flops(y.shape[1], channels, kernel + features)
         return self._note("SeparableConv1D", name, [x], y, flops, activation=name_of(activation))
 
     def _conv1d(
@@ -286,7 +286,7 @@ class WeightedLayers(ForwardPass):
         options = {"use_bias": use_bias, "dtype": self.dtype, "kernel_init": self._start(kernel_init), "name": name}
         dense = self._module(name, functools.partial(Dense, features, **options))
         y = activation_function(activation)(dense(x))
-        flops = 2 * x.shape[-1] * int(np.prod(y.shape[1:]))
+        flops = self._flops(x.shape[-1], *y.shape[1:])
         return self._note("Dense", name, [x], y, flops, kernel_init, activation=name_of(activation))
 
     def batch_norm(

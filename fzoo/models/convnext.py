@@ -124,7 +124,7 @@ class ConvNeXt(Classifier):
         return k.layer_norm(super().pooled(k, x, pooling), epsilon=1e-6)
 
 
-def stem(k: Layers, x: Float[Array, "n h w c"], width: int, prefix: str) -> Float[Array, "n h//4 w//4 width"]:
+def stem(k: Layers, x: Float[Array, "n h w c"], width: int, prefix: str) -> Float[Array, "n ho wo width"]:
     """Cut into patches of 4 x 4 pixels."""
     x = k.conv2d(x, width, 4, 4, name=f"{prefix}_stem_conv")
     return k.layer_norm(x, epsilon=1e-6, name=f"{prefix}_stem_layernorm")

@@ -39,6 +39,7 @@ class NASNet(Classifier):
     default_size: int = option(331, COUNT)
 
     weightless = ("default_size",)
+    open_step = 32
     block_ends = r"stem_bn1|(normal|reduction)_concat_.*|last_map"
 
     @nn.nowrap

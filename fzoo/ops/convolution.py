@@ -24,7 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from fzoo.ops.reductions import _spread, is_sharded
-from fzoo.ops.shapes import NHWC, Convolution, product, windows
+from fzoo.ops.shapes import NHWC, Convolution, Side, padded, product, windows
 from fzoo.ops.winograd import winograd_kernel, winograd_tile, winograd_transformed
 
 
@@ -32,7 +32,7 @@ def conv_general_dilated(
     lhs: Float[Array, "n h w c"],
     rhs: Float[Array, "kh kw i o"],
     window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
+    padding: str | Sequence[tuple[Side, Side]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = NHWC,
@@ -40,13 +40,15 @@ def conv_general_dilated(
     **options: Any,
 ) -> Float[Array, "n ho wo o"]:
     """Do what `lax.conv_general_dilated` does, in a faster form where `CPU_FORMS` has one and on a CPU."""
-    plain = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
-    if plain and all(d == 1 for d in lhs_dilation or ()):
+    is_nhwc = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
+    if is_nhwc and all(d == 1 for d in lhs_dilation or ()):
         shapes = lhs.shape, rhs.shape, window_strides, padding, feature_group_count
         conv = Convolution.of(*shapes, lhs.dtype, rhs_dilation)
         run = cpu_form(conv)
         if run is not None:
             return _by_platform(run, conv, tuple(options.items()), lhs, rhs)
+        if conv.is_open:
+            return plain(conv, lhs, rhs, feature_group_count=feature_group_count, **options)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -68,16 +70,19 @@ def _by_platform(
     lhs: Array,
     rhs: Array,
 ) -> Array:
-    library = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=conv.strides,
-        padding=conv.pads,
-        rhs_dilation=conv.dilation,
-        dimension_numbers=NHWC,
-        feature_group_count=conv.groups,
-        **dict(options),
-    )
+    library = functools.partial(plain, conv, feature_group_count=conv.groups, **dict(options))
     return lax.platform_dependent(lhs, rhs, cpu=functools.partial(run, conv), default=library)
+
+
+def plain(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c_group o"], **options: Any
+) -> Float[Array, "n ho wo o"]:
+    """Convolve as XLA does; the groups are among the options."""
+    pads = conv.pads
+    if conv.is_open:  # XLA pads by numbers
+        x, pads = padded(conv, x), "VALID"
+    options |= {"rhs_dilation": conv.dilation, "dimension_numbers": NHWC}
+    return lax.conv_general_dilated(x, kernel, conv.strides, pads, **options)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -126,9 +131,7 @@ def by_groups(
     if together > 1:
         mask = jnp.repeat(jnp.repeat(jnp.eye(together), conv.inputs // conv.groups, 0), conv.outputs // conv.groups, 1)
         kernels = [jnp.tile(part, (1, 1, together, 1)) * mask.astype(part.dtype)[None, None] for part in kernels]
-    run = functools.partial(
-        lax.conv_general_dilated, window_strides=conv.strides, padding=conv.pads, dimension_numbers=NHWC
-    )
+    run = functools.partial(plain, conv)
     return jnp.concatenate([run(*part) for part in zip(jnp.split(x, parts, axis=3), kernels, strict=True)], axis=3)
 
 
@@ -180,13 +183,10 @@ def winograd(
 
 def _plain_jvp(form: Any, conv: Convolution, primals: tuple[Array, Array], tangents: Any) -> tuple[Array, Any]:
     """Derive by XLA's convolution: the transposes of a form's steps are ten times slower than its own."""
-    plain = functools.partial(
-        lax.conv_general_dilated, window_strides=conv.strides, padding=conv.pads, dimension_numbers=NHWC
-    )
     (x, kernel), (dx, dkernel) = primals, tangents
     pairs = [pair for pair in ((dx, kernel), (x, dkernel)) if not any(isinstance(a, SymbolicZero) for a in pair)]
     y = form(conv, x, kernel)
-    return y, sum((plain(*pair) for pair in pairs[1:]), plain(*pairs[0]))
+    return y, sum((plain(conv, *pair) for pair in pairs[1:]), plain(conv, *pairs[0]))
 
 
 for _form in (row_columns, winograd):
@@ -201,11 +201,13 @@ class Form:
         fits: whether it is the way for such a convolution.
         run: (convolution, images, kernel) to output.
         takes_dilated: whether also a kernel whose elements are apart.
+        takes_open: whether also images whose height and width `jax.export` leaves open.
     """
 
     fits: Callable[[Convolution], bool]
     run: Callable[[Convolution, Array, Array], Array]
     takes_dilated: bool = False
+    takes_open: bool = False
 
 
 def is_depthwise(conv: Convolution) -> bool:
@@ -262,9 +264,9 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
 
 #: What a CPU runs instead of XLA's convolution: the first that fits.
 CPU_FORMS = (
-    Form(is_depthwise, depthwise_shifted, takes_dilated=True),
-    Form(is_grouped, by_groups),
-    Form(is_pointwise, pointwise),
+    Form(is_depthwise, depthwise_shifted, takes_dilated=True, takes_open=True),
+    Form(is_grouped, by_groups, takes_open=True),
+    Form(is_pointwise, pointwise, takes_open=True),
     Form(is_small_stem, row_columns),
     Form(is_narrow, columns),
     Form(is_winograd, winograd),
@@ -273,5 +275,7 @@ CPU_FORMS = (
 
 def cpu_form(conv: Convolution) -> Callable[[Convolution, Array, Array], Array] | None:
     """Choose how a CPU runs a convolution: a function of (convolution, images, kernel), or None for XLA's own way."""
-    forms = (form for form in CPU_FORMS if form.takes_dilated or not is_dilated(conv))
-    return next((form.run for form in forms if form.fits(conv)), None)
+    for form in CPU_FORMS:
+        if (form.takes_dilated or not is_dilated(conv)) and (form.takes_open or not conv.is_open) and form.fits(conv):
+            return form.run
+    return None

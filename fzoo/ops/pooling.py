@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
-from fzoo.ops.shapes import Pads
+from fzoo.ops.shapes import Pads, Side, met, windows_along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +59,51 @@ def _pool_jvp(how: Pool, primals: tuple[Array], tangents: tuple[Array]) -> tuple
 def _pool(how: Pool, x: Array) -> Array:
     if how.dilation != (1, 1):
         return _pool_by_phases(how, x)
+    if any(map(is_symbolic_dim, x.shape[1:3])):
+        y = met(_filled(how, x), _size(how, x), how.window, how.strides, how.dilation)
+        y = nn.pooling.pool(y, _NEUTRAL[how.kind], _COMBINE[how.kind], how.window, how.strides, "VALID")
+        return _averaged(how, x, y)
     padding: Any = how.padding  # Flax takes numbers, too
     if how.kind == "max":
         return nn.max_pool(x, how.window, how.strides, padding)
     return nn.avg_pool(x, how.window, how.strides, padding, count_include_pad=False).astype(x.dtype)
 
 
+#: What the values of a window are combined by, and the value that changes nothing.
+_COMBINE = {"max": lax.max, "avg": lax.add}
+_NEUTRAL = {"max": -jnp.inf, "avg": 0.0}
+
+
 def _pool_shifted(how: Pool, x: Array) -> Array:
-    combine, neutral = (jnp.maximum, -jnp.inf) if how.kind == "max" else (jnp.add, 0)
-    pads = _pads(how, x)
-    wide = x.dtype if how.kind == "max" else jnp.promote_types(x.dtype, jnp.float32)
-    y = jnp.pad(x.astype(wide), ((0, 0), *pads, (0, 0)), constant_values=neutral)
-    sides = zip((1, 2), how.window, how.strides, how.dilation, strict=True)
-    for axis, window, stride, apart in sides:
-        size = (y.shape[axis] - (window - 1) * apart - 1) // stride + 1
+    return _averaged(how, x, _combined(how, x))
+
+
+def _combined(how: Pool, x: Array) -> Array:
+    """Take the largest of each window, or their sum."""
+    y = _filled(how, x)
+    sides = zip((1, 2), _size(how, x), how.window, how.strides, how.dilation, strict=True)
+    for axis, size, window, stride, apart in sides:
         starts = range(0, window * apart, apart)
         shifted = [lax.slice_in_dim(y, i, i + (size - 1) * stride + 1, stride, axis) for i in starts]
-        y = lax.optimization_barrier(functools.reduce(combine, shifted))  # not computed anew by all that reads it
-    return y if how.kind == "max" else (y / jnp.asarray(_counts(how, x), wide)).astype(x.dtype)
+        y = functools.reduce(_COMBINE[how.kind], shifted)
+        y = lax.optimization_barrier(y)  # not computed anew by all that reads it
+    return y
+
+
+def _filled(how: Pool, x: Array) -> Array:
+    """Pad images, in the dtype of the sums."""
+    wide = x.dtype if how.kind == "max" else jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.pad(x.astype(wide), ((0, 0), *_pads(how, x), (0, 0)), constant_values=_NEUTRAL[how.kind])
+
+
+def _size(how: Pool, x: Array) -> tuple[Side, Side]:
+    """Return the height and the width of the output."""
+    return windows_along(x.shape[1], x.shape[2], how.window, how.strides, _pads(how, x), how.dilation)
+
+
+def _averaged(how: Pool, x: Array, y: Array) -> Array:
+    """Make means of sums, of the pixels that lie inside of the image; what is the largest stays."""
+    return y if how.kind == "max" else (y / jnp.asarray(_counts(how, x), y.dtype)).astype(x.dtype)
 
 
 def _pads(how: Pool, x: Array) -> Pads:
@@ -86,8 +114,10 @@ def _pads(how: Pool, x: Array) -> Pads:
     return rows, columns
 
 
-def _counts(how: Pool, x: Array) -> np.ndarray:
+def _counts(how: Pool, x: Array) -> np.ndarray | Array:
     """Count the pixels of the image in each window: (1, ho, wo, 1)."""
+    if any(map(is_symbolic_dim, x.shape[1:3])):
+        return _combined(how, jnp.ones((1, *x.shape[1:3], 1)))
     total = np.ones((1, 1, 1, 1))
     sides = zip((1, 2), how.window, how.strides, how.dilation, _pads(how, x), strict=True)
     for axis, window, stride, apart, pads in sides:
@@ -103,7 +133,7 @@ def _pool_by_phases(how: Pool, x: Array) -> Array:
     n, _, _, c = x.shape
     pads, (down, right) = _pads(how, x), how.dilation
     wide = x.dtype if how.kind == "max" else jnp.promote_types(x.dtype, jnp.float32)
-    neutral, combine = (-jnp.inf, lax.max) if how.kind == "max" else (0.0, lax.add)
+    neutral, combine = _NEUTRAL[how.kind], _COMBINE[how.kind]
     sides = [side + sum(around) for side, around in zip(x.shape[1:3], pads, strict=True)]
     sizes = [side - (w - 1) * by for side, w, by in zip(sides, how.window, how.dilation, strict=True)]
     filled = [(a, b - side % -by) for side, (a, b), by in zip(sides, pads, how.dilation, strict=True)]
@@ -114,4 +144,4 @@ def _pool_by_phases(how: Pool, x: Array) -> Array:
     y = y.reshape(n, down, right, *y.shape[1:]).transpose(0, 3, 1, 4, 2, 5)
     y = y.reshape(n, y.shape[1] * down, y.shape[3] * right, c)
     y = y[:, : sizes[0] : how.strides[0], : sizes[1] : how.strides[1]]
-    return y if how.kind == "max" else (y / jnp.asarray(_counts(how, x), wide)).astype(x.dtype)
+    return _averaged(how, x, y)

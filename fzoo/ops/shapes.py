@@ -10,12 +10,34 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+#: An integer, or an expression where `jax.export` leaves a size open.
+Side = Any
+
+#: Before and after, for height and width.
+Pads = tuple[tuple[Side, Side], tuple[Side, Side]]
+
+
+def windows_along(
+    height: Side,
+    width: Side,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    pads: Pads,
+    dilation: tuple[int, int],
+) -> tuple[Side, Side]:
+    """Count the windows down and along an image.
+
+    Rounded up, as lax has "SAME": of two sizes that are equal, `jax.export` only sees it where they are computed alike.
+    """
+    sides = zip((height, width), kernel, strides, pads, dilation, strict=True)
+    down, along = (-(((k - 1) * by - side - sum(around)) // stride) for side, k, stride, around, by in sides)
+    return down, along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +45,8 @@ class Convolution:
     """The shape of an NHWC convolution: what a form is chosen by.
 
     Attributes:
-        images, height, width, inputs: shape of the input; one image where `jax.export` leaves their number open.
+        images, height, width, inputs: shape of the input; one image where `jax.export` leaves their number open. It
+            may leave the height and the width open, too.
         kernel, outputs, groups: of the kernel.
         strides, pads: for height and width.
         dtype: of the images and the kernel.
@@ -31,8 +54,8 @@ class Convolution:
     """
 
     images: int
-    height: int
-    width: int
+    height: Side
+    width: Side
     inputs: int
     kernel: tuple[int, int]
     outputs: int
@@ -48,7 +71,7 @@ class Convolution:
         images: Sequence[Any],
         kernel: Sequence[int],
         strides: Sequence[int],
-        padding: str | Sequence[tuple[int, int]],
+        padding: str | Sequence[tuple[Side, Side]],
         groups: int = 1,
         dtype: Any = jnp.float32,
         dilation: Sequence[int] | None = None,
@@ -61,16 +84,19 @@ class Convolution:
         if isinstance(padding, str):
             reach = (kh - 1) * below + 1, (kw - 1) * beside + 1
             padding = lax.padtype_to_pads((h, w), reach, (down, right), padding)
-        rows, columns = ((int(before), int(after)) for before, after in padding)
+        rows, columns = ((whole(before), whole(after)) for before, after in padding)
         strides, apart = (down, right), (below, beside)
         return cls(n, h, w, c, (kh, kw), outputs, groups, strides, (rows, columns), jnp.dtype(dtype), apart)
 
     @property
-    def size(self) -> tuple[int, int]:
+    def is_open(self) -> bool:
+        """Whether `jax.export` leaves the height or the width open."""
+        return is_symbolic_dim(self.height) or is_symbolic_dim(self.width)
+
+    @property
+    def size(self) -> tuple[Side, Side]:
         """Height and width of the output."""
-        sides = zip((self.height, self.width), self.kernel, self.strides, self.pads, self.dilation, strict=True)
-        height, width = ((side + sum(pads) - (k - 1) * by - 1) // stride + 1 for side, k, stride, pads, by in sides)
-        return height, width
+        return windows_along(self.height, self.width, self.kernel, self.strides, self.pads, self.dilation)
 
     @property
     def flops(self) -> int:
@@ -79,9 +105,33 @@ class Convolution:
         return 2 * self.images * self.size[0] * self.size[1] * self.outputs * terms
 
 
+def whole(side: Side) -> Side:
+    """Make Python's own integer of any, and leave what is open as it is."""
+    return side if is_symbolic_dim(side) else int(side)
+
+
+def padded(conv: Convolution, x: Float[Array, "n h w c"]) -> Float[Array, "n hp wp c"]:
+    """Pad images by zeros, and leave nothing after the last window where the size is open."""
+    x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0))) if any(map(any, conv.pads)) else x
+    return met(x, conv.size, conv.kernel, conv.strides, conv.dilation) if conv.is_open else x
+
+
+def met(
+    x: Float[Array, "n hp wp c"],
+    size: tuple[Side, Side],
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Float[Array, "n hm wm c"]:
+    """Leave of padded images what so many windows meet."""
+    sides = zip(size, kernel, strides, dilation, strict=True)
+    height, width = ((side - 1) * stride + (k - 1) * by + 1 for side, k, stride, by in sides)
+    return lax.dynamic_slice(x, (0, 0, 0, 0), (x.shape[0], height, width, x.shape[3]))
+
+
 def windows(conv: Convolution, x: Float[Array, "n h w c"]) -> list[tuple[tuple[int, int], Float[Array, "n ho wo c"]]]:
     """Cut out, for each kernel element, the part of the padded image that it meets; with it, where that begins."""
-    x = jnp.pad(x, ((0, 0), *conv.pads, (0, 0))) if any(map(any, conv.pads)) else x
+    x = padded(conv, x)
     (n, _, _, c), (sh, sw), (ho, wo) = x.shape, conv.strides, conv.size
     places = [(i * conv.dilation[0], j * conv.dilation[1]) for i, j in np.ndindex(conv.kernel)]
     return [
