@@ -961,8 +961,8 @@ MUTANTS = (
     Mutant(
         "output_stride: a Sequential forgets it",
         "layers/weighted.py",
-        "            output_stride=self.output_stride,\n        )\n",
-        "        )\n",
+        "        inner.nodes, inner.names, inner._modules = {}, [], {}\n",
+        "        inner.nodes, inner.names, inner._modules, inner.output_stride = {}, [], {}, None\n",
         "test_dilation.py",
         "test_shapes_of_every_layer and ConvNeXt",
     ),

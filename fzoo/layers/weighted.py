@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -386,21 +387,10 @@ class WeightedLayers(ForwardPass):
         `layers` is no module's method: Flax would lead those variables to that module.
         """
         name = self._name("Sequential", name)
-        inner = type(self)(
-            train=self.trains(name),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            plain_convolutions=self.plain_convolutions,
-            axis_name=self.axis_name,
-            known_size=self.known_size,
-            taps=self._taps,
-            record=self._record,
-            prepared=self._prepared,
-            output_stride=self.output_stride,
-        )
-        inner._axes = self._axes
-        inner.tapped, inner._numbers, inner._given = self.tapped, self._numbers, self._given
-        inner._producer[id(x)] = (name, x)
+        inner = copy.copy(self)  # what is tapped, given and counted is the same; the layers are its own
+        inner._train, inner._producer = self.trains(name), {id(x): (name, x)}
+        inner.nodes, inner.names, inner._modules = {}, [], {}
+        inner._shared, inner._kept, inner._growing = frozenset(), frozenset(), None
         y = Sequential(functools.partial(layers, inner), name=name)(x)
         parts = tuple(inner.nodes.values())
         axes = None if self.output_stride is None else self.axes(y)
