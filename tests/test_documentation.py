@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import keras
 import numpy as np
 import pyarrow.parquet
@@ -30,6 +31,7 @@ from fzoo.apps import demo
 
 ROOT = Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", ROOT / "docs"
+TWELVE_JOBS = DOCS / "guides" / "twelve-jobs.md"
 
 #: What has code to run.
 PAGES = [README, *sorted(page for page in DOCS.rglob("*.md") if "results" not in page.parts)]
@@ -144,19 +146,81 @@ def recipes() -> list[Any]:
             ],
         )
         for page in PAGES
+        if page != TWELVE_JOBS
         for block in blocks("python", page)
     ]
 
 
-@pytest.mark.parametrize("block", recipes())
-def test_recipe(block, tmp_path, monkeypatch, offline):
-    """As it stands, but for the download: files of random weights stand in for the published ones."""
+@pytest.fixture
+def recipe_folder(tmp_path, monkeypatch, offline):
+    """Where recipes run: with a photograph, and files of random weights that stand in for the published ones."""
     (pixels,) = random_images((1, 150, 200, 3), pixels=True)
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "parrot.jpg")
     index = {str(i): [f"n{i:08d}", f"label_{i}"] for i in range(1000)}
     (offline / "imagenet_class_index.json").write_text(json.dumps(index))
     monkeypatch.setattr("fzoo.pretrained.fetch", lambda url, *rest: random_weights(tmp_path, url))
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+#: What each of the twelve jobs must leave: the shapes of a name.
+JOBS = {
+    "1": ("maps", {"block_13_expand_relu": (2, 6, 6, 576)}),
+    "2": ("loss", ()),
+    "3": ("average", None),
+    "4": ("found", (6, 2048)),
+    "5": ("metrics", {"accuracy": (), "loss": ()}),
+    "6": ("maps", {8: (1, 12, 12, 32), 16: (1, 6, 6, 96), 32: (1, 3, 3, 320)}),
+    "7": ("maps", (1, 12, 12, 1280)),
+    "8": ("probabilities", (2, 5)),
+    "9": ("features", (1, 1280)),
+    "10": ("found", None),
+    "11": ("module", None),
+    "12": ("gradients", None),
+}
+
+#: The heading of a job, its number, and its program.
+JOB = re.compile(r"^## ((\d+)\..*?)$.*?```python\n(.*?)```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("title", "number", "block"), [pytest.param(*job, id=job[1]) for job in JOB.findall(TWELVE_JOBS.read_text())]
+)
+def test_twelve_jobs(title, number, block, recipe_folder):
+    """Each does what it says, in as many lines as the table says."""
+    if number == "11":
+        pytest.importorskip("onnx", reason="onnx is not installed")
+    namespace: dict[str, Any] = {"__name__": "job"}
+    exec(compile(block, "block", "exec"), namespace)
+    name, shapes = JOBS[number]
+    left = namespace[name]
+    if shapes is not None:
+        assert jax.tree.map(jnp.shape, left) == shapes
+    elif number == "3":  # it moved from the weights, and is not those of the last step
+        first = namespace["variables"]["params"]["conv_pw_12"]["kernel"]
+        last = namespace["state"].trained["conv_pw_12"]["kernel"]
+        assert np.abs(left["conv_pw_12"]["kernel"] - first).max() < 0.1 * np.abs(last - first).max()
+        assert not np.array_equal(left["conv_pw_12"]["kernel"], first)
+    elif number == "10":
+        assert list(left["name"]) == ["parrot", "none"] and [bool(error) for error in left["error"]] == [False, True]
+    elif number == "11":
+        assert {path.suffix for path in recipe_folder.glob("*.*x") if path.stat().st_size > 1 << 20} == {".onnx"}
+        assert (recipe_folder / "any-size.stablehlo").stat().st_size > 1 << 20
+    else:
+        assert left["conv1_conv"]["kernel"].shape == (7, 7, 6, 64) and np.abs(left["conv1_conv"]["kernel"]).max() > 0
+    code = [line for line in block.splitlines() if line.strip() and not line.endswith("# data")]
+    lines = sum(not re.match(r"\s*(import|from) ", line) for line in code)
+    anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+    assert f"| [{title}](#{anchor}) | {lines} | " in TWELVE_JOBS.read_text()
+
+
+def test_all_twelve_jobs_are_run():
+    assert [number for _, number, _ in JOB.findall(TWELVE_JOBS.read_text())] == list(JOBS)
+
+
+@pytest.mark.parametrize("block", recipes())
+def test_recipe(block, recipe_folder, tmp_path):
+    """As it stands, but for the download."""
     if "flowers.keras" in block:
         layers = keras.layers
         keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(3)]).save(
