@@ -991,6 +991,22 @@ MUTANTS = (
         "test_dilated_pools",
     ),
     Mutant(
+        "platforms: predict traces every platform's forms",
+        "inference/batches.py",
+        "        with traced_for(platform):\n",
+        "        with traced_for(None):\n",
+        "test_inference.py",
+        "program_is_for_its_platform",
+    ),
+    Mutant(
+        "platforms: a pool traces every platform's form",
+        "ops/pooling.py",
+        "_pool_for(how, known_platform(), x)",
+        "_pool_for(how, None, x)",
+        "test_ops.py",
+        "forms_of_a_known_platform",
+    ),
+    Mutant(
         "convolutions: depthwise kernels lie together",
         "ops/shapes.py",
         "places = [(i * conv.dilation[0], j * conv.dilation[1]) for",

@@ -116,6 +116,15 @@ def test_micro_batches_are_even(small):
     np.testing.assert_allclose(found, module.apply(variables, images), rtol=1e-4, atol=1e-6)
 
 
+def test_the_program_is_for_its_platform_alone(small):
+    """No form of another is in what `predict` compiles."""
+    module, variables = small
+    images = np.zeros((2, 32, 32, 3), np.float32)
+    program: Any = compiled(run, "cpu", jnp.dtype(jnp.float32))
+    assert "platform_index" not in str(program.trace(module, None, variables, images).jaxpr)
+    assert "platform_index" in str(jax.make_jaxpr(module.apply)(variables, images))
+
+
 def test_frozen_variables_everywhere(small, images, tmp_path):
     """Flax's FrozenDict."""
     module, variables = small

@@ -1,11 +1,14 @@
 """Every form of a convolution against XLA's own: outputs, gradients, other platforms."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from networks import images_for, network
 from reference import assert_close
 
 import fzoo
@@ -177,3 +180,33 @@ def test_a_training_step_lowers_for_every_platform():
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     exported = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cpu", "cuda", "tpu"])
     exported(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables["params"]), images)
+
+
+def forms_of_platforms(function, *arguments):
+    """How often a program asks for its platform, when it is traced anew."""
+    return str(jax.make_jaxpr(lambda *given: function(*given))(*arguments)).count("platform_index")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_only_the_forms_of_a_known_platform_are_traced(platform):
+    """Of convolutions, pools and sums, forward and backward, whatever was traced before; the sums are the same."""
+    module, variables = network("DenseNet121", blocks=(1, 1, 1, 1), input_shape=(32, 32, 3), classes=5)
+    images = images_for(module)
+
+    def gradient(params, known):
+        def loss_of(params):
+            given = {**variables, "params": params}
+            return jnp.square(module.apply(given, images, train=True, mutable=["batch_stats"])[0]).sum()
+
+        with fzoo.devices.traced_for(known):
+            return jax.grad(loss_of)(params)
+
+    params = variables["params"]
+    every = forms_of_platforms(functools.partial(gradient, known=None), params)
+    assert every > 20
+    assert forms_of_platforms(functools.partial(gradient, known=platform), params) == 0
+    assert forms_of_platforms(functools.partial(gradient, known=None), params) == every
+    expected, found = (jax.jit(gradient, static_argnums=1)(params, known) for known in (None, platform))
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for theirs, ours in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale)

@@ -180,12 +180,15 @@ def training(module: Any, variables: Any) -> Callable[[Any, Any], Any]:
     import optax
 
     from fzoo.inference.compiler import compiler_options
+    from fzoo.inference.devices import traced_for
 
     optimizer = optax.sgd(LEARNING_RATE)
 
-    options = compiler_options(jax.devices()[0].platform, module.dtype)
+    platform = jax.devices()[0].platform
+    options = compiler_options(platform, module.dtype)
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
+    @traced_for(platform)
     def step(state, x, y):
         variables, moments, key = state
         key, dropout = jax.random.split(key)

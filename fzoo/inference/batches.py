@@ -23,6 +23,7 @@ from fzoo.images.preprocessing import RANGES, has_values_of, values_in_words
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.devices import along_batch, beside, committed_to, lies_otherwise, parts_of, replicate, split_of
 from fzoo.layers.classifier import Classifier
+from fzoo.ops.platforms import traced_for
 from fzoo.zoo import preprocess_input, preprocessing_mode, preprocessing_of
 
 #: What a batch is cut to when the caller does not say: on a CPU, which gains nothing from more, and at the least.
@@ -69,6 +70,10 @@ def compiled(
     """
 
     def program(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
+        with traced_for(platform):
+            return whole(what, preprocess, variables, images)
+
+    def whole(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
         def step(images: Any) -> Any:
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 

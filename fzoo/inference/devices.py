@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from fzoo.ops.platforms import traced_for as traced_for
+
 #: The axis of `mesh`, along which the images of a batch lie.
 BATCH = "batch"
 

@@ -21,6 +21,7 @@ from fzoo.inference.batches import run, taps
 from fzoo.inference.onnx.model import onnx_model
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.options import is_count
+from fzoo.ops.platforms import traced_for
 from fzoo.zoo import preprocess_input, preprocessing_mode
 
 #: What a file can be for, as JAX calls them; "gpu" is "cuda" (NVIDIA) or "rocm" (AMD).
@@ -136,6 +137,7 @@ def export(
     )
     constants = jax.tree.map(np.asarray, variables)  # of no device
 
+    @traced_for(names[0] if len(names) == 1 else None)
     def network(images: Num[Array, "n h w c"]) -> Any:
         images = images if preprocess is None else preprocess_input(images, preprocess)
         arrays = jax.tree.map(jnp.asarray, constants)

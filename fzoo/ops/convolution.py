@@ -23,6 +23,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from fzoo.ops.platforms import by_platform, known_platform
 from fzoo.ops.reductions import _spread, is_sharded
 from fzoo.ops.shapes import NHWC, Convolution, Side, padded, product, windows
 from fzoo.ops.winograd import winograd_kernel, winograd_tile, winograd_transformed
@@ -46,7 +47,7 @@ def conv_general_dilated(
         conv = Convolution.of(*shapes, lhs.dtype, rhs_dilation)
         run = cpu_form(conv)
         if run is not None:
-            return _by_platform(run, conv, tuple(options.items()), lhs, rhs)
+            return _by_platform(run, conv, tuple(options.items()), known_platform(), lhs, rhs)
         if conv.is_open:
             return plain(conv, lhs, rhs, feature_group_count=feature_group_count, **options)
     return lax.conv_general_dilated(
@@ -62,16 +63,17 @@ def conv_general_dilated(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # a network repeats its shapes: each is traced once
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))  # a network repeats its shapes: each is traced once
 def _by_platform(
     run: Callable[[Convolution, Array, Array], Array],
     conv: Convolution,
     options: tuple[tuple[str, Any], ...],
+    platform: str | None,
     lhs: Array,
     rhs: Array,
 ) -> Array:
     library = functools.partial(plain, conv, feature_group_count=conv.groups, **dict(options))
-    return lax.platform_dependent(lhs, rhs, cpu=functools.partial(run, conv), default=library)
+    return by_platform(platform, lhs, rhs, cpu=functools.partial(run, conv), default=library)
 
 
 def plain(

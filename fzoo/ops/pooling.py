@@ -14,6 +14,7 @@ from jax import lax
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
+from fzoo.ops.platforms import by_platform, known_platform
 from fzoo.ops.shapes import Pads, Side, met, windows_along
 
 
@@ -36,24 +37,28 @@ class Pool:
     dilation: tuple[int, int] = (1, 1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def pool(how: Pool, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo c"]:
+def pool(how: Pool, x: Float[np.ndarray | Array, "n h w c"]) -> Float[Array, "n ho wo c"]:
     """Pool: on CPU down the columns, then along the rows, each as one operation on shifted images.
 
     XLA:CPU's windows go without its vectors, and are 3 to 7 times slower.
     """
-    return _pool_by_platform(how, x)
+    return _pool_for(how, known_platform(), x)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _pool_by_platform(how: Pool, x: Array) -> Array:
-    return lax.platform_dependent(x, cpu=functools.partial(_pool_shifted, how), default=functools.partial(_pool, how))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pool_for(how: Pool, platform: str | None, x: Array) -> Array:
+    return _pool_by_platform(how, platform, x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _pool_by_platform(how: Pool, platform: str | None, x: Array) -> Array:
+    return by_platform(platform, x, cpu=functools.partial(_pool_shifted, how), default=functools.partial(_pool, how))
 
 
 @_pool_by_platform.defjvp
-def _pool_jvp(how: Pool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _pool_jvp(how: Pool, platform: str | None, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """Derive as XLA does: of equal values in a window one takes it all, and not each its share."""
-    return _pool_by_platform(how, *primals), jax.jvp(functools.partial(_pool, how), primals, tangents)[1]
+    return _pool_by_platform(how, platform, *primals), jax.jvp(functools.partial(_pool, how), primals, tangents)[1]
 
 
 def _pool(how: Pool, x: Array) -> Array:

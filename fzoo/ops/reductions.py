@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from fzoo.ops.platforms import by_platform, known_platform
 
-@jax.jit
-def channel_mean(x: Float[Array, "... c"]) -> Float[Array, "c"]:
+
+def channel_mean(x: Float[np.ndarray | Array, "... c"]) -> Float[Array, "c"]:
     """Average over all axes but the last.
 
     On CPU it is a product with ones: XLA sums down columns on one core, without its vectors.
     """
+    return _channel_mean(known_platform(), x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _channel_mean(platform: str | None, x: Array) -> Array:
     if is_sharded(x):
         return jnp.mean(x, range(x.ndim - 1))
 
     def cpu(x: Array) -> Array:
         return (jnp.ones((1, x.size // x.shape[-1]), x.dtype) @ x.reshape(-1, x.shape[-1]))[0] / (x.size // x.shape[-1])
 
-    return lax.platform_dependent(x, cpu=cpu, default=lambda x: jnp.mean(x, range(x.ndim - 1)))
+    return by_platform(platform, x, cpu=cpu, default=lambda x: jnp.mean(x, range(x.ndim - 1)))
 
 
 def is_sharded(x: Any) -> bool:
@@ -56,7 +64,8 @@ def _spread_over(values: Any, like: Any) -> Array:
 @_spread_over.defjvp
 def _spread_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
     (values, like), (dvalues, _) = primals, tangents
-    return _spread_over(values, like), lax.platform_dependent(dvalues, like, cpu=_spread, default=_broadcast)
+    moved = by_platform(known_platform(), dvalues, like, cpu=_spread, default=_broadcast)
+    return _spread_over(values, like), moved
 
 
 def _broadcast(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Array:

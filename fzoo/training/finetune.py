@@ -273,12 +273,14 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
     state = TrainState(*jax.tree.map(jnp.copy, (trained, variables.get("batch_stats", {}), opt_state)))
     platform = plan.mesh.devices.flat[0].platform
     step = jax.jit(
-        functools.partial(
-            pixels_step,
-            (plan.module, plan.config.pixels_for),
-            optimizer,
-            train=stream.training,
-            label_smoothing=plan.config.label_smoothing,
+        devices.traced_for(platform)(
+            functools.partial(
+                pixels_step,
+                (plan.module, plan.config.pixels_for),
+                optimizer,
+                train=stream.training,
+                label_smoothing=plan.config.label_smoothing,
+            )
         ),
         donate_argnums=0,
         compiler_options=compiler_options(platform, jnp.dtype(plan.module.dtype), plan.module.remat),
