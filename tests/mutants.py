@@ -1007,6 +1007,22 @@ MUTANTS = (
         "forms_of_a_known_platform",
     ),
     Mutant(
+        "depthwise gradients: rows are next to each other",
+        "ops/convolution.py",
+        "number * down + i * below",
+        "number + i * below",
+        "test_ops.py",
+        "derivatives_of_a_depthwise and stride",
+    ),
+    Mutant(
+        "depthwise gradients: what is padded is the same on both sides",
+        "ops/convolution.py",
+        "(pads[0] - r, pads[1] - r, 0)",
+        "(pads[1] - r, pads[0] - r, 0)",
+        "test_ops.py",
+        "derivatives_of_a_depthwise and more",
+    ),
+    Mutant(
         "convolutions: depthwise kernels lie together",
         "ops/shapes.py",
         "places = [(i * conv.dilation[0], j * conv.dilation[1]) for",

@@ -210,3 +210,63 @@ def test_only_the_forms_of_a_known_platform_are_traced(platform):
     scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     for theirs, ours in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale)
+
+
+def test_a_depthwise_gradient_of_bfloat16_sums_in_float32():
+    """Of the kernel, over thousands of pixels: within a rounding of what float32 gives."""
+    images, kernel = (4, 32, 32, 8), (3, 3, 1, 8)
+    conv = ops.Convolution.of(images, kernel, (1, 1), "SAME", 8, jnp.bfloat16)
+    x = (jax.random.normal(jax.random.key(0), images) + 1).astype(jnp.bfloat16)
+    w = jnp.ones(kernel, jnp.bfloat16)
+
+    def gradient(x, w):
+        return jax.grad(lambda w: ops.depthwise_shifted(conv, x, w).astype(jnp.float32).sum())(w)
+
+    expected = gradient(x.astype(jnp.float32), w.astype(jnp.float32))
+    found = gradient(x, w)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.006)
+
+
+#: (kernel's sides, stride, padding, dilation, outputs for each channel) of depthwise convolutions.
+DEPTHWISE = {
+    "same": ((3, 3), 1, "SAME", 1, 1),
+    "more padding than the kernel reaches": ((3, 5), 1, ((4, 0), (1, 6)), 1, 1),
+    "apart": ((3, 3), 1, "SAME", 2, 1),
+    "stride 2": ((5, 3), 2, "SAME", 1, 1),
+    "a multiplier": ((3, 3), 1, "VALID", 1, 2),
+}
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "apart", "times"), DEPTHWISE.values(), ids=DEPTHWISE)
+def test_derivatives_of_a_depthwise_convolution(kernel, stride, padding, apart, times):
+    """Of the first and the second order, forward and backward, alone and of several: as XLA's own."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, dx = (jax.random.normal(key, (2, 9, 8, 6)) for key in keys[:2])
+    w, dw = (jax.random.normal(key, (*kernel, 1, 6 * times)) for key in keys[2:])
+    strides, dilation = (stride, stride), (apart, apart)
+    conv = ops.Convolution.of(x.shape, w.shape, strides, padding, 6, dilation=dilation)
+    ours = functools.partial(ops.depthwise_shifted, conv)
+
+    def theirs(x, w):
+        return lax.conv_general_dilated(
+            x, w, strides, padding, rhs_dilation=dilation, dimension_numbers=NHWC, feature_group_count=6
+        )
+
+    def derivatives(convolve):
+        def loss(x, w):
+            return jnp.sin(convolve(x, w)).sum()
+
+        gradient = jax.grad(loss, (0, 1))
+        several = jax.vmap(gradient, (0, None))(jnp.stack([x, dx]), w)
+        return (
+            jax.jvp(convolve, (x, w), (dx, dw)),
+            [jax.jvp(lambda w: convolve(x, w), (w,), (dw,)), gradient(x, w), several],
+            jax.jvp(gradient, (x, w), (dx, dw)),
+            jax.grad(lambda x, w: sum(jnp.square(g).sum() for g in gradient(x, w)), (0, 1))(x, w),
+        )
+
+    for found, expected in zip(
+        *(jax.tree.leaves(jax.jit(derivatives, static_argnums=0)(f)) for f in (ours, theirs)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
