@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -408,3 +409,33 @@ def test_what_spark_calls(files, classified, predictor):
     }
     found = {name: column.tolist() for name, column in found.items()}
     check_rows({"name": [file.name for file in files], **found}, classified)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_on_spark(files, classified, predictor, monkeypatch):
+    """In two processes of a real one: the rows of `fzoo classify`, whatever the order of the partitions."""
+    pytest.importorskip("pyspark", reason="Spark is not installed")
+    from pyspark.ml.functions import predict_batch_udf
+    from pyspark.sql import SparkSession
+    from pyspark.sql.types import StructType
+
+    def make_predict_fn():
+        def predict(images: np.ndarray) -> dict[str, np.ndarray]:
+            found = predictor({"image": images})
+            return {name: np.array(column.tolist()) for name, column in found.items()}
+
+        return predict
+
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    kinds = "wnid array<string>, label array<string>, probability array<float>, error string"
+    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
+    try:
+        classify = predict_batch_udf(make_predict_fn, return_type=StructType.fromDDL(kinds), batch_size=3)
+        given = [(file.name, bytearray(file.read_bytes())) for file in files]
+        rows = spark.createDataFrame(given, ["name", "image"]).repartition(3)
+        rows = rows.select("name", classify("image").alias("found")).select("name", "found.*").toPandas()
+    finally:
+        spark.stop()
+    rows = rows.set_index("name").loc[[file.name for file in files]].reset_index()
+    check_rows({name: [list(x) if np.ndim(x) else x for x in rows[name]] for name in rows}, classified)

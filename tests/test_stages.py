@@ -6,8 +6,11 @@ import re
 import numpy as np
 import pytest
 from networks import SMALL, images_for, network, small_options
+from stored_torch import small_torch_network
+from torch_cases import CASES
 
 import fzoo
+from fzoo.weights.state_dict import state_dict
 
 #: For each network what timm has of it, and the channels of its maps at strides 4, 8, 16 and 32.
 TIMM = {
@@ -66,6 +69,34 @@ def test_what_timm_says(name):
     info = timm.create_model(TIMM[name][0], features_only=True).feature_info
     channels = dict(zip(info.reduction(), info.channels(), strict=True))
     assert tuple(channels[stride] for stride in (4, 8, 16, 32)) == TIMM[name][1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_timm, reason="timm is not installed")
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.library == "timm"])
+def test_maps_are_timms(name):
+    """Of the same random arrays, loaded strictly: what `feature_info` says is at each stride has these values."""
+    import torch
+
+    module, variables = small_torch_network(name)
+    theirs = CASES[name].build().eval()
+    arrays = {key: torch.from_numpy(value) for key, value in state_dict(module, variables, "timm").items()}
+    theirs.load_state_dict(arrays, strict=not module.torch_unused)
+    maps = {}
+    for info in theirs.feature_info:
+        inside = theirs.get_submodule(info["module"])
+        inside.register_forward_hook(lambda _, __, found, stride=info["reduction"]: maps.update({stride: found}))
+    images = images_for(module, 2)
+    with torch.no_grad():
+        theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    strides = tuple(stride for stride in (4, 8, 16, 32) if stride in maps)  # a small version may end before
+    assert len(strides) >= 3
+    for stride, found in fzoo.pyramid(module, variables, images, strides=strides).items():
+        expected = maps[stride].numpy().transpose(0, 2, 3, 1)
+        assert np.ptp(expected, axis=0).max() > 0
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=f"stride {stride}"
+        )
 
 
 @pytest.mark.parametrize("name", LAYERS)
