@@ -89,6 +89,7 @@ def test_a_run_its_files_a_second_run_and_the_report(tmp_path):
         assert len(np.unique(np.asarray(Image.open(out / f"{name}.png").convert("L")))) > 10
 
 
+@pytest.mark.slow
 def test_a_run_and_its_files(tmp_path, monkeypatch, command_line):
     """fzoo in a process of its own; the facts and the ceiling, which have others, are made up here."""
     start, ceiling = runner.start, runner.Worker.__new__(runner.Worker)

@@ -171,6 +171,7 @@ def test_features(folder, command_line):
         assert_close(arrays["dropout"], expected, "dropout")
 
 
+@pytest.mark.slow
 def test_convert(folder, tmp_path, command_line):
     out = tmp_path / "w.safetensors"
     assert command_line("convert", folder / "weights.h5", out) == (0, [str(out)], [])
@@ -246,6 +247,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, offline, arguments, messa
     assert not list(folder.glob("*x.npz*")) and not list(folder.glob(".x.npz*"))
 
 
+@pytest.mark.slow
 def test_interrupted_in_a_callback():
     """JAX has Python call it at each garbage collection, and what is raised there is ignored."""
     code = """

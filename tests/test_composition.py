@@ -181,6 +181,7 @@ def training(module, **options):
     return lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"], **options)
 
 
+@pytest.mark.slow
 def test_numbers_as_a_submodule(small):
     plain, variables, images, _ = small
     module = plain.clone(include_top=False, classes=1000, pooling="avg")
@@ -232,6 +233,7 @@ def test_numbers_of_gradients(small):
     assert float(value - run(loss, moved, images)) == pytest.approx(0.01 * float(value), rel=0.1)
 
 
+@pytest.mark.slow
 def test_numbers_as_an_nnx_module(small):
     """Called, tapped, trained (statistics move in the module), differentiated."""
     module, variables, images, expected = small

@@ -27,6 +27,7 @@ def variables(model):
     return variables_of(model)
 
 
+@pytest.mark.slow
 def test_every_kind_into_every_other(module, model, variables, tmp_path):
     """Round and round, bit for bit; what Keras reads in the end is what it wrote."""
     source = save_weights_only(model, tmp_path / "start.h5")

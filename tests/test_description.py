@@ -298,6 +298,7 @@ def test_keras_shows_a_preprocessing_that_is_left_out(name, tmp_path):
                 fzoo.load(name, weights=path, include_preprocessing=not included, **options)
 
 
+@pytest.mark.slow
 def test_a_model_in_a_model(tmp_path):
     """Where layers without arrays are not listed, nothing tells; where they are, the rest's are told."""
     options = {"width_coefficient": 0.3, "depth_coefficient": 0.3, "include_top": False, "input_shape": (32, 32, 3)}
@@ -357,6 +358,7 @@ def run_folder(tmp_path):
     return module, variables, folder
 
 
+@pytest.mark.slow
 def test_a_run_is_taken_wherever_weights_are(run_folder, tmp_path, command_line):
     module, variables, folder = run_folder
     for found, loaded in (fzoo.load("MobileNet", weights=folder), fzoo.load(weights=str(folder))):

@@ -358,6 +358,7 @@ def test_given_outputs_of_layers():
     assert_equal(again, y)
 
 
+@pytest.mark.slow
 @of_model("RegNetX080")
 def test_with_remat():
     """Its parts are transformed, and the arrays of which it is known how they lie with them."""

@@ -75,6 +75,7 @@ def test_folders_that_are_no_numbers(twelve, tmp_path, command_line, names, said
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.slow
 def test_classes_of_imagenet_have_names(twelve, tmp_path, command_line, offline):
     """Two folders of numbers are none of them."""
     index = {str(i): [f"n{i:08d}", f"label_{i}"] for i in range(1000)}
@@ -90,6 +91,7 @@ def test_classes_of_imagenet_have_names(twelve, tmp_path, command_line, offline)
     assert code == 0 and output[0] == "images\t2 of 2 classes"
 
 
+@pytest.mark.slow
 def test_a_run_goes_by_names(twelve, tmp_path, command_line):
     """Years are names: a run on 2019 to 2021 has no class 2022, and what it has is found by name; "é" has two forms."""
     phase = fzoo.Phase(1, trains="head", learning_rate=1e-6)
@@ -153,6 +155,7 @@ def test_the_accuracy_of_training_has_no_ties(twelve):
         assert float(metrics["accuracy"]) == 0
 
 
+@pytest.mark.slow
 def test_nan_is_an_error(twelve, tmp_path, command_line):
     """Of all images, and of one: it is named; on the command line by its file."""
     module, variables = with_head(twelve, bias=np.nan)

@@ -143,6 +143,7 @@ def folder(tmp_path_factory):
 OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "64", "--classes", "7", "-w", "weights.h5", "--no-cache"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("squeezed", [False, True])
 def test_command(folder, monkeypatch, command_line, squeezed):
     """The picture shows the part of the image that the network sees: its centre, or all of it."""

@@ -129,6 +129,7 @@ def flops(module, variables, phase, inputs=None):
     return compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_no_gradient_below_what_trains():
     """By the operations of the compiled step."""
     module, variables = fzoo.transfer("MobileNet", classes=3, weights=None, alpha=0.25, input_shape=(32, 32, 3))

@@ -391,6 +391,7 @@ def test_images_that_are_all_broken(weights, tmp_path, broken, cache):
         fzoo.finetune(data, "EfficientNetV2B0", **options, cache_features=cache)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_run(weights, tmp_path):
     """By the folder or its file: network and recipe are the run's, its head is kept where the classes are the same."""
     data = fill(tmp_path / "photos", "cats", "dogs", "cows")

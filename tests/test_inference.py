@@ -209,6 +209,7 @@ def test_a_tap_costs_what_lies_before_it():
     assert 0.4 < whole / sum(node.flops for node in nodes.values()) < 1
 
 
+@pytest.mark.slow
 def test_inside_a_users_jit_vmap_grad(small, images):
     module, variables = small
     expected = quick(module.apply)(variables, images)
@@ -263,6 +264,7 @@ def test_bfloat16(small, images):
     np.testing.assert_allclose(found, fzoo.predict(module, variables, images), atol=0.1)
 
 
+@pytest.mark.slow
 def test_random_variables_are_keras_initialisers():
     nasnet = {"weights": None, "input_shape": (32, 32, 3), "num_blocks": 1}
     _, variables = fzoo.load("NASNetMobile", rng=jax.random.key(3), **nasnet)

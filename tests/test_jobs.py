@@ -356,6 +356,7 @@ def test_a_disk_that_fills_up(network, rows, tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)  # what the errors' tracebacks hold may be open yet
 
 
+@pytest.mark.slow
 def test_two_devices_equal_one(network):
     """`predict` and `features` themselves, where no device has a whole part of the last batch."""
     pixels = networks.random_images((21, 32, 32, 3), pixels=True).astype(np.uint8)

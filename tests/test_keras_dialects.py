@@ -267,6 +267,7 @@ def check_mutations(folder: Path, count: int, seed: int) -> None:
     assert min(outcomes.values()) > count // 50
 
 
+@pytest.mark.slow
 def test_mutated_configurations(tmp_path):
     check_mutations(tmp_path, 300, 0)
 

@@ -155,6 +155,7 @@ def test_a_form_for_inference(tmp_path, graph):
     assert len(jax.tree.leaves(fzoo.predict(*optimised, images[:0]))) == len(ends[0])
 
 
+@pytest.mark.slow
 def test_what_is_folded(tmp_path):
     """Convolutions that are called once, through a model's end; no layer that is called more than once."""
 
@@ -395,6 +396,7 @@ def user_file(tmp_path):
 PHASES = (fzoo.Phase(epochs=2, trains="head", learning_rate=0.02), fzoo.Phase(epochs=1, pattern="inside/*"))
 
 
+@pytest.mark.slow
 def test_finetune_starts_from_a_file(tmp_path, user_file, command_line):
     """The run is made again from what it wrote down, by its folder alone; Keras opens its model.h5."""
     images, labels = squares()
@@ -423,6 +425,7 @@ def test_finetune_starts_from_a_file(tmp_path, user_file, command_line):
     assert str(expected[0].argmax()) in out[0].split("\t")
 
 
+@pytest.mark.slow
 def test_finetune_goes_on(tmp_path, user_file):
     """A run that was stopped gives what one does that was not."""
     images, labels = squares()
@@ -726,6 +729,7 @@ def test_pictures_of_strangers_files(real, tmp_path, command_line):
         assert (code, errors) == (0, [])
 
 
+@pytest.mark.slow
 def test_a_module_like_any_other(tmp_path):
     """Equal from two loads of a file, so that nothing is compiled twice; pickled; in jit, vmap and grad; no leaks."""
     model = randomise(small_network())

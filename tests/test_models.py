@@ -316,6 +316,7 @@ def test_file_with_top_fits_model_without(family, tmp_path):
             fzoo.load(family.name, weights=path, **{**family.options, "classes": 5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", by_model((*QUICK, "MobileNetV3Small", "NASNetMobile"), quick=("MobileNetV3Small",)))
 def test_transfer_learning_file(name, tmp_path):
     """The backbone is a layer of another model and half frozen; its numbered layers don't start from the first."""
@@ -351,6 +352,7 @@ def in_layers_order(variables: dict[str, Any], model: Any, module: Classifier) -
     return {kind: {names[layer]: arrays for layer, arrays in tree.items()} for kind, tree in variables.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", by_model(FAMILIES, quick=QUICK[:1]))
 def test_without_top_at_an_odd_size(name):
     """At full depth: how a family pads shows where the sides differ in parity."""

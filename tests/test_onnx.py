@@ -92,6 +92,7 @@ def small():
     return network("MobileNetV2", alpha=0.35, classes=5, input_shape=(32, 32, 3))
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_graph_to_read(small, tmp_path):
     """The operators and names that Keras's layers suggest; batch normalisation folded where it was."""
@@ -116,6 +117,7 @@ def test_a_graph_to_read(small, tmp_path):
     assert size < 1.1 * sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(variables)) + 60_000
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_pixels_and_a_fixed_batch(small, tmp_path):
     pixels = random_images((2, 32, 32, 3), pixels=True).astype(np.uint8)
@@ -129,6 +131,7 @@ def test_pixels_and_a_fixed_batch(small, tmp_path):
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_layers_and_features(small, tmp_path):
     module, variables = small
@@ -206,6 +209,7 @@ class Sorted(nn.Module):
         return jnp.sort(x, axis=1)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_what_is_refused_in_one_line(small, tmp_path):
     module, variables = small
@@ -237,6 +241,7 @@ def test_without_onnx(small, tmp_path, monkeypatch):
     assert not (tmp_path / "net.onnx").exists()
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_the_command(small, tmp_path, command_line):
     fzoo.save_keras_weights(*small, tmp_path / "net.weights.h5")

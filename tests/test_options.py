@@ -130,6 +130,7 @@ def test_remat(name, share):
     assert memory[1] < share * memory[0]
 
 
+@pytest.mark.slow
 def test_remat_inside_of_a_module_and_of_transformations(tiny):
     """As a submodule, with taps, under vmap and without a gradient."""
     module, variables = tiny[0].clone(plain_convolutions=True), tiny[1]
@@ -371,6 +372,7 @@ def test_networks_that_preprocess_are_not_adapted(name, tmp_path):
         fzoo.load(weights=tmp_path / "x.h5", input_shape=shape, adapt_channels="sum")
 
 
+@pytest.mark.slow
 def test_nothing_leaks(tiny):
     module, variables = tiny
     images = images_for(module, 2)

@@ -264,6 +264,7 @@ def in_another_process(predictor, batch):
     return predictor(batch)
 
 
+@pytest.mark.slow
 def test_in_another_process(files, classified, predictor):
     """As workers of a cluster are: nothing of this one is there."""
     predictor(as_batch(files[:1]))

@@ -46,6 +46,7 @@ def edited(path, target, change):
     return target
 
 
+@pytest.mark.slow
 def test_options_are_the_files(mobilenet):
     """Size, classes and alpha; what the caller says comes first."""
     path, expected = mobilenet

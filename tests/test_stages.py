@@ -128,6 +128,7 @@ def test_a_pyramid(name):
         np.testing.assert_allclose(batch[8], found[8][start:end], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_optimized_network():
     """The same layers, though what is computed for them differs."""
     module, variables = network("MobileNetV2", **small_options("MobileNetV2"))

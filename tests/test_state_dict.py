@@ -251,6 +251,7 @@ def test_load_by_tag(tmp_path):
         fzoo.load("ResNet50", weights=own)
 
 
+@pytest.mark.slow
 def test_pixels_are_preprocessed_as_the_weights_want():
     """Of one family, one tag wants 0.485 and 0.229, another -1 to 1, Keras's BGR."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -263,6 +264,7 @@ def test_pixels_are_preprocessed_as_the_weights_want():
             fzoo.predict(module, variables, pixels, preprocess="unit")
 
 
+@pytest.mark.slow
 def test_pixels_are_preprocessed_once(tmp_path):
     """Inside, where the tag's network does it; by the caller, where that is left out."""
     name, small = "ConvNeXtTiny.in12k_ft_in1k", dict(CASES["ConvNeXtTiny.in12k_ft_in1k timm"].options)
@@ -344,6 +346,7 @@ def test_keras_graphs_do_not_take_them(tmp_path):
     assert not (tmp_path / "y.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_inspect(tmp_path, command_line):
     """All tags of its graph fit, with the number of classes; with other arrays none does."""
     from safetensors.numpy import save_file

@@ -234,6 +234,7 @@ def test_warned_once(small, pixels):
     assert len(warned) == 1
 
 
+@pytest.mark.slow
 def test_another_shape_or_dtype_on_the_way(pixels, compilations):
     """Each is compiled once."""
     module, variables = network("MobileNet", alpha=0.25, include_top=False, pooling="avg", input_shape=(None, None, 3))

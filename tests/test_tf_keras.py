@@ -179,6 +179,7 @@ def weights_only(whole, path):
     return path
 
 
+@pytest.mark.slow
 def test_files(saved, tmp_path):
     """The head of the file is the second of its session; the file of a whole model says that its output is logits."""
     name, options = FILE

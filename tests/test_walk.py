@@ -255,6 +255,7 @@ def test_training_finds_the_same(photos):
     assert found.fingerprint()
 
 
+@pytest.mark.slow
 def test_commands_say_what_they_passed_over(photos, command_line):
     small = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 5}
     fzoo.save_keras_weights(*networks.network("MobileNet", **small), "weights.h5")

@@ -146,6 +146,7 @@ def test_a_backbone_is_recognised(photos, tmp_path, command_line, nested):
     assert_rows(output, np.asarray(model(preprocess(pixels, "tf"), training=False)), ["0", "1", "2"], 1e-4)
 
 
+@pytest.mark.slow
 def test_keras_of_all_classes_reads_images_as_by_name(photos, tmp_path, command_line):
     """A published network that Keras saved whole gives what the same by its name gives."""
     keras_model("MobileNet", alpha=0.25, input_shape=(32, 32, 3)).save(tmp_path / "m.keras")
@@ -275,6 +276,7 @@ def test_what_export_refuses_of_a_whole_model(tmp_path, command_line):
         assert not (tmp_path / "m.stablehlo").exists()
 
 
+@pytest.mark.slow
 def test_what_is_taken_from_a_file_is_said(photos, tmp_path, command_line):
     """Of one that Keras wrote, by its model's name; its size, too. Nothing of fzoo's own, or of what was given."""
     options = {"alpha": 0.25, "classes": 4, "input_shape": (32, 32, 3), "classifier_activation": "sigmoid"}
@@ -297,6 +299,7 @@ def test_what_is_taken_from_a_file_is_said(photos, tmp_path, command_line):
     assert (code, again, errors) == (0, output, [])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:.*left out:UserWarning")
 def test_warnings_are_lines(photos, tmp_path, command_line):
     """Layers that are left out of a file's model, in one line without a place in the code."""
@@ -406,6 +409,7 @@ def test_a_whole_model_is_said_to_be_one(tmp_path, command_line):
     assert "its model can't be loaded: mine (Lambda)" in str(report) and "fits" not in str(report)
 
 
+@pytest.mark.slow
 def test_calls_that_load(tmp_path):
     """Each of the calls that a report names is one that works."""
     base = keras.applications.MobileNet(weights=None, alpha=0.25, include_top=False, input_shape=(32, 32, 3))
@@ -543,6 +547,7 @@ def configuration_of(model: keras.Model) -> Configuration:
     return Configuration({"class_name": entry["class_name"], "config": entry["config"]}, (3, 0))
 
 
+@pytest.mark.slow
 def test_endings_that_are_not_the_networks():
     """A head over a network inside is not that network's, nor is what has no name."""
     image = layers.Input((8, 8, 3))
@@ -577,6 +582,7 @@ def test_one_class_with_softmax_is_refused(tmp_path, activation):
     assert fzoo.create("MobileNet", classes=1, classifier_activation="sigmoid").classes == 1
 
 
+@pytest.mark.slow
 def test_binary_weights_alone(tmp_path):
     """Which can't tell their activation: it is asked for, and never a softmax."""
     module, _ = fzoo.load("MobileNet", weights=None, alpha=0.25, classes=1, classifier_activation="sigmoid")
