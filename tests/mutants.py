@@ -1009,8 +1009,8 @@ MUTANTS = (
     Mutant(
         "depthwise gradients: rows are next to each other",
         "ops/convolution.py",
-        "number * down + i * below",
-        "number + i * below",
+        "number * down + top",
+        "number + top",
         "test_ops.py",
         "derivatives_of_a_depthwise and stride",
     ),

@@ -143,28 +143,27 @@ def _placed(conv: Convolution, x: Array, kernel: Array) -> Array:
 
 
 def _by_row(conv: Convolution, x: Array, kernel: Array) -> Array:
-    """Compute `_shifted` a row of the output at a time.
+    """Compute `_shifted` a row of the output at a time, and of that an element of the kernel.
 
-    The kernel's gradient, a sum over all pixels for each of its elements, has a row in the cache for all of them, and a
-    loop is compiled once. The images have a kernel each, so that those on several devices are added up at the end.
+    The kernel's gradient, a sum over all pixels for each of its elements, has a row in the cache for all of them, and
+    what is in a loop is compiled once. The images have a kernel each: those on several devices are added up at the end.
     """
     (down, along), (below, beside), (ho, wo) = conv.strides, conv.dilation, conv.size
     x = padded(conv, _for_outputs(conv, x))
-    kernels = kernel.astype(jnp.float32).reshape(*conv.kernel, 1, 1, -1)
-    kernels = jnp.broadcast_to(kernels, (*conv.kernel, x.shape[0], 1, x.shape[3]))
+    places = np.array(list(np.ndindex(conv.kernel))) * (below, beside)
+    kernels = kernel.astype(jnp.float32).reshape(len(places), 1, 1, -1)
+    kernels = jnp.broadcast_to(kernels, (len(places), x.shape[0], 1, x.shape[3]))
 
     @jax.checkpoint  # the windows are cut out again, and not kept
     def row(x: Array, kernels: Array, number: Array) -> Array:
         def add(total: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
-            i, weights = given
-            line = lax.dynamic_index_in_dim(x, number * down + i * below, 1, keepdims=False)
-            for j, weight in enumerate(weights):
-                start = j * beside
-                total = total + lax.slice_in_dim(line, start, start + (wo - 1) * along + 1, along, 1) * weight
-            return total, None
+            (top, left), weights = given
+            sizes = x.shape[0], 1, (wo - 1) * along + 1, x.shape[3]
+            line = lax.dynamic_slice(x, (0, number * down + top, left, 0), sizes)
+            return total + line[:, 0, ::along] * weights, None
 
         start = jnp.zeros((x.shape[0], wo, x.shape[3]), jnp.float32)
-        return lax.scan(add, start, (jnp.arange(conv.kernel[0]), kernels))[0]
+        return lax.scan(add, start, (jnp.asarray(places), kernels))[0]
 
     rows = lax.map(functools.partial(row, x, kernels), jnp.arange(ho))
     return jnp.moveaxis(rows, 0, 1).astype(x.dtype)
