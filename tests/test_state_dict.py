@@ -310,6 +310,21 @@ def test_another_state_dict_is_refused(change, message):
     assert "\n" not in str(error.value) and str(error.value).startswith("model.pth")
 
 
+def test_names_of_older_files():
+    """torchvision's DenseNets of 2017 have `norm.1` where its network has `norm1`; both at once are an error."""
+    module, variables = small_torch_network("DenseNet121.ra_in1k timm")
+    arrays = state_dict(module, variables)
+    older = {re.sub(r"(denselayer\d+\.[a-z]+)(\d)\.", r"\1.\2.", name): array for name, array in arrays.items()}
+    assert len(older.keys() - arrays.keys()) > 30
+    found = variables_of_state_dict(module, older, "an older file")
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    name = "features.denseblock1.denselayer1.conv.1.weight"
+    with pytest.raises(WeightsMismatch, match=r"denselayer1\.conv1\.weight and .*denselayer1\.conv\.1\.weight"):
+        variables_of_state_dict(module, {**arrays, name: older[name]}, "a file")
+    with pytest.raises(WeightsMismatch, match=rf"{name} is \(1,\), .* wanted"):
+        variables_of_state_dict(module, {**older, name: np.zeros(1, np.float32)}, "an older file")
+
+
 def test_keras_graphs_do_not_take_them(tmp_path):
     """The error says the tags; other messages of names say what would do."""
     module, variables = small_torch_network(SMALL)

@@ -149,6 +149,7 @@ class Classifier(nn.Module):
     top_pool: ClassVar[str | None] = None  # Keras's name of the pooling in the top; None where Keras numbers it
     groups_as_depthwise: ClassVar[bool] = False  # whether Keras's files keep grouped convolutions as depthwise ones
     torch_unused: ClassVar[tuple[str, ...]] = ()  # how arrays begin that PyTorch's networks have, and these not
+    torch_renamed: ClassVar[tuple[tuple[str, str], ...]] = ()  # (pattern, now) of what arrays were called before
     block_ends: ClassVar[str] = ""  # a pattern of layers that end a block, where others join what is before, too
     weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered

@@ -36,6 +36,7 @@ class DenseNet(Classifier):
     block_ends = r"conv1_relu|conv\d+_block\d+_concat|last_map"
     named_pools = True
     micro_batch = 2
+    torch_renamed = ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)  # torchvision's files of 2017
 
     @nn.nowrap
     def torch_names(self) -> dict[str, dict[str, str]]:

@@ -217,7 +217,7 @@ def variables_of_state_dict(module: Classifier, arrays: Mapping[str, Any], sourc
     for slot, constant in constants(fit.network):
         put(tree, slot, np.broadcast_to(np.asarray(constant, slot.dtype), slot.shape))
     for name, place in fit.places.items():
-        put(tree, place.slot, place.to_variable(read_numbers(arrays[name], name, source)))
+        put(tree, place.slot, place.to_variable(read_numbers(arrays[fit.given[name]], name, source)))
     return jax.device_put(tree if fit.network is module else below_top(module, fit.network, tree))
 
 
@@ -227,30 +227,43 @@ class Fit(NamedTuple):
     Attributes:
         network: the one that was asked for, or the same with its top, which is left out.
         places: of the arrays that are taken.
+        given: by the names of those, which are the library's of today: what they are called there.
     """
 
     network: Classifier
     places: dict[str, Place]
+    given: dict[str, str]
 
 
 def fit_state_dict(module: Classifier, arrays: Mapping[str, Any], source: str) -> Fit:
     """Find a network's arrays in a state dict; none is read. Raises as `variables_of_state_dict`."""
     if not module.torch_names():
         raise ValueError(f"{source} is a state dict of PyTorch's, and neither library has this {type(module).__name__}")
-    names = {name for name in arrays if not name.endswith(COUNTER) and not name.startswith(module.torch_unused)}
-    network, library, wanted = nearest_network(module, names)
+    used = [name for name in arrays if not name.endswith(COUNTER) and not name.startswith(module.torch_unused)]
+    given: dict[str, str] = {}
+    for name in used:
+        if (before := given.setdefault(todays_name(module, name), name)) != name:
+            raise WeightsMismatch(f"{source} has an array twice", [f"{before} and {name}"])
+    network, library, wanted = nearest_network(module, set(given))
     kept = set(slots(module) if network is module else names_with_top(module, network).values())
-    problems = [f"{name} is left over" for name in sorted(names - wanted.keys())]
+    problems = [f"{name} is left over" for today, name in sorted(given.items()) if today not in wanted]
     for name, place in wanted.items():
-        if name not in names:
+        if name not in given:
             problems.append(f"{name} {place.shape} is missing")
-        elif place.slot.layer in kept and tuple(np.shape(arrays[name])) != place.shape:
-            problems.append(f"{name} is {tuple(np.shape(arrays[name]))}, {place.shape} wanted")
+        elif place.slot.layer in kept and tuple(np.shape(arrays[given[name]])) != place.shape:
+            problems.append(f"{given[name]} is {tuple(np.shape(arrays[given[name]]))}, {place.shape} wanted")
     if problems:
         hint = classes_hint(module, wanted, arrays, problems)
         summary = f"{source} does not fit this {type(module).__name__}{hint}, by {library}'s names"
         raise WeightsMismatch(summary, problems)
-    return Fit(network, {name: place for name, place in wanted.items() if place.slot.layer in kept})
+    return Fit(network, {name: place for name, place in wanted.items() if place.slot.layer in kept}, given)
+
+
+def todays_name(module: Classifier, name: str) -> str:
+    """Return what the library calls an array today, of a file that may be older."""
+    for before, now in module.torch_renamed:
+        name = re.sub(before, now, name)
+    return name
 
 
 def classes_hint(module: Classifier, wanted: dict[str, Place], arrays: Mapping[str, Any], problems: list[str]) -> str:
