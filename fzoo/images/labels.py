@@ -57,11 +57,12 @@ def class_index() -> Sequence[tuple[str, str]]:
         OSError: there is no such file, and no network.
     """
     local = cache_dir() / "imagenet_class_index.json"
-    return _read(local if local.is_file() else fetch(CLASS_INDEX_URL, local.name, CLASS_INDEX_HASH))
+    path = local if local.is_file() else fetch(CLASS_INDEX_URL, local.name, CLASS_INDEX_HASH)
+    return _read(path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache
-def _read(path: Path) -> Sequence[tuple[str, str]]:
+def _read(path: Path, changed: int) -> Sequence[tuple[str, str]]:
     """Parse Keras's class index: {"0": ["n01440764", "tench"], ...}."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))

@@ -244,14 +244,19 @@ class Classifier(nn.Module):
         return self.include_top and self.head is None
 
     @property
+    def stated_shape(self) -> tuple[int | None, int | None, int]:
+        """(height, width, channels) of its images, None where none is stated."""
+        return self.input_shape or (None, None, 3)
+
+    @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
         """(height, width, channels) of the images that it takes, None for any."""
-        return self.example_shape if self.fixed_size and self.own_top else self.input_shape or (None, None, 3)
+        return self.example_shape if self.fixed_size and self.own_top else self.stated_shape
 
     @property
     def example_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image that this network takes: `input_shape`, or the family's default."""
-        height, width, channels = self.input_shape or (None, None, 3)
+        height, width, channels = self.stated_shape
         return height or self.default_size, width or self.default_size, channels
 
     @property

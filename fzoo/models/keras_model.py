@@ -65,7 +65,7 @@ class KerasModel(Classifier):
         return self.graph
 
     @property
-    def image_shape(self) -> tuple[int | None, int | None, int]:
+    def stated_shape(self) -> tuple[int | None, int | None, int]:
         """(height, width, channels) of its first input of images: `input_shape`, or what the file says."""
         height, width, channels = next(shape for shape in self.graph.inputs if len(shape) == 3)
         return self.input_shape or (height, width, channels or 3)
