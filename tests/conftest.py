@@ -91,6 +91,7 @@ def unchecked(request):
 @pytest.fixture
 def command_line(monkeypatch, capsys):
     """The command line in this process, without its settings of one: exit code, lines of output, lines of errors."""
+    from fzoo.cli.loading import class_names
     from fzoo.cli.main import main
     from fzoo.inference import runtime
 
@@ -99,6 +100,7 @@ def command_line(monkeypatch, capsys):
 
     def run(*arguments) -> tuple[object, list[str], list[str]]:
         monkeypatch.setattr(sys, "argv", ["fzoo", *map(str, arguments)])
+        class_names.cache_clear()  # a command has a process of its own, and another file may have the path
         handler = signal.getsignal(signal.SIGTERM)  # `fzoo bench` has its own
         try:
             with pytest.raises(SystemExit) as ended:

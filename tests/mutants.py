@@ -993,8 +993,8 @@ MUTANTS = (
     Mutant(
         "platforms: predict traces every platform's forms",
         "inference/batches.py",
-        "        with traced_for(platform):\n",
-        "        with traced_for(None):\n",
+        "@traced_for(platform)",
+        "@traced_for(None)",
         "test_inference.py",
         "program_is_for_its_platform",
     ),

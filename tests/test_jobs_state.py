@@ -148,10 +148,9 @@ print(fzoo.run_job(module, variables, ["photos"], "x.npz", **options).joined)
 def test_the_first_process_decides(small, photos, monkeypatch, first):
     """Whoever is the first, and where one is between its look and its own folder."""
     out, save, sizes = photos.parent / "x.npz", listing.Listing.save, []
-    default_shard_size = job.default_shard_size
 
     def other_first(*arguments):
-        monkeypatch.setattr(listing.Listing, "save", save)
+        patched.setattr(listing.Listing, "save", save)
         options = {**LAYERS, "shard_size": 4, "process": (first, 2)}
         assert not fzoo.run_job(*small, ["photos"], out, **options).joined
         save(*arguments)
@@ -160,12 +159,11 @@ def test_the_first_process_decides(small, photos, monkeypatch, first):
         sizes.append(3)
         return 3
 
-    monkeypatch.setattr(listing.Listing, "save", other_first)
-    monkeypatch.setattr(job, "default_shard_size", default)
-    options = {**LAYERS, "shard_size": None, "process": (1 - first, 2)}
-    assert fzoo.run_job(*small, ["photos"], out, **options).joined and sizes == [3]
-    monkeypatch.setattr(listing.Listing, "save", save)
-    monkeypatch.setattr(job, "default_shard_size", default_shard_size)
+    with monkeypatch.context() as patched:  # whose end leaves the folder that the test runs in
+        patched.setattr(listing.Listing, "save", other_first)
+        patched.setattr(job, "default_shard_size", default)
+        options = {**LAYERS, "shard_size": None, "process": (1 - first, 2)}
+        assert fzoo.run_job(*small, ["photos"], out, **options).joined and sizes == [3]
     same_rows(rows_of(out), computed_at_once(small, out, **LAYERS))
     assert not list(photos.parent.glob("*.parts*"))
 

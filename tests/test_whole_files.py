@@ -339,6 +339,7 @@ def test_labels_with_numbers(tmp_path, text, names):
     from fzoo.cli.loading import class_names
 
     (tmp_path / "labels.txt").write_text(text, encoding="utf-8")
+    class_names.cache_clear()
     assert class_names(tmp_path / "labels.txt", 3) == [("-", name) for name in names]
 
 

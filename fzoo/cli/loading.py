@@ -61,13 +61,9 @@ def report_taken(weights: str, model: str, options: Mapping[str, Any], module: A
         complain(taken)
 
 
+@functools.cache  # a pipe can be read once
 def class_names(labels: Path | None, classes: int | None) -> Sequence[tuple[str, str]]:
     """Return (WordNet ID, label) of each class: ImageNet's, those of a file, or the bare number."""
-    return _class_names(labels, None if labels is None else labels.stat().st_mtime_ns, classes)
-
-
-@functools.lru_cache  # a pipe can be read once
-def _class_names(labels: Path | None, changed: int | None, classes: int | None) -> Sequence[tuple[str, str]]:
     if labels is not None:
         from fzoo.jobs.loading import parse_labels
 

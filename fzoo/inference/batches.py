@@ -69,11 +69,8 @@ def compiled(
     Called with (what, name of the model to preprocess for or None, variables, images).
     """
 
+    @traced_for(platform)
     def program(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
-        with traced_for(platform):
-            return whole(what, preprocess, variables, images)
-
-    def whole(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
         def step(images: Any) -> Any:
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 

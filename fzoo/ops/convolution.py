@@ -103,13 +103,12 @@ def _depthwise_jvp(conv: Convolution, primals: tuple[Array, Array], tangents: tu
     JAX turns what is linear around, step by step: what is placed into a sum becomes a window that is cut out of it.
     """
     (x, kernel), (dx, dkernel) = primals, tangents
-    parts = []
+    parts, known = [], not conv.is_open and not is_sharded(x)
     if not isinstance(dx, SymbolicZero):
-        placed = conv.strides == (1, 1) and conv.outputs == conv.inputs and not conv.is_open and not is_sharded(x)
+        placed = known and conv.strides == (1, 1) and conv.outputs == conv.inputs
         parts.append((_placed if placed else depthwise_shifted)(conv, dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
-        by_row = not conv.is_open and not is_sharded(x)
-        parts.append((_by_row if by_row else _shifted)(conv, x, dkernel))
+        parts.append((_by_row if known else _shifted)(conv, x, dkernel))
     return depthwise_shifted(conv, x, kernel), sum(parts[1:], parts[0])
 
 

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 from fzoo.ops.platforms import by_platform, known_platform
-from fzoo.ops.shapes import Pads, Side, met, windows_along
+from fzoo.ops.shapes import Pads, Side, has_open_side, met, windows_along
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +63,7 @@ def _pool_jvp(how: Pool, platform: str | None, primals: tuple[Array], tangents: 
 def _pool(how: Pool, x: Array) -> Array:
     if how.dilation != (1, 1):
         return _pool_by_phases(how, x)
-    if any(map(is_symbolic_dim, x.shape[1:3])):
+    if has_open_side(*x.shape[1:3]):
         y = met(_filled(how, x), _size(how, x), how.window, how.strides, how.dilation)
         y = nn.pooling.pool(y, _NEUTRAL[how.kind], _COMBINE[how.kind], how.window, how.strides, "VALID")
         return _averaged(how, x, y)
@@ -121,7 +120,7 @@ def _pads(how: Pool, x: Array) -> Pads:
 
 def _counts(how: Pool, x: Array) -> np.ndarray | Array:
     """Count the pixels of the image in each window: (1, ho, wo, 1)."""
-    if any(map(is_symbolic_dim, x.shape[1:3])):
+    if has_open_side(*x.shape[1:3]):
         return _combined(how, jnp.ones((1, *x.shape[1:3], 1)))
     total = np.ones((1, 1, 1, 1))
     sides = zip((1, 2), how.window, how.strides, how.dilation, _pads(how, x), strict=True)

@@ -23,6 +23,11 @@ Side = Any
 Pads = tuple[tuple[Side, Side], tuple[Side, Side]]
 
 
+def has_open_side(*sides: Side) -> bool:
+    """Tell whether `jax.export` leaves one of these sizes open."""
+    return any(map(is_symbolic_dim, sides))
+
+
 def windows_along(
     height: Side,
     width: Side,
@@ -91,7 +96,7 @@ class Convolution:
     @property
     def is_open(self) -> bool:
         """Whether `jax.export` leaves the height or the width open."""
-        return is_symbolic_dim(self.height) or is_symbolic_dim(self.width)
+        return has_open_side(self.height, self.width)
 
     @property
     def size(self) -> tuple[Side, Side]:
