@@ -273,7 +273,7 @@ def test_operations_of_an_h5_file_are_not_saved(tmp_path):
     """An h5 file of Keras's does not tell all of them."""
     x = layers.Input((16, 16, 3))
     module, variables = loaded(keras.Model(x, head_of(keras.ops.silu(x))), tmp_path, ".h5")
-    with pytest.raises(ValueError, match=r"silu \(Silu\) is an operation, of which an .h5 file does not say enough"):
+    with pytest.raises(ValueError, match=r"silu(_\d+)? \(Silu\) is an operation, of which an .h5 file does not say"):
         fzoo.save_keras_weights(module, variables, tmp_path / "out.keras")
 
 

@@ -209,7 +209,7 @@ def test_plain_convolutions(tiny):
     plain, images = module.clone(plain_convolutions=True), jnp.asarray(images_for(module, 2))
     texts = [lowered(network, variables, images, "cpu") for network in (plain, module)]
     assert texts[0].count("stablehlo.convolution") > 2 * texts[1].count("stablehlo.convolution")
-    assert len(texts[0]) < 0.7 * len(texts[1])
+    assert len(texts[0]) < 0.8 * len(texts[1])  # 0.66 or 0.7, by version of JAX
     close_to(plain.apply(variables, images), module.apply(variables, images))
     assert not fzoo.optimize_for_inference(plain, variables)[0].prepared.tiles
 
