@@ -14,7 +14,7 @@ from fzoo.images.recipe import Recipe
 from fzoo.inference import devices
 from fzoo.inference.explain import Explanation, explain, feature_sheet, grad_cam, overlay
 from fzoo.inference.export import export
-from fzoo.inference.optimize import optimize_for_inference
+from fzoo.inference.optimize import optimize_for_inference, tune
 from fzoo.inference.predict import features, predict, pyramid
 from fzoo.inference.runtime import enable_compilation_cache, reuse_memory
 from fzoo.jobs.job import run_job
@@ -115,4 +115,5 @@ __all__ = [
     "trainable_mask",
     "training_layers",
     "transfer",
+    "tune",
 ]

@@ -127,7 +127,7 @@ def start_fzoo(job: Job, optimized: bool = False) -> Running:
 
     import fzoo
     from fzoo.inference.devices import mesh, replicate, shard
-    from fzoo.inference.optimize import cast_kernels
+    from fzoo.inference.folding import cast_kernels
 
     if job.devices > 1:
         with contextlib.suppress(RuntimeError):  # the backend of several jobs' process has started

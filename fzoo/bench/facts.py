@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fzoo.bench.engines import ENGINES
-from fzoo.inference.runtime import instruction_sets
+from fzoo.inference.runtime import instruction_sets, processor_name
 
 Row = dict[str, Any]
 
@@ -58,14 +58,12 @@ def accelerator() -> str:
 
 def machine(rows: Sequence[Row]) -> dict[str, Any]:
     """Describe what it ran on, and how. The instruction sets decide which way of computing is the fastest."""
-    cpuinfo, meminfo = Path("/proc/cpuinfo"), Path("/proc/meminfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    meminfo = Path("/proc/meminfo")
     numbers = {key: value for each in rows for key, value in versions(each["engine"]).items()}
     return {
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["fzoo", *sys.argv[1:]]),
-        "processor": processor or platform.processor(),
+        "processor": processor_name(),
         "instruction_sets": list(instruction_sets()),
         "cores": os.cpu_count(),
         "accelerator": accelerator(),

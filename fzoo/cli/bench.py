@@ -1,4 +1,4 @@
-"""`fzoo bench`."""
+"""`fzoo bench`, `tune`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fzoo.cli.console import command, complain, show
-from fzoo.cli.options import Size
+from fzoo.cli.console import command, complain, prepare_process, show
+from fzoo.cli.options import Network, Option, Reading, Size, parse_options
 
 
 @command
@@ -104,3 +104,75 @@ def bench(
         complain(f"{row['model']}, batch {row['batch']}, {row['engine']}: {row['reason']}")
     if failed:
         raise typer.Exit(1)
+
+
+@command
+def tune(
+    name: Annotated[
+        str,
+        typer.Argument(help="Name of the model, the file of a whole model that Keras saved, or the folder of a run."),
+    ],
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images in a call, of which some go through together; 16 if left out.")
+    ] = None,
+    size: Size = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    option: Option = None,
+) -> None:
+    """Time the ways to compute a model's convolutions on this machine's CPU, and keep what was found for --tune.
+
+    In a pipe: layers, convolution, form, GFLOP/s, the form without tuning and its GFLOP/s, separated by tabs.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from fzoo.bench.engines import DTYPES
+    from fzoo.errors import unknown
+    from fzoo.inference.optimize import tune_network
+    from fzoo.inference.tuning import in_words, times_path
+
+    if dtype not in DTYPES:
+        raise ValueError(unknown("dtype", dtype, DTYPES))
+    prepare_process(cache=True)
+    module, variables = network_to_tune(name, option, size)
+    images = jax.ShapeDtypeStruct((batch or 16, *module.example_shape), jnp.float32)
+    status = Console(stderr=True).status("", spinner="line") if sys.stderr.isatty() else None
+    with status or contextlib.nullcontext():
+        tuned = tune_network(module, variables, images, dtype, progress=status.update if status else lambda line: None)
+    rows = [
+        (
+            found.layers[0] if len(found.layers) == 1 else f"{found.layers[0]} and {len(found.layers) - 1} more",
+            in_words(found.convolution),
+            found.form,
+            f"{found.gflops(found.form):.0f}",
+            found.untimed,
+            f"{found.gflops(found.untimed):.0f}",
+        )
+        for found in tuned.tuning.convolutions
+    ]
+    times = [f"{1e3 * seconds:.1f} ms {in_short(way)}" for way, seconds in tuned.seconds.items()]
+    footer = (
+        f"{tuned.images} images together: {', '.join(times)}; taken: {in_short(tuned.chosen)}; kept in {times_path()}"
+    )
+    show(("layers", "convolution", "form", "GFLOP/s", "untuned", "GFLOP/s"), rows, footer)
+
+
+def in_short(way: str) -> str:
+    """Say which way a network was run."""
+    return "untuned" if way == "untuned" else f"tuned, YNNPACK gets {way}"
+
+
+def network_to_tune(name: str, option: list[str] | None, size: int | None) -> tuple[Any, Any]:
+    """Return a network and variables, random ones for a model by its name: times don't depend on them."""
+    import fzoo
+    from fzoo.cli.loading import load_network
+    from fzoo.pretrained.whole import is_whole_model
+    from fzoo.training.runs import is_run
+
+    if is_whole_model(name) or is_run(name):
+        loaded = load_network(Network(None, name, None, option), Reading(size=size), pixels=False)
+        return loaded.module, loaded.variables
+    options = parse_options(name, option)
+    if size is not None:
+        options["input_shape"] = size, size, 3
+    return fzoo.load(name, weights=None, **options)

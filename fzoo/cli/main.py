@@ -23,7 +23,7 @@ __all__ = ["bench", "demo", "main", "models", "predict", "train", "weights"]
 #: The commands as `fzoo --help` lists them.
 COMMANDS = (
     *("list", "info", "summary", "classify", "features", "explain", "finetune", "evaluate", "convert", "download"),
-    *("export", "bench", "demo"),
+    *("export", "bench", "tune", "demo"),
 )
 app.registered_commands.sort(key=lambda command: COMMANDS.index(command.name or ""))
 

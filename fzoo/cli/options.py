@@ -159,6 +159,16 @@ class Job:
     ] = False
 
 
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune",
+        help="Fold batch normalisation, and take the ways to compute convolutions that are the fastest on this "
+        "machine's CPU; the first time they are timed, which takes up to some minutes (see `fzoo tune`).",
+    ),
+]
+
+
 Cache = Annotated[
     bool, typer.Option("--cache/--no-cache", help="Keep compiled programs in the user's cache, for the next start.")
 ]

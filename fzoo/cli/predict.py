@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from fzoo.cli.console import command, complain, prepare_process, show
 from fzoo.cli.loading import class_names, join_processes, load_network
-from fzoo.cli.options import Cache, Images, Job, Labels, Network, Reading, require_images
+from fzoo.cli.options import Cache, Images, Job, Labels, Network, Reading, Tune, require_images
 
 
 @command
@@ -29,6 +29,7 @@ def classify(
     ] = None,
     reading: Reading = Reading(),
     job: Job = Job(),
+    tune: Tune = False,
     cache: Cache = True,
 ) -> None:
     """Name what is in images. In a pipe: image, WordNet ID, label and probability, separated by tabs.
@@ -55,9 +56,17 @@ def classify(
     options = {"preprocess": loaded.preprocess, "recipe": loaded.recipe, "top": top, "labels": names}
     options |= {"mesh": mesh(job.devices), "batch_size": job.batch_size, "workers": job.workers}
     if out is None:
+        if tune:
+            module, variables = tuned(module, variables, job.batch_size, loaded.recipe)
         print_classes(module, variables, paths, as_json, **options)
         return
-    options |= {"shard_size": job.shard_size, "restart": job.restart, "append": job.append, "process": process}
+    options |= {
+        "shard_size": job.shard_size,
+        "restart": job.restart,
+        "append": job.append,
+        "process": process,
+        "tune": tune,
+    }
     report = batch_job(module, variables, paths, out, **options)
     if report.joined:
         show(("file", "report"), [(out, report)])
@@ -75,6 +84,7 @@ def features(
     include_top: Annotated[bool, typer.Option(help="Whether the weights have the classifier.")] = True,
     reading: Reading = Reading(),
     job: Job = Job(),
+    tune: Tune = False,
     cache: Cache = True,
 ) -> None:
     """Write the outputs of layers for images: an array for each layer, and `images`, their paths.
@@ -93,7 +103,7 @@ def features(
     loaded = load_network(network, reading, include_top=include_top)
     options = {"preprocess": loaded.preprocess, "recipe": loaded.recipe, "layers": layer, "process": process}
     options |= {"mesh": mesh(job.devices), "batch_size": job.batch_size, "workers": job.workers}
-    options |= {"shard_size": job.shard_size, "restart": job.restart, "append": job.append}
+    options |= {"shard_size": job.shard_size, "restart": job.restart, "append": job.append, "tune": tune}
     report = batch_job(loaded.module, loaded.variables, paths, out, **options)
     if report.joined:
         rows = report.images - report.failed
@@ -178,6 +188,18 @@ def explain(
             Image.fromarray(np.asarray(fzoo.feature_sheet(maps, channels=channels))).save(temporary[sheet])
             rows.append((sheet, "-", layer, "-"))
     show(("picture", "id", "label", "probability"), rows)
+
+
+def tuned(module: Any, variables: Any, batch_size: int | None, recipe: Any) -> tuple[Any, Any]:
+    """Tune a network for images as they are read."""
+    import jax
+    import numpy as np
+
+    import fzoo
+    from fzoo.inference.batches import BATCH_SIZE
+
+    shape = (batch_size or BATCH_SIZE, *recipe.size, recipe.channels)
+    return fzoo.tune(module, variables, jax.ShapeDtypeStruct(shape, np.float32), dtype=module.dtype)
 
 
 def class_number(text: str, names: Sequence[tuple[str, str]]) -> int:

@@ -60,13 +60,19 @@ def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, 
 
 @functools.lru_cache
 def compiled(
-    function: Callable, platform: str, dtype: Any, split: NamedSharding | None = None, in_parts: bool = True
+    function: Callable,
+    platform: str,
+    dtype: Any,
+    split: NamedSharding | None = None,
+    in_parts: bool = True,
+    fusions: str | None = None,
 ) -> Callable:
     """Put `function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
 
     Where the images are `split` along the batch, every device runs that program on its part of them; they have nothing
-    to tell each other. `in_parts=False` leaves a batch whole, for arrays that lie on several devices in another way.
-    Called with (what, name of the model to preprocess for or None, variables, images).
+    to tell each other. `in_parts=False` leaves a batch whole, for arrays that lie on several devices in another way;
+    `fusions` are what the network was tuned with. Called with (what, name of the model to preprocess for or None,
+    variables, images).
     """
 
     @traced_for(platform)
@@ -78,7 +84,7 @@ def compiled(
         most = micro_batch(what)
         if platform != "cpu" or count <= most or not in_parts:
             return step(images)
-        micro = min(range(most, most // 2, -1), key=lambda size: -count % size)  # with the fewest images made up
+        micro = images_together(count, most)
         parts = -(-count // micro)
         filled = jax.tree.map(functools.partial(filled_up, size=parts * micro), images)
         out = lax.map(step, jax.tree.map(lambda x: x.reshape(parts, micro, *x.shape[1:]), filled))
@@ -91,9 +97,15 @@ def compiled(
         return run(variables, images)
 
     several = split is not None and parts_of(split) > 1
-    return jax.jit(
-        spread if several else program, static_argnums=(0, 1), compiler_options=compiler_options(platform, dtype)
-    )
+    options = compiler_options(platform, dtype, fusions=fusions)
+    return jax.jit(spread if several else program, static_argnums=(0, 1), compiler_options=options)
+
+
+def images_together(count: int, most: int) -> int:
+    """Return how many images a CPU computes together of a batch, `most` of them at best: with the fewest made up."""
+    if count <= most:
+        return count
+    return min(range(most, most // 2, -1), key=lambda size: -count % size)
 
 
 def in_batches(
@@ -269,7 +281,9 @@ def for_devices(
         devices, variables = split.device_set, replicate(variables, split.mesh)
     platform = next(iter(devices)).platform
     dtype = jnp.dtype(getattr(module_of(what), "dtype", None) or jnp.float32)
-    call = compiled(function, platform, dtype, split, in_parts=split is not None or len(devices) == 1)
+    prepared = getattr(module_of(what), "prepared", None)
+    whole = split is not None or len(devices) == 1
+    call = compiled(function, platform, dtype, split, whole, prepared.fusions if prepared else None)
     return call, platform, variables, split
 
 

@@ -18,6 +18,13 @@ import numpy as np
 #: Which operations XLA:CPU hands to YNNPACK.
 YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 
+#: What it may be handed, by the names of `layers.record.FUSIONS`. Its sums are what jax issue 39103 is about.
+FUSION_TYPES = {
+    "nothing": "",
+    "products": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    "products and convolutions": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
+}
+
 #: What keeps the barriers of `jax.checkpoint` up to the end.
 BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
@@ -40,26 +47,41 @@ def is_known(name: str, value: Any) -> bool:
 
 
 @functools.cache
-def compiler_options(platform: str, dtype: Any = jnp.float32, remat: bool = False) -> dict[str, Any] | None:
+def compiler_options(
+    platform: str, dtype: Any = jnp.float32, remat: bool = False, fusions: str | None = None
+) -> dict[str, Any] | None:
     """Return what to compile with on a platform, for `jax.jit(..., compiler_options=...)`; None for JAX's own.
 
     JAX takes them at an outermost jit only. On CPU, jaxlib from 0.10.2 on hands convolutions and products to YNNPACK,
     which is the slower way for most shapes here, and some of the reductions that 0.10.2 fuses are wrong (jax issue
     39103); without it, XLA's own are used. Products of bfloat16 stay with it: XLA's would be computed in float32. With
-    `remat`, XLA:CPU is kept from merging what is computed again with what was computed first.
+    `remat`, XLA:CPU is kept from merging what is computed again with what was computed first. `fusions` are what
+    `tune` found for a network; what this jaxlib can't be told is as usual.
 
     Raises:
         ImportError: this jaxlib sums wrongly, and does not know the option that would prevent it.
     """
     if platform != "cpu":
         return None
-    fusions = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if dtype == jnp.bfloat16 else ""
-    options = known_options({YNN_FUSIONS: fusions})
+    if fusions not in fusion_choices():  # another jaxlib's, too
+        fusions = usual_fusions(dtype)
+    options = known_options({YNN_FUSIONS: FUSION_TYPES[fusions]})
     if not options:
         sum_protection()
     if remat:
         options |= known_options(BARRIERS)
     return options or None
+
+
+def usual_fusions(dtype: Any) -> str:
+    """Return what YNNPACK is handed of a computation of a dtype, where nothing was timed."""
+    return "products" if jnp.dtype(dtype) == jnp.bfloat16 else "nothing"
+
+
+@functools.cache
+def fusion_choices() -> tuple[str, ...]:
+    """Return what this jaxlib can be told to hand to YNNPACK: names of `FUSION_TYPES`, at least one."""
+    return tuple(name for name, types in FUSION_TYPES.items() if not types or is_known(YNN_FUSIONS, types))
 
 
 @functools.cache

@@ -1,33 +1,43 @@
-"""A network's form for inference alone."""
+"""A network made ready for inference alone: folded, and where that is asked for, tuned to this machine."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import dataclasses
+import functools
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.core import unfreeze
 
-from fzoo import ops
-from fzoo.inference.devices import beside, device_of
+from fzoo.inference.batches import check_images, compiled, images_together, micro_batch, run
+from fzoo.inference.compiler import usual_fusions
+from fzoo.inference.devices import device_of
+from fzoo.inference.folding import folded_for_inference, winograd_tiles
+from fzoo.inference.tuning import TimesFile, Tuning, fastest, key_of, times_path, tune_convolutions
+from fzoo.layers.abstract import Trace
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
-from fzoo.layers.record import Node, Prepared
 from fzoo.weights.mapping import check_variables
 
-#: Keras classes with a kernel whose last axis is the layer's output channels, and where that kernel is below the layer.
-KERNELS = {"Conv2D": (), "DepthwiseConv2D": (), "SeparableConv2D": ("pointwise",), "Dense": ()}
+#: Seconds for each of the ways between which the time of the whole network decides, and the least number of calls.
+SECONDS, CALLS = 1.5, 4
 
-
-#: Keras classes that pass a factor and a term of each channel through (padding is not counted in an average here).
-CHANNELWISE = {"AveragePooling2D", "GlobalAveragePooling2D", "Cropping2D", "Dropout", "Activation", "Model"}
+#: What the way is called that is taken where nothing was timed.
+UNTUNED = "untuned"
 
 
 def optimize_for_inference(
-    module: Classifier, variables: Any, *, dtype: Any = jnp.float32, platform: str | None = None
+    module: Classifier,
+    variables: Any,
+    *,
+    dtype: Any = jnp.float32,
+    platform: str | None = None,
+    tune: bool = False,
 ) -> tuple[Classifier, Any]:
     """Make an equivalent network that is faster, and can't be trained.
 
@@ -43,128 +53,172 @@ def optimize_for_inference(
         dtype: of the computation and the kernels: float32, or bfloat16 with sums in float32, which on a CPU without
             units for it (AVX512_BF16, AMX) saves memory and not time.
         platform: where it will run ("cpu", "cuda", ...); by default where the variables are.
+        tune: whether the forms of its convolutions are timed on this machine's CPU, as by `tune`, for images of the
+            network's own size.
 
     Returns:
         (module, variables); these lie where the plain network's do, and are committed to a device only if those are. In
         float32, outputs are within 1e-4 of the largest magnitude of the plain network's.
 
     Raises:
-        ValueError: this is no plain network of this package, the variables are not its own, or the dtype is none to
-            compute in.
+        ValueError: this is no plain network of this package, the variables are not its own, the dtype is none to
+            compute in, or there is nothing to tune: on other platforms than a CPU, the libraries choose.
     """
+    if tune:
+        images = jax.ShapeDtypeStruct((micro_batch(module), *module.example_shape), jnp.float32)
+        return tune_network(module, variables, images, dtype, platform).network
     found = trace(module)
-    nodes = found.nodes
     check_variables(module, variables)
-    variables = unfreeze(variables)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables["params"])
-    stats = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
-    biased, folded, scaled, gone = set(), set(), set(), {}
-    by_name = {node.name: node for node in nodes}
-    readers = Counter(name for node in nodes for name in node.inputs) + Counter(found.outputs)
-    calls = Counter(node.variables for node in nodes)
-    for node in nodes:
-        if node.kind not in ("BatchNormalization", "LayerScale") or node.variables != node.name:
-            continue
-        scale, shift = scale_and_shift(node, params.pop(node.name, {}), stats.get(node.name))
-        parts = linear_parts(node.inputs[0], by_name, readers, calls) if calls[node.name] == 1 else None
-        if parts is None and node.kind == "LayerScale":
-            params[node.name] = {"gamma": scale.astype(np.float32)}
-            continue
-        if parts is None:
-            params[node.name] = {"scale": scale.astype(np.float32), "bias": shift.astype(np.float32)}
-            scaled.add(node.name)
-            continue
-        start = 0
-        for part, between in parts:
-            end = start + part.shape[-1]
-            fold(params, part, scale[start:end], shift[start:end])
-            start = end
-            biased.add(part.name)
-            gone.update(dict.fromkeys([part.name, *between], node.name))
-        folded.add(node.name)
-    tiles = {}
     on_cpu = (platform or device_of(variables).platform) == "cpu" and not module.plain_convolutions
-    if on_cpu and jnp.dtype(dtype) == jnp.float32:
-        for name, tile in winograd_tiles(nodes).items():
-            tiles[name] = tile
-            params[name] = {**params[name], "kernel": ops.winograd_kernel(params[name]["kernel"], tile)}
-    prepared = Prepared(
-        frozenset(biased), frozenset(folded), frozenset(scaled), tuple(tiles.items()), tuple(gone.items())
-    )
-    left = {"params": cast_kernels(params, dtype)}
-    if constants := {
-        node.name: stats[node.name] for node in nodes if node.kind == "Normalization" and node.name in stats
-    }:
-        left["batch_stats"] = constants
-    return module.clone(dtype=dtype, param_dtype=jnp.float32, prepared=prepared), beside(left, variables)
+    tiles = winograd_tiles(found.nodes) if on_cpu and jnp.dtype(dtype) == jnp.float32 else {}
+    return folded_for_inference(module, found, variables, dtype, tiles)
 
 
-def winograd_tiles(nodes: Sequence[Node]) -> dict[str, int]:
-    """Return the tile for each layer whose kernel is to be kept transformed: one for all of its calls."""
-    convolutions: dict[str, list[Any]] = {}
-    for node in nodes:
-        if node.kind == "Conv2D":
-            convolutions.setdefault(node.variables, []).append(node.config.get("convolution"))
-    tiles = {}
-    for name, calls in convolutions.items():
-        if all(conv and ops.is_winograd(conv, prepared=True) for conv in calls):
-            wanted = {ops.winograd_tile(conv) for conv in calls}
-            tiles |= {name: wanted.pop()} if len(wanted) == 1 else {}
-    return tiles
+def tune(
+    module: Classifier,
+    variables: Any,
+    images: Any,
+    *,
+    dtype: Any = jnp.float32,
+    progress: Callable[[str], None] = lambda line: None,
+) -> tuple[Classifier, Any]:
+    """Make the network of `optimize_for_inference` whose convolutions take the forms that are the fastest here.
 
-
-def cast_kernels(variables: Any, dtype: Any) -> Any:
-    """Give every kernel of a tree a dtype; biases, scales and statistics keep theirs."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, variables
-    )
-
-
-def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a BN or a LayerScale does in inference, in float64: x * scale + shift."""
-    if node.kind == "LayerScale":
-        return params["gamma"].astype(np.float64), np.zeros(params["gamma"].shape)
-    scale = 1 / np.sqrt(stats["var"].astype(np.float64) + node.config["epsilon"])
-    scale = scale * params["scale"] if "scale" in params else scale
-    return scale, params.get("bias", 0) - stats["mean"] * scale
-
-
-def linear_parts(
-    name: str, by_name: dict[str, Node], readers: Counter[str], calls: Counter[str]
-) -> list[tuple[Node, list[str]]] | None:
-    """Find the layers whose outputs, side by side, are this layer's channels; None if there is more to it than that.
-
-    With each, the names of the layers on the way from it to here.
+    Each distinct convolution is timed in every form that computes it, with what this jaxlib can be told to hand to
+    YNNPACK, and then the whole network as it would be untuned and as it was found: it is never the slower one. That
+    takes from 10 s to some minutes, most of it for compiling; the times of convolutions are kept in the user's cache
+    (~/.cache/fzoo/forms on Linux), by processor, jaxlib, dtype and shape, so that the next time takes seconds. What was
+    chosen is in `module.prepared`, goes with the weights into a file, and holds in `predict`, `features` and the
+    commands; in a `jax.jit` of one's own, the forms do.
 
     Args:
-        name: of the layer.
-        by_name: all of them.
-        readers: how many read each; the network's own outputs are read, too.
-        calls: how often each layer with variables is called.
+        module: from `fzoo.create` or `fzoo.load`.
+        variables: its variables, on a CPU.
+        images: as the network will get them, (N, H, W, C), or anything with such a shape: their size and number count,
+            not their values. As `predict` does, it computes some images of a batch together.
+        dtype: of the computation, as for `optimize_for_inference`.
+        progress: is called with a line now and then.
+
+    Returns:
+        (module, variables). Outputs are within 1e-4 of the largest magnitude of the plain network's, in float32.
+
+    Raises:
+        ValueError: this is no plain network of this package, the variables are not its own or not on a CPU, or these
+            are no images of its size.
     """
-    node = by_name[name]
-    if readers[name] != 1 or node.config.get("activation", "linear") != "linear":
-        return None
-    if node.kind in KERNELS:
-        return [(node, [])] if calls[node.variables] == 1 else None
-    if node.kind not in CHANNELWISE and (node.kind, node.config.get("axis")) != ("Concatenate", -1):
-        return None
-    if sum(by_name[parent].shape[-1] for parent in node.inputs) != node.shape[-1]:  # not side by side as channels
-        return None
-    parts = []
-    for parent in node.inputs:
-        found = linear_parts(parent, by_name, readers, calls)
-        if found is None:
-            return None
-        parts += [(part, [*between, name]) for part, between in found]
-    return parts
+    return tune_network(module, variables, images, dtype, progress=progress).network
 
 
-def fold(params: Any, node: Node, scale: np.ndarray, shift: np.ndarray) -> None:
-    """Multiply a layer's kernel, and give it a bias, so that its output is scaled and shifted."""
-    layer = params[node.name] = dict(params[node.name])
-    for key in KERNELS[node.kind]:
-        layer[key] = dict(layer[key])
-        layer = layer[key]
-    layer["kernel"] = (layer["kernel"] * scale).astype(np.float32)
-    layer["bias"] = (layer.get("bias", 0) * scale + shift).astype(np.float32)
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """A network that was tuned.
+
+    Attributes:
+        network: (module, variables), the fastest of what was tried.
+        images: how many go through it together.
+        tuning: what was found for its convolutions, with the choice of YNNPACK's share that the network has.
+        seconds: of a call: "untuned", and with each choice that was tried.
+        chosen: which of these it is.
+    """
+
+    network: tuple[Classifier, Any]
+    images: int
+    tuning: Tuning
+    seconds: dict[str, float]
+    chosen: str
+
+
+def tune_network(
+    module: Classifier,
+    variables: Any,
+    images: Any,
+    dtype: Any,
+    platform: str | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Tuned:
+    """Tune a network; arguments as for `tune` and `optimize_for_inference`."""
+    found, together = check_tuning(module, variables, images, platform)
+    check_variables(module, variables)
+    tunings = tune_convolutions(found.nodes, together, dtype, progress=progress)[:2]
+    tiles = winograd_tiles(found.nodes) if jnp.dtype(dtype) == jnp.float32 else {}
+    file, key = TimesFile(times_path()), network_key(module, tunings[0], (together, *images.shape[1:]), dtype)
+
+    def way(name: str) -> tuple[Classifier, Any]:
+        if name == UNTUNED:
+            return folded_for_inference(module, found, variables, dtype, tiles)
+        return apply_tuning(module, found, variables, dtype, by_name[name])
+
+    by_name = {tuning.fusions: tuning for tuning in tunings}
+    seconds = file.read().get(key, {})
+    if set(seconds) != {UNTUNED, *by_name}:
+        progress("the network as a whole")
+        ways = {name: way(name) for name in (UNTUNED, *by_name)}
+        seconds = time_networks(ways, (together, *images.shape[1:]))
+        file.add({key: seconds})
+    chosen = fastest(seconds, UNTUNED)
+    usual = usual_fusions(dtype)
+    return Tuned(
+        way(chosen), together, by_name.get(chosen if chosen != UNTUNED else usual, tunings[0]), seconds, chosen
+    )
+
+
+def network_key(module: Classifier, tuning: Tuning, shape: tuple[int, ...], dtype: Any) -> str:
+    """Return what the file of times calls a network: one with the same convolutions takes the same time."""
+    convolutions = [(found.layers, key_of(found.convolution, "")) for found in tuning.convolutions]
+    digest = hashlib.blake2b(repr((convolutions, shape)).encode(), digest_size=8).hexdigest()
+    return f"network {type(module).__name__} {'x'.join(map(str, shape))} {jnp.dtype(dtype).name} {digest}"
+
+
+def check_tuning(module: Classifier, variables: Any, images: Any, platform: str | None) -> tuple[Trace, int]:
+    """Check what is to be tuned.
+
+    Returns:
+        (the record of the network for images of this size, how many of them go through it together).
+
+    Raises:
+        ValueError: as for `tune`.
+    """
+    if not isinstance(module, Classifier):
+        raise ValueError(f"a module from fzoo.create expected, {type(module).__name__} given")
+    where = platform or device_of(variables).platform
+    if where != "cpu":
+        raise ValueError(f"a network on {where!r} given to be tuned, one on a CPU expected: elsewhere, XLA itself does")
+    if module.plain_convolutions:
+        raise ValueError("plain_convolutions=True given, which leaves nothing to tune")
+    if isinstance(module.example_inputs, tuple):
+        raise ValueError("a network of several inputs given to be tuned, one from images expected")
+    check_images(images, pixels=True)
+    module.check_images(tuple(images.shape))
+    if not images.shape[0]:
+        raise ValueError(f"images of shape {tuple(images.shape)} given, one at the least expected")
+    return trace(module, tuple(images.shape[1:])), images_together(images.shape[0], micro_batch(module))
+
+
+def apply_tuning(
+    module: Classifier, found: Trace, variables: Any, dtype: Any, tuning: Tuning
+) -> tuple[Classifier, Any]:
+    """Make the network with the forms that were found."""
+    tuned, left = folded_for_inference(module, found, variables, dtype, tuning.tiles())
+    assert tuned.prepared is not None
+    prepared = dataclasses.replace(tuned.prepared, forms=tuple(tuning.forms().items()), fusions=tuning.fusions)
+    return tuned.clone(prepared=prepared), left
+
+
+def time_networks(ways: Mapping[str, tuple[Classifier, Any]], shape: tuple[int, ...]) -> dict[str, float]:
+    """Run networks in turns, and return the least seconds of a call of each."""
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32))
+    calls = {}
+    for name, (module, variables) in ways.items():
+        assert module.prepared is not None
+        call = compiled(run, "cpu", jnp.dtype(module.dtype), None, True, module.prepared.fusions)  # that of `predict`
+        calls[name] = functools.partial(call, module, None, jax.device_put(variables), images)
+        jax.block_until_ready(calls[name]())
+    least = dict.fromkeys(calls, math.inf)
+    end, turns = time.perf_counter() + SECONDS * len(calls), 0
+    while turns < CALLS or time.perf_counter() < end:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            least[name] = min(least[name], time.perf_counter() - start)
+        turns += 1
+    return least

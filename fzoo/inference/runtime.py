@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import platform
 from pathlib import Path
 
 import jax
@@ -56,6 +58,19 @@ _INSTRUCTION_SETS = {
     "sve": "SVE",
     "bf16": "NEON BF16",
 }
+
+
+def processor_name(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:
+    """Name the processor as its maker does, on Linux; elsewhere as Python's `platform` knows it.
+
+    Args:
+        cpuinfo: what Linux says of the processor.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(cpuinfo).read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def instruction_sets(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> tuple[str, ...]:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from fzoo._version import __version__
 from fzoo.images.recipe import Recipe
 from fzoo.inference.devices import mesh as local_mesh
+from fzoo.inference.optimize import tune_network
 from fzoo.jobs.listing import count_new
 from fzoo.jobs.network import Network, class_labels, fingerprint
 from fzoo.jobs.pipeline import Done, Reading, Report, cut, none_of, prepare, stream
@@ -46,6 +48,7 @@ def run_job(
     shard_size: int | None = None,
     restart: bool = False,
     append: bool = False,
+    tune: bool = False,
     process: tuple[int, int] = (0, 1),
     watch: Callable[[Report, Sequence[Failure]], None] | None = None,
 ) -> Report:
@@ -82,6 +85,8 @@ def run_job(
         append: add to an output that is there: rows of images that are the same file (name, bytes, time of change) are
             kept, others are computed, and the output is written anew. First come rows of images that are not asked for
             this time, then those that are. Without an output, as without `append`.
+        tune: compute with the network that `fzoo.tune` makes for these images, on a CPU; each process finds out for its
+            own machine what is the fastest there, so that the last digits may differ.
         process: (number, count) where several processes share the job, each with the same arguments otherwise, from
             `fzoo.devices.start_distributed`. Each takes its share of the shards, in a folder that all see, and the last
             puts them together.
@@ -118,9 +123,16 @@ def run_job(
         "recipe": reading.load.recipe.to_json(),
         "append": None,
     }
+    if tune:
+        job["tune"] = True
     report = Report(images=reading.images.count, shapes=reading.shapes, passed_over=reading.passed_over)
     if had_no_share(path, job, number):
         return report  # the others have put theirs together already
+    if tune:
+        shape = (reading.batch, *reading.load.recipe.size, reading.load.recipe.channels)
+        tuned = tune_network(module, variables, jax.ShapeDtypeStruct(shape, np.float32), module.dtype)
+        network = Network(*tuned.network, layers, top, preprocess, mesh)
+        network.shapes(shape)  # says which layers are gone
     listing, rows, before = reading.images, 0, None
     if append and path.exists():
         before = path.stat()

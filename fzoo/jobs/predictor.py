@@ -56,6 +56,7 @@ class Settings:
     recipe: Recipe | None
     dtype: Any
     optimize: bool
+    tune: bool
     devices: int | None
     state: tuple[Any, ...]
 
@@ -126,6 +127,7 @@ class Predictor:
             has, at most 32 for each device on a CPU, elsewhere some 256.
         dtype: of the computation.
         optimize: whether the network is that of `optimize_for_inference`.
+        tune: whether it is that, and its convolutions take the forms that are the fastest on the CPU of each process.
         devices: how many of the process's devices; all by default.
         workers: threads that decode; one for each core by default.
         image_column: the column of the images.
@@ -152,6 +154,7 @@ class Predictor:
         batch_size: int | None = None,
         dtype: Any = jnp.float32,
         optimize: bool = False,
+        tune: bool = False,
         devices: int | None = None,
         workers: int | None = None,
         image_column: str = "image",
@@ -180,7 +183,8 @@ class Predictor:
             size,
             recipe,
             jnp.dtype(dtype),
-            optimize,
+            optimize or tune,
+            tune,
             devices,
             state_of(source),
         )
@@ -343,7 +347,7 @@ def keep_loaded(settings: Settings) -> Loaded:
     found = load_network(settings.request())
     module, variables = found.module, found.variables
     if settings.optimize:
-        module, variables = optimize_for_inference(module, variables, dtype=settings.dtype)
+        module, variables = optimize_for_inference(module, variables, dtype=settings.dtype, tune=settings.tune)
     elif settings.dtype != module.dtype:
         module = module.clone(dtype=settings.dtype)
     mesh = local_mesh(settings.devices)

@@ -106,6 +106,7 @@ class ForwardPass:
         self._modules: dict[str, nn.Module] = {}
         self._prepared = prepared or Prepared()
         self._tiles = dict(self._prepared.tiles)
+        self._forms = dict(self._prepared.forms)
         self._numbers: Counter[str] = Counter()
         self._growing: tuple[Array, Array] | None = None  # a concatenation, and the buffer that it is the beginning of
         self._producer: dict[int, tuple[str, Array]] = {}  # by id; the array is kept so that the id stays its own
@@ -119,6 +120,13 @@ class ForwardPass:
             kernel_init=self._start(glorot_uniform),
             conv_general_dilated=lax.conv_general_dilated if plain_convolutions else ops.conv_general_dilated,
         )
+
+    def _conv_of(self, layer: str) -> Callable[..., nn.Module]:
+        """Return what makes a layer's convolution, in the form that was found to be its fastest."""
+        if layer not in self._forms or self.plain_convolutions:
+            return self._conv
+        chosen = functools.partial(ops.conv_general_dilated, form=self._forms[layer])
+        return functools.partial(self._conv, conv_general_dilated=chosen)
 
     def trains(self, name: str) -> bool:
         """Tell whether a layer behaves as in training."""

@@ -124,7 +124,8 @@ class SeparableConv(nn.Module):
     kernel_size: tuple[int, ...]
     strides: tuple[int, ...]
     padding: str | tuple[tuple[int, int], ...]
-    conv: Callable[..., nn.Conv]
+    depthwise_conv: Callable[..., nn.Module]
+    pointwise_conv: Callable[..., nn.Module]
     use_bias: bool = False
     depth_multiplier: int = 1
     dilation: tuple[int, ...] = (1, 1)
@@ -133,7 +134,7 @@ class SeparableConv(nn.Module):
     def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... f"]:
         """Apply both convolutions."""
         channels = x.shape[-1]
-        x = self.conv(
+        x = self.depthwise_conv(
             channels * self.depth_multiplier,
             self.kernel_size,
             self.strides,
@@ -143,7 +144,7 @@ class SeparableConv(nn.Module):
             name="depthwise",
         )(x)
         one = (1,) * len(self.kernel_size)
-        return self.conv(self.features, one, use_bias=self.use_bias, name="pointwise")(x)
+        return self.pointwise_conv(self.features, one, use_bias=self.use_bias, name="pointwise")(x)
 
 
 class WinogradConv(Layer):

@@ -24,7 +24,8 @@ class Node:
         flops: analytic, for one image: 2 for each multiply-add of convolutions and dense layers, otherwise 0.
         kernel_init: how its kernels start.
         config: options of the layer where something asks for them: "activation" of a layer with weights,
-            "convolution" (an `ops.Convolution`, one image) of a Conv2D, "epsilon" of a normalization, "pool" (an
+            "convolution" (an `ops.Convolution`, one image) of a Conv2D or a DepthwiseConv2D, "depthwise" and
+            "pointwise" (the same) of a SeparableConv2D, "epsilon" of a normalization, "pool" (an
             `ops.Pool`), "padding", "strides" (with the network's `output_stride`, what is applied), "max_value" of a
             ReLU; and "rate" of what drops in training (Dropout, StochasticDepth), "init" of a LayerScale.
         parts: the layers inside of a Sequential, in their order.
@@ -53,6 +54,10 @@ def narrow_nodes(nodes: Sequence[Node]) -> list[Node]:
     return narrow
 
 
+#: What a program for a CPU may hand to YNNPACK.
+FUSIONS = ("nothing", "products", "products and convolutions")
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """Where a network that `optimize_for_inference` made differs from Keras's.
@@ -63,6 +68,10 @@ class Prepared:
         scaled: BNs that are left: a factor and a term for each channel.
         tiles: (convolution, tile) of the kernels that are kept transformed for Winograd.
         gone: (layer, the layer that has its output now): what can't be tapped any more.
+        forms: (convolution, the form of `ops.CPU_FORMS` that is the fastest), where `fzoo.tune` timed them. The name
+            is the layer's, of the parts of a SeparableConv2D "layer/depthwise" and "layer/pointwise". They change the
+            time that a CPU takes, and the last digits.
+        fusions: with them, what a program is to hand to YNNPACK, of `FUSIONS`; None for what is usual.
     """
 
     biased: frozenset[str] = frozenset()
@@ -70,3 +79,5 @@ class Prepared:
     scaled: frozenset[str] = frozenset()
     tiles: tuple[tuple[str, int], ...] = ()
     gone: tuple[tuple[str, str], ...] = ()
+    forms: tuple[tuple[str, str], ...] = ()
+    fusions: str | None = None

@@ -66,7 +66,7 @@ class WeightedLayers(ForwardPass):
             conv = self._module(name, functools.partial(WinogradConv, *arguments, name=name))
         else:
             make = functools.partial(
-                self._conv,
+                self._conv_of(name),
                 features,
                 kernel,
                 steps,
@@ -105,7 +105,7 @@ class WeightedLayers(ForwardPass):
         channels, kernel = x.shape[-1], pair(kernel)
         steps, pads, apart, axes = self._dense_windows(x, kernel, strides, padding, dilation)
         make = functools.partial(
-            self._conv,
+            self._conv_of(name),
             channels * depth_multiplier,
             kernel,
             steps,
@@ -118,7 +118,9 @@ class WeightedLayers(ForwardPass):
         )
         y = activation_function(activation)(self._module(name, make)(x))
         flops = self._flops(*y.shape[1:], *kernel)
-        options = {"activation": name_of(activation), "strides": steps, "padding": pads}
+        shape = (*kernel, 1, y.shape[-1])
+        convolution = ops.Convolution.of((1, *x.shape[1:]), shape, steps, pads, channels, dilation=apart)
+        options = {"activation": name_of(activation), "strides": steps, "padding": pads, "convolution": convolution}
         return self._note("DepthwiseConv2D", name, [x], y, flops, kernel_init, axes=axes, **options)
 
     def separable_conv2d(
@@ -145,7 +147,8 @@ class WeightedLayers(ForwardPass):
             kernel,
             steps,
             pads,
-            self._conv,
+            self._conv_of(f"{name}/depthwise"),
+            self._conv_of(f"{name}/pointwise"),
             use_bias or name in self._prepared.biased,
             depth_multiplier,
             apart,
@@ -153,7 +156,12 @@ class WeightedLayers(ForwardPass):
         )
         y = activation_function(activation)(self._module(name, make)(x))
         flops = self._flops(*y.shape[1:3], channels, kernel[0] * kernel[1] + features)
+        depthwise = ops.Convolution.of(
+            (1, *x.shape[1:]), (*kernel, 1, channels), steps, pads, x.shape[-1], dilation=apart
+        )
+        pointwise = ops.Convolution.of((1, *y.shape[1:3], channels), (1, 1, channels, features), (1, 1), "VALID")
         options = {"activation": name_of(activation), "strides": steps, "padding": pads}
+        options |= {"depthwise": depthwise, "pointwise": pointwise}
         return self._note("SeparableConv2D", name, [x], y, flops, axes=axes, **options)
 
     def conv2d_transpose(
@@ -239,7 +247,8 @@ class WeightedLayers(ForwardPass):
         name, channels = self._name("SeparableConv1D", name), x.shape[-1] * depth_multiplier
         conv = functools.partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype, padding="VALID", use_bias=False)
         conv = functools.partial(conv, kernel_init=self._start(glorot_uniform))
-        arguments = (features, (kernel,), (strides,), padding.upper(), conv, use_bias, depth_multiplier, (dilation,))
+        sides = (features, (kernel,), (strides,), padding.upper())
+        arguments = (*sides, conv, conv, use_bias, depth_multiplier, (dilation,))
         module = self._module(name, functools.partial(SeparableConv, *arguments, name=name))
         y = activation_function(activation)(module(x))
         flops = self._flops(y.shape[1], channels, kernel + features)

@@ -38,14 +38,18 @@ def conv_general_dilated(
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = NHWC,
     feature_group_count: int = 1,
+    form: str | None = None,
     **options: Any,
 ) -> Float[Array, "n ho wo o"]:
-    """Do what `lax.conv_general_dilated` does, in a faster form where `CPU_FORMS` has one and on a CPU."""
+    """Do what `lax.conv_general_dilated` does, in a faster form where `CPU_FORMS` has one and on a CPU.
+
+    `form` is the name of one, or `LIBRARY`, that was found to be the fastest, and is taken where it computes this.
+    """
     is_nhwc = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
     if is_nhwc and all(d == 1 for d in lhs_dilation or ()):
         shapes = lhs.shape, rhs.shape, window_strides, padding, feature_group_count
         conv = Convolution.of(*shapes, lhs.dtype, rhs_dilation)
-        run = cpu_form(conv)
+        run = cpu_form(conv, form)
         if run is not None:
             return _by_platform(run, conv, tuple(options.items()), known_platform(), lhs, rhs)
         if conv.is_open:
@@ -248,16 +252,29 @@ class Form:
     """A way to lower a convolution.
 
     Attributes:
-        fits: whether it is the way for such a convolution.
+        name: what the choice of a tuned network calls it.
+        fits: whether it is the way for such a convolution, where nothing was timed.
         run: (convolution, images, kernel) to output.
+        computes: whether it can be the way.
         takes_dilated: whether also a kernel whose elements are apart.
         takes_open: whether also images whose height and width `jax.export` leaves open.
     """
 
+    name: str
     fits: Callable[[Convolution], bool]
     run: Callable[[Convolution, Array, Array], Array]
+    computes: Callable[[Convolution], bool]
     takes_dilated: bool = False
     takes_open: bool = False
+
+    def takes(self, conv: Convolution) -> bool:
+        """Tell whether it computes such a convolution."""
+        lies_so = (self.takes_dilated or not is_dilated(conv)) and (self.takes_open or not conv.is_open)
+        return lies_so and self.computes(conv)
+
+
+#: What a choice of forms calls XLA's own convolution.
+LIBRARY = "library"
 
 
 def is_depthwise(conv: Convolution) -> bool:
@@ -302,9 +319,7 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
     2.25 to 6.25 times its pixels, so past some size memory is what counts. That of the kernel, unless it is prepared,
     needs many pixels to pay where it has two dimensions.
     """
-    if conv.kernel not in FILTERED or conv.groups != 1 or conv.strides != (1, 1) or conv.dtype != jnp.float32:
-        return False
-    if is_dilated(conv):
+    if not is_filtered(conv):
         return False
     pixels = conv.images * conv.size[0] * conv.size[1]
     few, many = sorted((conv.inputs, conv.outputs))
@@ -312,20 +327,40 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
     return few >= 48 and 150 <= pixels <= (1 << 21) // many and cheap
 
 
+def has_one_group(conv: Convolution) -> bool:
+    """Tell whether each output is of all channels."""
+    return conv.groups == 1
+
+
+def has_groups(conv: Convolution) -> bool:
+    """Tell whether each output is of some channels."""
+    return 1 < conv.groups < conv.inputs
+
+
+def is_filtered(conv: Convolution) -> bool:
+    """Tell whether Winograd's algorithm computes it, in float32, where it keeps its digits."""
+    filtered = conv.kernel in FILTERED and conv.strides == (1, 1) and not is_dilated(conv)
+    return filtered and conv.groups == 1 and conv.dtype == jnp.float32
+
+
 #: What a CPU runs instead of XLA's convolution: the first that fits.
 CPU_FORMS = (
-    Form(is_depthwise, depthwise_shifted, takes_dilated=True, takes_open=True),
-    Form(is_grouped, by_groups, takes_open=True),
-    Form(is_pointwise, pointwise, takes_open=True),
-    Form(is_small_stem, row_columns),
-    Form(is_narrow, columns),
-    Form(is_winograd, winograd),
+    Form("shifted", is_depthwise, depthwise_shifted, is_depthwise, takes_dilated=True, takes_open=True),
+    Form("by groups", is_grouped, by_groups, has_groups, takes_open=True),
+    Form("product", is_pointwise, pointwise, is_pointwise, takes_open=True),
+    Form("columns by rows", is_small_stem, row_columns, has_one_group),
+    Form("columns", is_narrow, columns, has_one_group),
+    Form("winograd", is_winograd, winograd, is_filtered),
 )
 
 
-def cpu_form(conv: Convolution) -> Callable[[Convolution, Array, Array], Array] | None:
-    """Choose how a CPU runs a convolution: a function of (convolution, images, kernel), or None for XLA's own way."""
-    for form in CPU_FORMS:
-        if (form.takes_dilated or not is_dilated(conv)) and (form.takes_open or not conv.is_open) and form.fits(conv):
-            return form.run
-    return None
+def cpu_form(conv: Convolution, chosen: str | None = None) -> Callable[[Convolution, Array, Array], Array] | None:
+    """Choose how a CPU runs a convolution: a function of (convolution, images, kernel), or None for XLA's own way.
+
+    `chosen` is the name of a form, or `LIBRARY`; where that does not compute this convolution, the first that fits is.
+    """
+    if chosen == LIBRARY and not conv.is_open:
+        return None
+    takes = [form for form in CPU_FORMS if form.takes(conv)]
+    named = [form for form in takes if form.name == chosen]
+    return next((form.run for form in named or takes if named or form.fits(conv)), None)

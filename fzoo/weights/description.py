@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from fzoo.layers.activations import ACTIVATIONS
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.options import RATE
-from fzoo.layers.record import Prepared
+from fzoo.layers.record import FUSIONS, Prepared
 from fzoo.weights.files import WeightsMismatch
 
 #: Which form of the description this is; a later fzoo may have others. An optimized network's is a form of its own.
@@ -138,18 +138,31 @@ def parse(text: str | None, source: str) -> Description | None:
 def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
     """Return how an optimized network differs, as JSON holds it, in an order of its own."""
     sets = ("biased", "folded", "scaled")
-    rows = {name: [list(row) for row in getattr(prepared, name)] for name in ("tiles", "gone")}
-    return {name: sorted(getattr(prepared, name)) for name in sets} | rows
+    rows = {name: [list(row) for row in getattr(prepared, name)] for name in ("tiles", "gone", "forms")}
+    if not rows["forms"]:  # of a network that was not tuned
+        del rows["forms"]
+    tuned = {} if prepared.fusions is None else {"fusions": prepared.fusions}
+    return {name: sorted(getattr(prepared, name)) for name in sets} | rows | tuned
 
 
 def prepared_from_json(value: Mapping[str, Any]) -> Prepared:
     """Return what `prepared_to_json` got; a ValueError, KeyError or TypeError for what it can't have given."""
-    names = {name: frozenset(value[name]) for name in ("biased", "folded", "scaled")}
+    biased, folded, scaled = (frozenset(value[name]) for name in ("biased", "folded", "scaled"))
     tiles, gone = (tuple((one, other) for one, other in value[name]) for name in ("tiles", "gone"))
-    texts = [*itertools.chain(*names.values()), *itertools.chain(*gone), *(name for name, _ in tiles)]
+    forms = tuple((layer, form) for layer, form in value.get("forms", ()))
+    fusions = value.get("fusions")
+    texts = [*biased, *folded, *scaled, *itertools.chain(*gone, *forms), *(name for name, _ in tiles)]
+    texts += [] if fusions is None else [fusions]
     if not all(isinstance(text, str) for text in texts) or not all(tile in (2, 4) for _, tile in tiles):
         raise ValueError("no names of layers, or no tiles")
-    return Prepared(**names, tiles=tiles, gone=gone)
+    if fusions is not None and fusions not in FUSIONS:
+        raise ValueError("another choice of what YNNPACK gets")
+    return Prepared(biased, folded, scaled, tiles, gone, forms, fusions)
+
+
+def untuned(prepared: Prepared | None) -> Prepared | None:
+    """Leave out what changes no array: where a network was tuned, how its convolutions are computed."""
+    return None if prepared is None else dataclasses.replace(prepared, forms=(), fusions=None)
 
 
 def check_same(description: Description | None, module: Classifier) -> None:
@@ -162,7 +175,7 @@ def check_same(description: Description | None, module: Classifier) -> None:
         return
     if description.family not in (parent.__name__ for parent in type(module).__mro__):
         raise WeightsMismatch(f"{description.source} is of {description.family}, not of {type(module).__name__}", [])
-    if description.prepared != module.prepared:
+    if untuned(description.prepared) != untuned(module.prepared):
         theirs = "an optimized network" if description.prepared else "a plain network"
         ours = "a plain one" if not module.prepared else "another" if description.prepared else "an optimized one"
         raise WeightsMismatch(f"{description.source} is of {theirs}, {ours} given: fzoo.load makes the file's", [])
