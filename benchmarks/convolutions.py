@@ -19,8 +19,8 @@ from jax import lax
 
 from fzoo import ops
 from fzoo.inference.compiler import compiler_options
-from fzoo.inference.runtime import instruction_sets
 from fzoo.ops.convolution import FILTERED
+from fzoo.ops.processor import instruction_sets
 from fzoo.ops.shapes import NHWC
 
 #: (height and width, channels in, channels out, kernel, stride, groups), from the networks.

@@ -1,6 +1,7 @@
 """Every form of a convolution against XLA's own: outputs, gradients, other platforms."""
 
 import functools
+import sys
 
 import flax.linen as nn
 import jax
@@ -97,10 +98,22 @@ def test_dilated_is_left_to_xla(dilation):
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize(("wide", "tile", "few"), [(True, 2, True), (False, 4, False)])
+def test_what_winograd_is_for_on_each_kind_of_processor(monkeypatch, wide, tile, few):
+    for module in ("winograd", "convolution"):
+        monkeypatch.setattr(sys.modules[f"fzoo.ops.{module}"], "has_wide_vectors", lambda: wide)
+    conv = ops.Convolution.of((4, 14, 14, 256), (3, 3, 256, 256), (1, 1), "SAME")
+    assert ops.winograd_tile(conv) == tile
+    assert ops.winograd_tile(ops.Convolution.of((4, 14, 14, 64), (5, 5, 64, 64), (1, 1), "SAME")) == 4
+    conv = ops.Convolution.of((2, 28, 28, 128), (3, 3, 128, 32), (1, 1), "SAME")
+    assert ops.is_winograd(conv, prepared=True) is few
+    assert not ops.is_winograd(ops.Convolution.of((2, 14, 14, 128), (3, 3, 128, 32), (1, 1), "SAME"), prepared=True)
+
+
 def test_bfloat16_sums_in_float32():
     x, w = jnp.full((1, 6, 6, 512), 1.0), jnp.full((3, 3, 512, 8), 1.0)
     conv = ops.Convolution.of(x.shape, w.shape, (1, 1), "VALID", dtype=jnp.bfloat16)
-    assert ops.cpu_form(conv) is ops.columns
+    assert ops.cpu_form(conv) is ops.shifted_products
     found = ops.conv_general_dilated(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), (1, 1), "VALID")
     assert found.dtype == jnp.bfloat16
     assert (np.asarray(found, np.float32) == 4608).all()  # bfloat16 itself stops counting at 256

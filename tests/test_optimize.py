@@ -1,5 +1,7 @@
 """`optimize_for_inference`: what test_models.py, which compares every layer of every model, leaves."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from networks import assert_alive, network, random_images
 from reference import assert_close
 
 import fzoo
+from fzoo.inference import optimize
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,14 @@ def test_what_it_does_not_do_is_said(small):
         fzoo.optimize_for_inference(module, variables, dtype=jnp.int8)
     with pytest.raises(ValueError, match=r"a module from fzoo\.create expected"):
         fzoo.optimize_for_inference(lambda x: x, variables)
+
+
+def test_bfloat16_without_units_is_said(small, monkeypatch):
+    """Once it is asked for on a CPU; a processor that has them says nothing, nor does another platform."""
+    monkeypatch.setattr(optimize.sys, "platform", "linux")
+    for units, platform, warns in ((False, "cpu", True), (True, "cpu", False), (False, "cuda", False)):
+        monkeypatch.setattr(optimize, "has_bfloat16", lambda units=units: units)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fzoo.optimize_for_inference(*small, dtype=jnp.bfloat16, platform=platform)
+        assert [str(each.message)[:18] for each in caught] == ["bfloat16 asked for"] * warns

@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from networks import images_for, network
 
 import fzoo
-from fzoo.inference.runtime import instruction_sets
+from fzoo.ops.processor import instruction_sets
 
 SCRIPT = """
 import sys

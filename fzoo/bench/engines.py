@@ -117,11 +117,11 @@ def labels(job: Job) -> Any:
     return np.random.default_rng(1).integers(0, 1000, job.batch).astype(np.int32)
 
 
-def start_fzoo(job: Job, optimized: bool = False) -> Running:
+def start_fzoo(job: Job, optimized: bool = False, tuned: bool = False) -> Running:
     """Start `fzoo.predict` and `fzoo.features`, or a training step in one `jax.jit`.
 
-    Optimized: after `reuse_memory()`, the network that `optimize_for_inference` makes. Of bfloat16 are the images, and
-    but for training the kernels.
+    Optimized: after `reuse_memory()`, the network that `optimize_for_inference` makes; tuned: the one of `tune`, on a
+    CPU. Of bfloat16 are the images, and but for training the kernels.
     """
     import jax
 
@@ -139,8 +139,13 @@ def start_fzoo(job: Job, optimized: bool = False) -> Running:
     options = {"classifier_activation": None} if job.task == "train" else {}
     shape, dtype = (job.size, job.size, 3), jax.numpy.dtype(job.dtype)
     module, variables = fzoo.load(job.model, weights=None, input_shape=shape, dtype=dtype, **options)
-    if optimized:
+    if tuned and devices[0].platform != "cpu":
+        raise Missing("on a CPU alone")
+    if optimized or tuned:
         fzoo.reuse_memory()
+    if tuned:
+        module, variables = fzoo.tune(module, variables, images(job), dtype=dtype)
+    elif optimized:
         module, variables = fzoo.optimize_for_inference(module, variables, dtype=dtype)
     elif job.task != "train":
         variables = cast_kernels(variables, dtype)
@@ -440,6 +445,7 @@ _INDUCTOR = {"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"
 ENGINES = {
     "fzoo": Engine(start_fzoo, spread=True),
     "fzoo-optimized": Engine(functools.partial(start_fzoo, optimized=True), tasks=_INFERENCE, spread=True),
+    "fzoo-tuned": Engine(functools.partial(start_fzoo, tuned=True), tasks=_INFERENCE, spread=True),
     "keras-jax": Engine(start_keras, ("keras",), "bench", env={"KERAS_BACKEND": "jax"}),
     "keras-tensorflow": Engine(
         start_keras, ("keras", "tensorflow"), modes=("graph", "xla"), env={"KERAS_BACKEND": "tensorflow"}

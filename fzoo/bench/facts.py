@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fzoo.bench.engines import ENGINES
-from fzoo.inference.runtime import instruction_sets, processor_name
+from fzoo.ops.processor import instruction_sets, processor_name
 
 Row = dict[str, Any]
 

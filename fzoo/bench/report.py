@@ -16,7 +16,7 @@ from fzoo.bench.facts import Row
 from fzoo.bench.runner import KEY
 from fzoo.figures import make_figure, save_figure
 from fzoo.files import replacing
-from fzoo.inference.runtime import instruction_sets
+from fzoo.ops.processor import instruction_sets
 
 REFERENCE = "keras-jax"
 
@@ -24,6 +24,7 @@ REFERENCE = "keras-jax"
 COLOURS = {
     "fzoo": "#D55E00",
     "fzoo-optimized": "#E69F00",
+    "fzoo-tuned": "#F0E442",
     "keras-jax": "#0072B2",
     "keras-tensorflow": "#56B4E9",
     "torchvision": "#CC79A7",

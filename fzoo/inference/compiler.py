@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fzoo.ops.processor import has_wide_vectors
+
 #: Which operations XLA:CPU hands to YNNPACK.
 YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 
@@ -24,6 +26,9 @@ FUSION_TYPES = {
     "products": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
     "products and convolutions": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
 }
+
+#: Vectors of 512 bits, where XLA would take 256: EfficientNetB0 is 1.08 times as fast, none of those tried is slower.
+VECTORS = {"xla_cpu_prefer_vector_width": 512}
 
 #: What keeps the barriers of `jax.checkpoint` up to the end.
 BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -68,6 +73,8 @@ def compiler_options(
     options = known_options({YNN_FUSIONS: FUSION_TYPES[fusions]})
     if not options:
         sum_protection()
+    if has_wide_vectors():
+        options |= known_options(VECTORS)
     if remat:
         options |= known_options(BARRIERS)
     return options or None

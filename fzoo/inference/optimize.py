@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import math
+import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ from fzoo.inference.tuning import TimesFile, Tuning, fastest, key_of, times_path
 from fzoo.layers.abstract import Trace
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
+from fzoo.ops.processor import has_bfloat16
 from fzoo.weights.mapping import check_variables
 
 #: Seconds for each of the ways between which the time of the whole network decides, and the least number of calls.
@@ -63,14 +66,24 @@ def optimize_for_inference(
     Raises:
         ValueError: this is no plain network of this package, the variables are not its own, the dtype is none to
             compute in, or there is nothing to tune: on other platforms than a CPU, the libraries choose.
+
+    Warns:
+        UserWarning: bfloat16 for a CPU that has no units for it.
     """
+    on_cpu = (platform or device_of(variables).platform) == "cpu"
+    if on_cpu and jnp.dtype(dtype) == jnp.bfloat16 and sys.platform == "linux" and not has_bfloat16():
+        warnings.warn(
+            "bfloat16 asked for on a processor without units for it (AVX512_BF16, AMX): it saves memory, and is slower "
+            "than float32",
+            stacklevel=2,
+        )
     if tune:
         images = jax.ShapeDtypeStruct((micro_batch(module), *module.example_shape), jnp.float32)
         return tune_network(module, variables, images, dtype, platform).network
     found = trace(module)
     check_variables(module, variables)
-    on_cpu = (platform or device_of(variables).platform) == "cpu" and not module.plain_convolutions
-    tiles = winograd_tiles(found.nodes) if on_cpu and jnp.dtype(dtype) == jnp.float32 else {}
+    kept = on_cpu and not module.plain_convolutions and jnp.dtype(dtype) == jnp.float32
+    tiles = winograd_tiles(found.nodes) if kept else {}
     return folded_for_inference(module, found, variables, dtype, tiles)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-import platform
 from pathlib import Path
 
 import jax
@@ -40,53 +38,6 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
-
-
-#: Instruction sets that decide how fast a CPU multiplies, by the kernel's names of them in /proc/cpuinfo.
-_INSTRUCTION_SETS = {
-    "avx2": "AVX2",
-    "fma": "FMA",
-    "avx512f": "AVX-512",
-    "avx512_vnni": "AVX-512 VNNI",
-    "avx512_bf16": "AVX-512 BF16",
-    "avx512_fp16": "AVX-512 FP16",
-    "avx_vnni": "AVX VNNI",
-    "amx_tile": "AMX",
-    "amx_bf16": "AMX BF16",
-    "amx_int8": "AMX INT8",
-    "asimd": "NEON",
-    "sve": "SVE",
-    "bf16": "NEON BF16",
-}
-
-
-def processor_name(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:
-    """Name the processor as its maker does, on Linux; elsewhere as Python's `platform` knows it.
-
-    Args:
-        cpuinfo: what Linux says of the processor.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path(cpuinfo).read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def instruction_sets(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> tuple[str, ...]:
-    """Name the processor's vector and matrix instructions, on Linux; none elsewhere.
-
-    Which way of computing is the fastest depends on these: numbers that were measured hold for such a processor.
-
-    Args:
-        cpuinfo: what Linux says of the processor.
-    """
-    try:
-        lines = Path(cpuinfo).read_text().splitlines()
-    except OSError:
-        return ()
-    flags = next((set(line.split(":")[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
-    return tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags)
 
 
 def reuse_memory() -> bool:

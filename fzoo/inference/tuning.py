@@ -29,9 +29,9 @@ from jaxtyping import Array
 from fzoo import ops
 from fzoo.files import replacing
 from fzoo.inference.compiler import compiler_options, fusion_choices
-from fzoo.inference.runtime import instruction_sets, processor_name
 from fzoo.layers.record import Node
 from fzoo.ops.platforms import traced_for
+from fzoo.ops.processor import instruction_sets, processor_name
 
 #: Which form of the file of times this is: one of another form is not read.
 FORMAT = 1
@@ -192,8 +192,8 @@ def candidates_of(conv: ops.Convolution, kept: bool) -> dict[str, Callable[[Arra
     for form in ops.CPU_FORMS:
         if form.takes(conv) and (form.run not in (ops.columns, ops.row_columns) or written <= WINDOWS):
             found[form.name] = functools.partial(form.run, conv)
-    if ops.is_pointwise(conv):  # whose columns are the product
-        found = {form: function for form, function in found.items() if "columns" not in form}
+    if ops.is_pointwise(conv):  # whose columns are the product, and whose products are one
+        found = {form: run for form, run in found.items() if "columns" not in form and form != "shifted products"}
     if kept and ops.is_filtered(conv):
         for tile in (2, 4):
             found[f"{PREPARED}{tile}"] = functools.partial(ops.winograd_transformed, conv)

@@ -20,6 +20,7 @@ from fzoo.ops.convolution import (
     plain,
     pointwise,
     row_columns,
+    shifted_products,
     winograd,
 )
 from fzoo.ops.pooling import Pool, pool
@@ -60,6 +61,7 @@ __all__ = [
     "pool",
     "product",
     "row_columns",
+    "shifted_products",
     "spread",
     "windows",
     "winograd",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from fzoo.ops.platforms import by_platform, known_platform
+from fzoo.ops.processor import has_wide_vectors
 from fzoo.ops.reductions import is_sharded
 from fzoo.ops.shapes import NHWC, Convolution, Side, padded, product, windows
 from fzoo.ops.winograd import winograd_kernel, winograd_tile, winograd_transformed
@@ -213,6 +213,20 @@ def columns(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 @functools.partial(jax.jit, static_argnums=0)
+def shifted_products(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
+) -> Float[Array, "n ho wo o"]:
+    """Convolve as a sum of matrix products, one for each kernel element: no windows are written out."""
+    total = jnp.zeros((), jnp.float32)
+    for (i, j), (_, window) in zip(np.ndindex(conv.kernel), windows(conv, x), strict=True):
+        dimensions = (((window.ndim - 1,), (0,)), ((), ()))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        total = total + lax.dot_general(window, kernel[i, j], dimensions, preferred_element_type=wide)
+    return lax.convert_element_type(total, x.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
 def row_columns(
     conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]
 ) -> Float[Array, "n ho wo o"]:
@@ -243,7 +257,7 @@ def _plain_jvp(form: Any, conv: Convolution, primals: tuple[Array, Array], tange
     return y, sum((plain(conv, *pair) for pair in pairs[1:]), plain(conv, *pairs[0]))
 
 
-for _form in (row_columns, winograd):
+for _form in (shifted_products, row_columns, winograd):
     _form.defjvp(functools.partial(_plain_jvp, _form), symbolic_zeros=True)
 
 
@@ -303,9 +317,8 @@ def is_small_stem(conv: Convolution) -> bool:
 
 
 def is_narrow(conv: Convolution) -> bool:
-    """Tell whether it is of bfloat16, whose units on a CPU only a matrix product uses; the windows fit its cache."""
-    windows = conv.images * math.prod(conv.size) * math.prod(conv.kernel) * conv.inputs
-    return conv.dtype == jnp.bfloat16 and conv.groups == 1 and 2 * windows <= 1 << 24
+    """Tell whether it is of bfloat16, whose units on a CPU only a matrix product uses, with terms enough for one."""
+    return conv.dtype == jnp.bfloat16 and conv.groups == 1 and conv.inputs >= 16
 
 
 #: The kernels that minimal filtering was measured for.
@@ -324,7 +337,13 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
     pixels = conv.images * conv.size[0] * conv.size[1]
     few, many = sorted((conv.inputs, conv.outputs))
     cheap = prepared or 1 in conv.kernel or pixels >= 4 * conv.inputs
-    return few >= 48 and 150 <= pixels <= (1 << 21) // many and cheap
+    least = 32 if has_wide_vectors() and pixels >= 784 else 48
+    return few >= least and 150 <= pixels <= (1 << 21) // many and cheap
+
+
+def never(conv: Convolution) -> bool:
+    """Leave a form to those who time it."""
+    return False
 
 
 def has_one_group(conv: Convolution) -> bool:
@@ -349,7 +368,8 @@ CPU_FORMS = (
     Form("by groups", is_grouped, by_groups, has_groups, takes_open=True),
     Form("product", is_pointwise, pointwise, is_pointwise, takes_open=True),
     Form("columns by rows", is_small_stem, row_columns, has_one_group),
-    Form("columns", is_narrow, columns, has_one_group),
+    Form("shifted products", is_narrow, shifted_products, has_one_group, takes_dilated=True, takes_open=True),
+    Form("columns", never, columns, has_one_group),
     Form("winograd", is_winograd, winograd, is_filtered),
 )
 
