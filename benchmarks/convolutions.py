@@ -1,27 +1,21 @@
-"""Ways to lower a convolution, GFLOP/s each, on the default device: why `fzoo.ops` chooses as it does.
+"""Ways to lower a convolution, GFLOP/s each, on this machine's CPU: why `fzoo.ops` chooses as it does.
 
-    python benchmarks/convolutions.py
+    python benchmarks/convolutions.py [bfloat16]
 
-Each way is a program of its own; calls alternate, and the median counts. "XLA" is `lax.conv_general_dilated` with what
-fzoo compiles with on CPU, "XLA + YNNPACK" with JAX's defaults. The way that `fzoo.ops` takes is marked by a star.
+Each way is a program of its own; calls take turns, and the least time counts, with a bias and a ReLU behind it and a
+kernel that is not in the cache, as in a network (`fzoo.inference.tuning` times the convolutions of one). "YNNPACK" is
+XLA's own convolution where it is handed to that. The way that an optimized network takes untimed is marked by a star.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import statistics
-import time
-from collections.abc import Callable
-
-import jax
-import numpy as np
-from jax import lax
+import sys
 
 from fzoo import ops
-from fzoo.inference.compiler import compiler_options
-from fzoo.ops.convolution import FILTERED
+from fzoo.inference.compiler import fusion_choices, usual_fusions
+from fzoo.inference.tuning import candidates_of, time_forms, untimed_form
 from fzoo.ops.processor import instruction_sets
-from fzoo.ops.shapes import NHWC
 
 #: (height and width, channels in, channels out, kernel, stride, groups), from the networks.
 SHAPES = (
@@ -62,84 +56,29 @@ SHAPES = (
     (14, 432, 432, (3, 3), 1, 9),
 )
 
+#: Columns: ways as `candidates_of` names them, and what YNNPACK makes of XLA's own.
+YNNPACK = "YNNPACK"
 WAYS = (
-    "XLA",
-    "XLA + YNNPACK",
-    "shifted",
-    "by groups",
-    "product",
-    "columns",
-    "columns by rows",
-    "Winograd",
-    "Winograd, prepared",
+    ops.LIBRARY,
+    YNNPACK,
+    *(form.name for form in ops.CPU_FORMS),
+    "winograd prepared, tile 2",
+    "winograd prepared, tile 4",
 )
 
 
-def ways(conv: ops.Convolution) -> dict[str, tuple[Callable, bool]]:
-    """Return for each way that can be: the function of images and kernel, and whether YNNPACK is on."""
-
-    def library(x, w):
-        return lax.conv_general_dilated(
-            x, w, conv.strides, conv.pads, dimension_numbers=NHWC, feature_group_count=conv.groups
-        )
-
-    found = {"XLA": (library, False), "XLA + YNNPACK": (library, True)}
-    if ops.is_depthwise(conv):
-        found["shifted"] = (lambda x, w: ops.depthwise_shifted(conv, x, w), False)
-    if 1 < conv.groups < conv.inputs:
-        found["by groups"] = (lambda x, w: ops.by_groups(conv, x, w), False)
-    if conv.groups == 1:
-        found["columns"] = (lambda x, w: ops.columns(conv, x, w), False)
-    if ops.is_pointwise(conv):
-        found["product"] = (lambda x, w: ops.pointwise(conv, x, w), False)
-        del found["columns"]
-    if ops.is_small_stem(conv):
-        found["columns by rows"] = (lambda x, w: ops.row_columns(conv, x, w), False)
-    if conv.kernel in FILTERED and conv.groups == 1 and conv.strides == (1, 1) and conv.inputs > 3:
-        found["Winograd"] = (lambda x, w: ops.winograd(conv, x, w), False)
-        found["Winograd, prepared"] = (lambda x, w: ops.winograd_transformed(conv, x, w), False)
-    return found
-
-
-def chosen(conv: ops.Convolution) -> str:
-    """Name the way that a plain network takes on CPU."""
-    form = ops.cpu_form(conv)
-    names = {
-        ops.depthwise_shifted: "shifted",
-        ops.by_groups: "by groups",
-        ops.pointwise: "product",
-        ops.columns: "columns",
-        ops.row_columns: "columns by rows",
-        ops.winograd: "Winograd",
-    }
-    return names[form] if form else "XLA"
-
-
-def measure(conv: ops.Convolution, seconds: float) -> dict[str, float]:
+def measure(conv: ops.Convolution) -> dict[str, float]:
     """Measure GFLOP/s of each way; the operations are the plain sum's, whatever a way does."""
-    rng = np.random.default_rng(0)
-    x = jax.device_put(rng.normal(size=(conv.images, conv.height, conv.width, conv.inputs)).astype(np.float32))
-    shape = (*conv.kernel, conv.inputs // conv.groups, conv.outputs)
-    kernel = jax.device_put(rng.normal(size=shape).astype(np.float32))
-    calls = {}
-    for name, (function, ynnpack) in ways(conv).items():
-        options = None if ynnpack else compiler_options(jax.default_backend())
-        w = ops.winograd_kernel(kernel, ops.winograd_tile(conv)) if "prepared" in name else kernel
-        calls[name] = (jax.jit(function, compiler_options=options), w)
-        jax.block_until_ready(calls[name][0](x, w))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["XLA"]) < 5:
-        for name, (call, w) in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call(x, w))
-            times[name].append(time.perf_counter() - start)
-    return {name: conv.flops / statistics.median(t) / 1e9 for name, t in times.items()}
+    found = dict(zip(fusion_choices(), time_forms(conv, candidates_of(conv, kept=True)), strict=True))
+    seconds = found[usual_fusions(conv.dtype)]
+    if "products and convolutions" in found:
+        seconds = seconds | {YNNPACK: found["products and convolutions"][ops.LIBRARY]}
+    return {way: conv.flops / each / 1e9 for way, each in seconds.items()}
 
 
-def main() -> None:
+def main(dtype: str = "float32") -> None:
     """Print a Markdown table, under a line that names the kind of processor."""
-    print(f"Processor: {', '.join(instruction_sets())}; jaxlib {importlib.metadata.version('jaxlib')}\n")
+    print(f"Processor: {', '.join(instruction_sets())}; jaxlib {importlib.metadata.version('jaxlib')}; {dtype}\n")
     print("| images | input | kernel | stride | groups | " + " | ".join(WAYS) + " |")
     print("|" + "-|" * (5 + len(WAYS)))
     for height, inputs, outputs, kernel, stride, groups in SHAPES:
@@ -150,12 +89,13 @@ def main() -> None:
                 (stride, stride),
                 "SAME",
                 groups,
+                dtype,
             )
-            found = measure(conv, 1.0)
-            cells = [f"{found[w]:.1f}" + ("*" if w == chosen(conv) else "") if w in found else "" for w in WAYS]
+            found, star = measure(conv), untimed_form(conv, kept=True)
+            cells = [f"{found[way]:.0f}" + "*" * (way == star) if way in found else "" for way in WAYS]
             about = f"{images} | {height} x {height} x {inputs} | {kernel[0]} x {kernel[1]} x {outputs} | {stride}"
             print(f"| {about} | {groups} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

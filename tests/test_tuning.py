@@ -86,7 +86,7 @@ def test_every_candidate_computes_the_convolution(shapes, dtype):
     for form, function in found.items():
         own = kernel
         if form.startswith(PREPARED):
-            own = ops.winograd_kernel(np.asarray(kernel), int(form.removeprefix(PREPARED)))
+            own = ops.winograd_kernel(np.asarray(kernel, np.float32), int(form.removeprefix(PREPARED)))
         with traced_for("cpu"):
             y = np.asarray(jax.jit(function)(images, own), np.float32)
         scale = np.abs(expected).max()

@@ -390,7 +390,7 @@ def start_onnxruntime(job: Job) -> Running:
     """Start ONNX Runtime on the CPU."""
     onnxruntime, x = get("onnxruntime"), images(job)
     options = onnxruntime.SessionOptions()
-    options.add_free_dimension_override_by_name("n", job.batch)
+    options.add_free_dimension_override_by_name("batch", job.batch)
     session = onnxruntime.InferenceSession(job.path, options, providers=["CPUExecutionProvider"])
     return at_once(lambda: session.run(None, {"images": x}), "cpu")
 
@@ -420,7 +420,7 @@ class Engine:
         tasks, dtypes: what it offers.
         modes: ways to run it, of which the fastest counts.
         env: environment variables.
-        converted: whether it reads an ONNX file that is converted from the Keras model.
+        converted: whether it reads an ONNX file, which `fzoo.export` writes.
         spread: whether it can spread a batch over devices.
     """
 
@@ -438,7 +438,7 @@ class Engine:
 _INFERENCE = ("inference", "features")
 
 
-_CONVERTER = ("tensorflow", "tf2onnx", "onnx", "keras")
+_CONVERTER = ("onnx",)
 _INDUCTOR = {"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 

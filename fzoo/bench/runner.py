@@ -385,7 +385,7 @@ def environment(name: str, folder: Path) -> dict[str, str]:
     """Make a process's: where fzoo lies, quiet libraries, GPU memory taken as it is needed, since several share it."""
     root = str(Path(fzoo.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    engine = {"KERAS_BACKEND": "tensorflow"} if name == "convert" else ENGINES[name].env if name in ENGINES else {}
+    engine = ENGINES[name].env if name in ENGINES else {}
     return {
         **os.environ,
         "PYTHONPATH": path,

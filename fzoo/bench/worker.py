@@ -7,7 +7,6 @@ times, {"seconds": ...} to run for, by what every call took, or {"profile": FOLD
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __name__ != "__main__":
-    from fzoo.bench.engines import ENGINES, Job, Missing, Running, at_once, get, keras_model, on_jax
+    from fzoo.bench.engines import ENGINES, Job, Missing, Running, at_once, on_jax
 else:
     sys.path.insert(0, str(Path(__file__).parent))
-    from engines import ENGINES, Job, Missing, Running, at_once, get, keras_model, on_jax
+    from engines import ENGINES, Job, Missing, Running, at_once, on_jax
 
     del sys.path[0]
 
@@ -104,30 +103,11 @@ def facts(job: Job) -> dict[str, Any]:
 
 
 def convert(job: Job) -> dict[str, Any]:
-    """Write the Keras model to `path` as ONNX.
+    """Write the network, with random weights, to `path` as ONNX: the plain graph, as Keras has it."""
+    import fzoo
 
-    Kernels of dense layers are arguments until the graph is converted: tf2onnx copies constants many times over,
-    which takes minutes for VGG's.
-    """
-    keras, tf, tf2onnx, onnx = (get(name) for name in ("keras", "tensorflow", "tf2onnx", "onnx"))
-    model = keras_model(dataclasses.replace(job, dtype="float32"))
-    kernels = {f"kernel_{i}": v for i, v in enumerate(v for v in model.trainable_variables if len(v.shape) == 2)}
-
-    @tf.function
-    def call(x, *arrays):
-        with keras.StatelessScope(state_mapping=list(zip(kernels.values(), arrays, strict=True))):
-            return model(x, training=False)
-
-    signature = [tf.TensorSpec((None, job.size, job.size, 3), tf.float32, name="images")]
-    signature += [tf.TensorSpec(v.shape, tf.float32, name=name) for name, v in kernels.items()]
-    graph = tf2onnx.convert.from_function(call, input_signature=signature, opset=17)[0]
-    inputs = [i for i in graph.graph.input if i.name not in kernels]
-    inputs[0].type.tensor_type.shape.dim[0].dim_param = "n"
-    del graph.graph.input[:]
-    graph.graph.input.extend(inputs)
-    for name, v in kernels.items():
-        graph.graph.initializer.append(get("onnx.numpy_helper").from_array(v.numpy(), name))
-    onnx.save(graph, job.path)
+    module, variables = fzoo.load(job.model, weights=None, input_shape=(job.size, job.size, 3))
+    fzoo.export(module, variables, job.path, layers=[job.layer] if job.task == "features" else [])
     return {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,15 @@ def bench(
         Path | None, typer.Option(help="Folder for the results and plots; what it has of other rows stays.")
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Show such a folder again, instead of measuring.")] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show where the time goes on this CPU, instead: each convolution of one MODEL in the form that "
+            "`fzoo tune` finds, and what OpenVINO takes for it, where it is installed. Goes with one --batch, --dtype "
+            "and --size.",
+        ),
+    ] = False,
 ) -> None:
     """Measure fzoo beside other engines, which take turns, each in a process of its own."""
     from fzoo.bench import bench as measure
@@ -69,16 +79,26 @@ def bench(
         show(*reports.table(rows, reference, narrow=sys.stdout.isatty()))
         reports.plot(report, rows)
         return
+    if explain:
+        others = {"--engine": engine, "--out": out, "--profile": profile, "--devices": devices - 1}
+        given = [name for name, value in others.items() if value]
+        names = list(models or ())
+        if given or task != "inference" or len(names) != 1 or len(batch or ()) > 1:
+            raise ValueError(
+                f"--explain given{f' with {given[0]}' if given else ''}: one MODEL, with --batch N, --dtype and --size "
+                "at most, expected"
+            )
+        explain_convolutions(names[0], (batch or [16])[0], size, dtype)
+        return
     if out is not None:
         reports.check(out)
-    status = Console(stderr=True).status("", spinner="line") if sys.stderr.isatty() else None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which stops what was started, and removes its files
 
     def finished(rows: list[Any], machine: Any) -> None:
         if out is not None:
             reports.write(out, rows, machine, reference)
 
-    with status or contextlib.nullcontext():
+    with waiting() as progress:
         rows = measure(
             models or (),
             engines=engine or (),
@@ -94,7 +114,7 @@ def bench(
             size=size,
             finished=finished,
             say=complain,
-            progress=status.update if status else lambda line: None,
+            progress=progress,
         )
     show(*reports.table(rows, reference, narrow=sys.stdout.isatty()))
     if out is not None:
@@ -104,6 +124,48 @@ def bench(
         complain(f"{row['model']}, batch {row['batch']}, {row['engine']}: {row['reason']}")
     if failed:
         raise typer.Exit(1)
+
+
+def explain_convolutions(name: str, batch: int, size: int | None, dtype: str) -> None:
+    """Print a line for each distinct convolution of a model: ours, and OpenVINO's."""
+    import jax
+    import jax.numpy as jnp
+
+    from fzoo.bench.explain import HEADERS, explain_model
+
+    check_dtype(dtype)
+    prepare_process(cache=True)
+    module, variables = network_to_tune(name, None, size)
+    images = jax.ShapeDtypeStruct((batch, *module.example_shape), jnp.float32)
+    with waiting() as progress:
+        tuned, rows = explain_model(module, variables, images, dtype, progress)
+    if not any(row.kernel for row in rows):
+        complain("OpenVINO's times need openvino and onnx: pip install 'fzoo[peers]'")
+    ours = sum(len(row.found.layers) * row.found.seconds[row.found.form] for row in rows)
+    show(HEADERS, [row.cells() for row in rows], f"{1e3 * ours:.1f} ms in convolutions; {whole_network(tuned)}")
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[Callable[[str], None]]:
+    """Yield what shows a line on a terminal, while something is measured."""
+    status = Console(stderr=True).status("", spinner="line") if sys.stderr.isatty() else None
+    with status or contextlib.nullcontext():
+        yield status.update if status else lambda line: None
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError for a dtype that no network is run in."""
+    from fzoo.bench.engines import DTYPES
+    from fzoo.errors import unknown
+
+    if dtype not in DTYPES:
+        raise ValueError(unknown("dtype", dtype, DTYPES))
+
+
+def whole_network(tuned: Any) -> str:
+    """Say what a network takes as a whole."""
+    times = [f"{1e3 * seconds:.1f} ms {in_short(way)}" for way, seconds in tuned.seconds.items()]
+    return f"{tuned.images} images together: {', '.join(times)}; taken: {in_short(tuned.chosen)}"
 
 
 @command
@@ -126,19 +188,15 @@ def tune(
     import jax
     import jax.numpy as jnp
 
-    from fzoo.bench.engines import DTYPES
-    from fzoo.errors import unknown
     from fzoo.inference.optimize import tune_network
     from fzoo.inference.tuning import in_words, times_path
 
-    if dtype not in DTYPES:
-        raise ValueError(unknown("dtype", dtype, DTYPES))
+    check_dtype(dtype)
     prepare_process(cache=True)
     module, variables = network_to_tune(name, option, size)
     images = jax.ShapeDtypeStruct((batch or 16, *module.example_shape), jnp.float32)
-    status = Console(stderr=True).status("", spinner="line") if sys.stderr.isatty() else None
-    with status or contextlib.nullcontext():
-        tuned = tune_network(module, variables, images, dtype, progress=status.update if status else lambda line: None)
+    with waiting() as progress:
+        tuned = tune_network(module, variables, images, dtype, progress=progress)
     rows = [
         (
             found.layers[0] if len(found.layers) == 1 else f"{found.layers[0]} and {len(found.layers) - 1} more",
@@ -150,10 +208,7 @@ def tune(
         )
         for found in tuned.tuning.convolutions
     ]
-    times = [f"{1e3 * seconds:.1f} ms {in_short(way)}" for way, seconds in tuned.seconds.items()]
-    footer = (
-        f"{tuned.images} images together: {', '.join(times)}; taken: {in_short(tuned.chosen)}; kept in {times_path()}"
-    )
+    footer = f"{whole_network(tuned)}; kept in {times_path()}"
     show(("layers", "convolution", "form", "GFLOP/s", "untuned", "GFLOP/s"), rows, footer)
 
 

@@ -314,7 +314,10 @@ def module_of(what: Any) -> nn.Module:
 
 def micro_batch(what: Any) -> int:
     """Return how many images a CPU computes together: more fall out of its cache."""
-    return getattr(module_of(what), "micro_batch", Classifier.micro_batch)
+    module = module_of(what)
+    if isinstance(module, Classifier) and module.narrow_micro_batch and module.dtype == jnp.bfloat16:
+        return module.narrow_micro_batch
+    return getattr(module, "micro_batch", Classifier.micro_batch)
 
 
 def in_flight(started: Iterable[Any]) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,7 +70,7 @@ def folded_for_inference(
     prepared = Prepared(
         frozenset(biased), frozenset(folded), frozenset(scaled), tuple(tiles.items()), tuple(gone.items())
     )
-    left = {"params": cast_kernels(params, dtype)}
+    left = {"params": cast_kernels(params, dtype) | {name: params[name] for name in tiles}}
     if constants := {
         node.name: stats[node.name] for node in nodes if node.kind == "Normalization" and node.name in stats
     }:
@@ -77,18 +78,31 @@ def folded_for_inference(
     return module.clone(dtype=dtype, param_dtype=jnp.float32, prepared=prepared), beside(left, original)
 
 
-def winograd_tiles(nodes: Sequence[Node]) -> dict[str, int]:
-    """Return the tile for each layer whose kernel is to be kept transformed: one for all of its calls."""
+#: Of what is computed in bfloat16, convolutions with so many bytes of float32 outputs for an image are transformed.
+LARGE = 5 << 19
+
+
+def winograd_tiles(nodes: Sequence[Node], dtype: Any) -> dict[str, int]:
+    """Return the tile for each layer whose kernel is to be kept transformed: one for all of its calls.
+
+    In bfloat16, products are faster than in float32, and those of the largest images, which fall out of the caches,
+    are not.
+    """
     convolutions: dict[str, list[Any]] = {}
     for node in nodes:
         if node.kind == "Conv2D":
             convolutions.setdefault(node.variables, []).append(node.config.get("convolution"))
     tiles = {}
     for name, calls in convolutions.items():
-        if all(conv and ops.is_winograd(conv, prepared=True) for conv in calls):
+        if all(conv and ops.is_winograd(conv, prepared=True) and is_large_for(dtype, conv) for conv in calls):
             wanted = {ops.winograd_tile(conv) for conv in calls}
             tiles |= {name: wanted.pop()} if len(wanted) == 1 else {}
     return tiles
+
+
+def is_large_for(dtype: Any, conv: ops.Convolution) -> bool:
+    """Tell whether the outputs of an image are so many that Winograd's algorithm in float32 is the faster one."""
+    return jnp.dtype(dtype) == jnp.float32 or 4 * math.prod(conv.size) * conv.outputs >= LARGE
 
 
 def cast_kernels(variables: Any, dtype: Any) -> Any:

@@ -78,12 +78,11 @@ def optimize_for_inference(
             stacklevel=2,
         )
     if tune:
-        images = jax.ShapeDtypeStruct((micro_batch(module), *module.example_shape), jnp.float32)
+        images = jax.ShapeDtypeStruct((micro_batch(module.clone(dtype=dtype)), *module.example_shape), jnp.float32)
         return tune_network(module, variables, images, dtype, platform).network
     found = trace(module)
     check_variables(module, variables)
-    kept = on_cpu and not module.plain_convolutions and jnp.dtype(dtype) == jnp.float32
-    tiles = winograd_tiles(found.nodes) if kept else {}
+    tiles = winograd_tiles(found.nodes, dtype) if on_cpu and not module.plain_convolutions else {}
     return folded_for_inference(module, found, variables, dtype, tiles)
 
 
@@ -150,10 +149,10 @@ def tune_network(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuned:
     """Tune a network; arguments as for `tune` and `optimize_for_inference`."""
-    found, together = check_tuning(module, variables, images, platform)
+    found, together = check_tuning(module, variables, images, dtype, platform)
     check_variables(module, variables)
     tunings = tune_convolutions(found.nodes, together, dtype, progress=progress)[:2]
-    tiles = winograd_tiles(found.nodes) if jnp.dtype(dtype) == jnp.float32 else {}
+    tiles = winograd_tiles(found.nodes, dtype)
     file, key = TimesFile(times_path()), network_key(module, tunings[0], (together, *images.shape[1:]), dtype)
 
     def way(name: str) -> tuple[Classifier, Any]:
@@ -182,7 +181,9 @@ def network_key(module: Classifier, tuning: Tuning, shape: tuple[int, ...], dtyp
     return f"network {type(module).__name__} {'x'.join(map(str, shape))} {jnp.dtype(dtype).name} {digest}"
 
 
-def check_tuning(module: Classifier, variables: Any, images: Any, platform: str | None) -> tuple[Trace, int]:
+def check_tuning(
+    module: Classifier, variables: Any, images: Any, dtype: Any, platform: str | None
+) -> tuple[Trace, int]:
     """Check what is to be tuned.
 
     Returns:
@@ -204,7 +205,9 @@ def check_tuning(module: Classifier, variables: Any, images: Any, platform: str 
     module.check_images(tuple(images.shape))
     if not images.shape[0]:
         raise ValueError(f"images of shape {tuple(images.shape)} given, one at the least expected")
-    return trace(module, tuple(images.shape[1:])), images_together(images.shape[0], micro_batch(module))
+    return trace(module, tuple(images.shape[1:])), images_together(
+        images.shape[0], micro_batch(module.clone(dtype=dtype))
+    )
 
 
 def apply_tuning(

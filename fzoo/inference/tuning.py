@@ -29,6 +29,7 @@ from jaxtyping import Array
 from fzoo import ops
 from fzoo.files import replacing
 from fzoo.inference.compiler import compiler_options, fusion_choices
+from fzoo.inference.folding import is_large_for
 from fzoo.layers.record import Node
 from fzoo.ops.platforms import traced_for
 from fzoo.ops.processor import instruction_sets, processor_name
@@ -194,15 +195,21 @@ def candidates_of(conv: ops.Convolution, kept: bool) -> dict[str, Callable[[Arra
             found[form.name] = functools.partial(form.run, conv)
     if ops.is_pointwise(conv):  # whose columns are the product, and whose products are one
         found = {form: run for form, run in found.items() if "columns" not in form and form != "shifted products"}
-    if kept and ops.is_filtered(conv):
+    if kept and ops.is_filtered(dataclasses.replace(conv, dtype=jnp.dtype(jnp.float32))):
         for tile in (2, 4):
-            found[f"{PREPARED}{tile}"] = functools.partial(ops.winograd_transformed, conv)
+            found[f"{PREPARED}{tile}"] = functools.partial(winograd_in_float32, conv)
     return found
+
+
+def winograd_in_float32(conv: ops.Convolution, images: Array, kernel: Array) -> Array:
+    """Convolve as `layers.modules.WinogradConv` does."""
+    return ops.winograd_transformed(conv, images.astype(jnp.float32), kernel).astype(images.dtype)
 
 
 def untimed_form(conv: ops.Convolution, kept: bool) -> str:
     """Name the form that an optimized network takes where nothing is timed."""
-    if kept and ops.is_winograd(conv, prepared=True):
+    one = dataclasses.replace(conv, dtype=jnp.dtype(jnp.float32), images=1)  # what the choice is made for
+    if kept and ops.is_winograd(one, prepared=True) and is_large_for(conv.dtype, one):
         return f"{PREPARED}{ops.winograd_tile(conv)}"
     run = ops.cpu_form(conv)
     return next((form.name for form in ops.CPU_FORMS if form.run is run), ops.LIBRARY)
@@ -231,7 +238,7 @@ def time_forms(
     for form, function in candidates.items():
         own = kernel
         if form.startswith(PREPARED):
-            own = ops.winograd_kernel(kernel, int(form.removeprefix(PREPARED)))
+            own = ops.winograd_kernel(kernel.astype(jnp.float32), int(form.removeprefix(PREPARED)))
         copies = [own, *(jnp.copy(own) for _ in range(min(8, KERNELS // own.nbytes)))]
 
         def layer(images: Array, kernel: Array, bias: Array, function: Any = function) -> Array:

@@ -154,6 +154,7 @@ class Classifier(nn.Module):
     weightless: ClassVar[tuple[str, ...]] = ()  # options that change no array, and not what arrays mean
     named_pools = False  # whether the pooling without the top is called avg_pool or max_pool, or numbered
     micro_batch = 4  # how many images a CPU computes together at best, by benchmarks/micro_batches.py
+    narrow_micro_batch: ClassVar[int | None] = None  # the same in bfloat16, where that is not as many
 
     def __post_init__(self):
         """Check the options, so that what can't be honoured fails here and not in the middle of a trace."""

@@ -148,7 +148,7 @@ class SeparableConv(nn.Module):
 
 
 class WinogradConv(Layer):
-    """A convolution of stride 1 whose kernel is kept transformed."""
+    """A convolution of stride 1 whose kernel is kept transformed, in float32: in bfloat16 its digits would be lost."""
 
     features: int
     kernel_size: tuple[int, int]
@@ -163,10 +163,10 @@ class WinogradConv(Layer):
         products = ops.winograd_products(self.kernel_size, self.tile)
         kernel = self.param("kernel", glorot_uniform, (products, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=jnp.promote_types(self.dtype, jnp.float32))
         conv = ops.Convolution.of(x.shape, (*self.kernel_size, x.shape[-1], self.features), (1, 1), self.padding)
         y = ops.winograd_transformed(conv, x, kernel)
-        return y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim)
+        return jnp.asarray(y if bias is None else y + lax.broadcast_to_rank(bias, y.ndim), self.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=5)  # a network repeats its shapes: each is traced once

@@ -45,6 +45,7 @@ class ResNet(Classifier):
     groups: int = option(1, COUNT)
     width: int = option(64, COUNT)
 
+    narrow_micro_batch = 2
     top_pool = "avg_pool"
     named_pools = True
     groups_as_depthwise = True  # by the number of channels in a group, as Keras Applications 1.0.8 wrote ResNeXt's

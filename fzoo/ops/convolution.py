@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -316,9 +317,26 @@ def is_small_stem(conv: Convolution) -> bool:
     return conv.groups == 1 and conv.kernel[0] * conv.kernel[1] * conv.inputs <= 32 and conv.inputs <= 4
 
 
+#: The most bytes of float32 sums that stay in the caches while products are added up, and of windows written out.
+SUMS, WINDOWS = 13 << 19, 1 << 22
+
+
 def is_narrow(conv: Convolution) -> bool:
     """Tell whether it is of bfloat16, whose units on a CPU only a matrix product uses, with terms enough for one."""
-    return conv.dtype == jnp.bfloat16 and conv.groups == 1 and conv.inputs >= 16
+    return conv.dtype == jnp.bfloat16 and conv.groups == 1 and conv.inputs >= 64
+
+
+def is_narrow_and_dense(conv: Convolution) -> bool:
+    """Tell whether products of bfloat16 can be added up: windows lie as the images do, the sums are in the cache."""
+    if not is_narrow(conv) or conv.strides != (1, 1):
+        return False
+    return conv.is_open or 4 * conv.images * math.prod(conv.size) * conv.outputs <= SUMS
+
+
+def is_narrow_and_small(conv: Convolution) -> bool:
+    """Tell whether windows of bfloat16 can be written out for one product."""
+    terms = math.prod(conv.kernel) * conv.inputs
+    return is_narrow(conv) and 2 * conv.images * math.prod(conv.size) * terms <= WINDOWS
 
 
 #: The kernels that minimal filtering was measured for.
@@ -339,11 +357,6 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
     cheap = prepared or 1 in conv.kernel or pixels >= 4 * conv.inputs
     least = 32 if has_wide_vectors() and pixels >= 784 else 48
     return few >= least and 150 <= pixels <= (1 << 21) // many and cheap
-
-
-def never(conv: Convolution) -> bool:
-    """Leave a form to those who time it."""
-    return False
 
 
 def has_one_group(conv: Convolution) -> bool:
@@ -368,8 +381,8 @@ CPU_FORMS = (
     Form("by groups", is_grouped, by_groups, has_groups, takes_open=True),
     Form("product", is_pointwise, pointwise, is_pointwise, takes_open=True),
     Form("columns by rows", is_small_stem, row_columns, has_one_group),
-    Form("shifted products", is_narrow, shifted_products, has_one_group, takes_dilated=True, takes_open=True),
-    Form("columns", never, columns, has_one_group),
+    Form("shifted products", is_narrow_and_dense, shifted_products, has_one_group, takes_dilated=True, takes_open=True),
+    Form("columns", is_narrow_and_small, columns, has_one_group),
     Form("winograd", is_winograd, winograd, is_filtered),
 )
 
