@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,11 @@ def explain_model(
     progress("OpenVINO")
     shape = (tuned.images, *images.shape[1:])
     theirs = time_openvino(module, variables, shape, "bf16" if np.dtype(dtype).name == "bfloat16" else "f32")
-    rows = []
+    prepared, rows = tuned.network[0].prepared, []
+    folded = dict(prepared.gone) if prepared else {}  # OpenVINO calls a convolution as the BN that it folds into it
     for found in tuned.tuning.convolutions:
-        known = [theirs[layer] for layer in found.layers if layer in theirs]
+        names = [folded.get(layer, layer) for layer in found.layers]
+        known = [theirs[name] for name in names if name in theirs]
         seconds = sum(each.seconds for each in known) / len(known) if known else None
         rows.append(Explained(found, seconds, known[0].kernel if known else ""))
     return tuned, rows
@@ -104,7 +107,9 @@ def time_openvino(module: Classifier, variables: Any, shape: tuple[int, ...], pr
         precision: "f32" or "bf16".
     """
     try:
-        openvino = get("openvino")
+        with warnings.catch_warnings():  # it starts a process, which computes nothing
+            warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+            openvino = get("openvino")
         get("onnx")
     except ModuleNotFoundError:
         return {}

@@ -118,9 +118,9 @@ def _depthwise_jvp(conv: Convolution, primals: tuple[Array, Array], tangents: tu
 
 
 def _shifted(conv: Convolution, x: Array, kernel: Array) -> Array:
-    total = jnp.zeros((), jnp.float32)
-    weights = kernel.reshape(-1, conv.outputs)
-    for i, (_, window) in enumerate(windows(conv, _for_outputs(conv, x))):
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # before the windows are cut out: each would be rounded for itself
+    total, weights = jnp.zeros((), wide), kernel.reshape(-1, conv.outputs).astype(wide)
+    for i, (_, window) in enumerate(windows(conv, _for_outputs(conv, x.astype(wide)))):
         total = total + window * lax.broadcast_to_rank(lax.index_in_dim(weights, i, keepdims=False), window.ndim)
     return lax.convert_element_type(total, x.dtype)
 
