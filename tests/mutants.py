@@ -1071,6 +1071,22 @@ MUTANTS = (
         "tuned_job",
     ),
     Mutant(
+        "bfloat16: kernels of large maps lose their digits",
+        "inference/folding.py",
+        " | {name: params[name] for name in tiles}}",
+        "}",
+        "test_optimize.py",
+        "large_maps",
+    ),
+    Mutant(
+        "processor: its vectors are not asked for",
+        "inference/compiler.py",
+        "    if has_wide_vectors():",
+        "    if False:",
+        "test_runtime.py",
+        "follows_from_instruction_sets",
+    ),
+    Mutant(
         "convolutions: depthwise kernels lie together",
         "ops/shapes.py",
         "places = [(i * conv.dilation[0], j * conv.dilation[1]) for",

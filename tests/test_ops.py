@@ -105,6 +105,7 @@ def test_what_winograd_is_for_on_each_kind_of_processor(monkeypatch, wide, tile,
     conv = ops.Convolution.of((4, 14, 14, 256), (3, 3, 256, 256), (1, 1), "SAME")
     assert ops.winograd_tile(conv) == tile
     assert ops.winograd_tile(ops.Convolution.of((4, 14, 14, 64), (5, 5, 64, 64), (1, 1), "SAME")) == 4
+    assert ops.winograd_tile(ops.Convolution.of((4, 16, 16, 64), (3, 3, 64, 64), (1, 1), "SAME")) == 4
     conv = ops.Convolution.of((2, 28, 28, 128), (3, 3, 128, 32), (1, 1), "SAME")
     assert ops.is_winograd(conv, prepared=True) is few
     assert not ops.is_winograd(ops.Convolution.of((2, 14, 14, 128), (3, 3, 128, 32), (1, 1), "SAME"), prepared=True)

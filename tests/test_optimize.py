@@ -10,7 +10,8 @@ from networks import assert_alive, network, random_images
 from reference import assert_close
 
 import fzoo
-from fzoo.inference import optimize
+from fzoo.inference import folding, optimize
+from fzoo.inference.batches import micro_batch
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,30 @@ def test_bfloat16_without_units_is_said(small, monkeypatch):
             warnings.simplefilter("always")
             fzoo.optimize_for_inference(*small, dtype=jnp.bfloat16, platform=platform)
         assert [str(each.message)[:18] for each in caught] == ["bfloat16 asked for"] * warns
+
+
+def test_large_maps_of_bfloat16_are_computed_in_float32(monkeypatch, tmp_path):
+    """By Winograd's algorithm, with kernels of float32, which keeps all digits; in a file, too."""
+    monkeypatch.setattr(folding, "LARGE", 0)
+    module, variables = network(
+        "ResNet50", include_top=False, pooling="avg", input_shape=(64, 64, 3), blocks=(1, 2, 1, 1)
+    )
+    fast, prepared = fzoo.optimize_for_inference(module, variables, dtype=jnp.bfloat16)
+    assert fast.prepared and fast.prepared.tiles
+    dtypes = {str(prepared["params"][name]["kernel"].dtype) for name, _ in fast.prepared.tiles}
+    assert dtypes == {"float32"} and prepared["params"]["conv1_conv"]["kernel"].dtype == jnp.bfloat16
+    images = random_images((2, 64, 64, 3))
+    expected = np.asarray(fzoo.predict(module, variables, images))
+    found = np.asarray(fzoo.predict(fast, prepared, images), np.float32)
+    assert_close(found, expected, "bfloat16", 0.05)
+    fzoo.save_variables(fast, prepared, tmp_path / "fast.safetensors")
+    again, arrays = fzoo.load(weights=tmp_path / "fast.safetensors", dtype=jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, arrays, prepared)
+    np.testing.assert_array_equal(fzoo.predict(again, arrays, images), fzoo.predict(fast, prepared, images))
+
+
+def test_micro_batches_of_bfloat16(small):
+    """ResNets compute fewer together, as measured; others as many as in float32."""
+    module, _ = network("ResNet50", include_top=False, input_shape=(32, 32, 3), blocks=(1, 1, 1, 1))
+    assert [micro_batch(module.clone(dtype=dtype)) for dtype in (jnp.float32, jnp.bfloat16)] == [4, 2]
+    assert micro_batch(small[0].clone(dtype=jnp.bfloat16)) == micro_batch(small[0])

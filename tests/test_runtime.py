@@ -11,7 +11,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from networks import images_for, network
 
 import fzoo
-from fzoo.ops.processor import instruction_sets
+from fzoo.inference import compiler
+from fzoo.ops import processor
+from fzoo.ops.processor import instruction_sets, processor_name
 
 SCRIPT = """
 import sys
@@ -108,6 +110,25 @@ def test_instruction_sets(tmp_path):
     path.write_text("Features : fp asimd sve bf16\n")
     assert instruction_sets(path) == ("NEON", "SVE", "NEON BF16")
     assert instruction_sets(tmp_path / "none") == ()
+
+
+def test_the_processors_name(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor : 0\nmodel name : Some EPYC\nflags : avx2\n")
+    assert processor_name(path) == "Some EPYC"
+    assert processor_name(tmp_path / "none")  # what Python knows of it
+
+
+@pytest.mark.parametrize(
+    ("sets", "wide", "narrow"), [(("AVX2",), False, False), (("AVX-512", "AVX-512 BF16"), True, True)]
+)
+def test_what_follows_from_instruction_sets(monkeypatch, sets, wide, narrow):
+    """Vectors of 512 bits are asked for where the processor has them at full speed."""
+    monkeypatch.setattr(processor, "instruction_sets", lambda: sets)
+    monkeypatch.setattr(compiler, "has_wide_vectors", processor.has_wide_vectors.__wrapped__)
+    assert processor.has_wide_vectors.__wrapped__() is wide and processor.has_bfloat16() is narrow
+    options = compiler.compiler_options.__wrapped__("cpu") or {}
+    assert ("xla_cpu_prefer_vector_width" in options) is (wide and bool(compiler.known_options(compiler.VECTORS)))
 
 
 def test_memory_is_kept_where_glibc_can():

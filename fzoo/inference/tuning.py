@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array
 
 from fzoo import ops
+from fzoo._version import __version__
 from fzoo.files import replacing
 from fzoo.inference.compiler import compiler_options, fusion_choices
 from fzoo.inference.folding import is_large_for
@@ -295,7 +296,7 @@ def times_path(folder: str | os.PathLike | None = None) -> Path:
     """Return where the times of this kind of processor and this jaxlib are kept."""
     folder = platformdirs.user_cache_path("fzoo") / "forms" if folder is None else Path(folder)
     words = [processor_name(), *instruction_sets(), f"{os.cpu_count()} cores"]
-    words += [f"jaxlib {importlib.metadata.version('jaxlib')}", f"fzoo {importlib.metadata.version('fzoo')}"]
+    words += [f"jaxlib {importlib.metadata.version('jaxlib')}", f"fzoo {__version__}"]
     name = "".join(c if c.isalnum() or c in ".-" else "_" for c in " ".join(words))
     return folder / f"{name[:200]}.json"
 

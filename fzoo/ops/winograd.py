@@ -54,7 +54,8 @@ def winograd_tile(conv: Convolution) -> int:
     With wide vectors the products saved on 14 x 14 by 3x3 are worth less than what hangs over: 1.1 to 1.4 of the speed
     in tiles of 2.
     """
-    small = 16 if conv.kernel == (3, 3) and has_wide_vectors() else 8
+    hangs_over = any(side % 4 for side in conv.size)
+    small = 16 if conv.kernel == (3, 3) and hangs_over and has_wide_vectors() else 8
     return 4 if min(conv.size) > small else 2
 
 
