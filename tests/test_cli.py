@@ -275,7 +275,7 @@ def test_help_lists_the_commands_in_their_order(command_line):
     code, output, errors = command_line("--help")
     assert (code, errors) == (0, [])
     listed = [line.split()[0] for line in output[output.index("Commands:") + 1 :] if line.strip()]
-    assert listed[0] == "list" and listed[-1] == "demo" and len(listed) == 13
+    assert listed[0] == "list" and listed[-1] == "demo" and len(listed) == 14
 
 
 @pytest.mark.slow

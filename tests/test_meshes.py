@@ -73,7 +73,7 @@ def measure(name: str) -> dict:
             forward = apply.lower(given, split[0]).compile()
             training = step.lower(given, *split).compile()
             found = forward(given, split[0])
-        np.testing.assert_allclose(found, apart, atol=1e-5 * np.abs(apart).max())
+        np.testing.assert_allclose(found, apart, atol=3e-5 * np.abs(apart).max())
         assert found.sharding.is_equivalent_to(along, found.ndim), found.sharding
         assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(training.output_shardings))
         told[str(kind)] = collectives(forward), collectives(training)
