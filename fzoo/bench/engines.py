@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -397,16 +397,28 @@ def start_onnxruntime(job: Job) -> Running:
 
 def start_openvino(job: Job, precision: str = "") -> Running:
     """Start OpenVINO on the CPU, a request at a time on all cores."""
-    openvino, x = get("openvino"), images(job)
-    core = openvino.Core()
-    precision = precision or {"float32": "f32", "bfloat16": "bf16"}[job.dtype]
+    x = images(job)
+    request = openvino_request(job.path, x.shape, precision or OPENVINO[job.dtype])
+    return at_once(lambda: request.infer([x], share_inputs=True)[0], "cpu")
+
+
+#: OpenVINO's words for a dtype.
+OPENVINO = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def openvino_request(path: str, shape: Sequence[int], precision: str, **options: Any) -> Any:
+    """Compile an ONNX file for images of a shape, in a precision of `OPENVINO`, with options of OpenVINO's.
+
+    Raises:
+        Missing: this processor can't compute so.
+    """
+    core = get("openvino").Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise Missing("this processor has no bfloat16, OpenVINO would compute in float32")
-    model = core.read_model(job.path)
-    model.reshape(list(x.shape))
-    options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    request = core.compile_model(model, "CPU", options).create_infer_request()
-    return at_once(lambda: request.infer([x], share_inputs=True)[0], "cpu")
+    model = core.read_model(path)
+    model.reshape(list(shape))
+    options |= {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    return core.compile_model(model, "CPU", options).create_infer_request()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fzoo.bench.engines import get
+from fzoo.bench.engines import OPENVINO, Missing, get, openvino_request
 from fzoo.inference.export import export
 from fzoo.inference.optimize import Tuned, tune_network
 from fzoo.inference.tuning import TunedConvolution, in_words
@@ -43,10 +43,9 @@ class Explained:
         if self.seconds is not None:
             gflops = found.convolution.flops / self.seconds / 1e9
             theirs = f"{1e3 * self.seconds:.2f}", f"{gflops:.0f}", self.kernel
-        layers = found.layers[0] if len(found.layers) == 1 else f"{found.layers[0]} and {len(found.layers) - 1} more"
         ours = found.seconds[found.form]
         return (
-            layers,
+            found.named,
             in_words(found.convolution),
             found.form,
             f"{1e3 * ours:.2f}",
@@ -79,7 +78,7 @@ def explain_model(
     tuned = tune_network(module, variables, images, dtype, progress=progress)
     progress("OpenVINO")
     shape = (tuned.images, *images.shape[1:])
-    theirs = time_openvino(module, variables, shape, "bf16" if np.dtype(dtype).name == "bfloat16" else "f32")
+    theirs = time_openvino(module, variables, shape, OPENVINO[np.dtype(dtype).name])
     prepared, rows = tuned.network[0].prepared, []
     folded = dict(prepared.gone) if prepared else {}  # OpenVINO calls a convolution as the BN that it folds into it
     for found in tuned.tuning.convolutions:
@@ -99,7 +98,9 @@ class LayerTime:
 
 
 def time_openvino(module: Classifier, variables: Any, shape: tuple[int, ...], precision: str) -> dict[str, LayerTime]:
-    """Return what OpenVINO takes for each layer of a network with a kernel; nothing where it is not installed.
+    """Return what OpenVINO takes for each layer of a network with a kernel.
+
+    Nothing where it is not installed, or computes in no such precision on this processor.
 
     Args:
         module, variables: the network.
@@ -109,16 +110,17 @@ def time_openvino(module: Classifier, variables: Any, shape: tuple[int, ...], pr
     try:
         with warnings.catch_warnings():  # it starts a process, which computes nothing
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-            openvino = get("openvino")
+            get("openvino")
         get("onnx")
     except ModuleNotFoundError:
         return {}
     with tempfile.TemporaryDirectory(prefix="fzoo-explain-") as folder:
         path = Path(folder, "network.onnx")
         export(module, variables, path, batch_size=shape[0])
-        core = openvino.Core()
-        options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": True}
-        request = core.compile_model(core.read_model(path), "CPU", options).create_infer_request()
+        try:
+            request = openvino_request(str(path), shape, precision, PERF_COUNT=True)
+        except Missing:
+            return {}
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
     found: dict[str, LayerTime] = {}
     for _ in range(CALLS):

@@ -140,7 +140,9 @@ def explain_convolutions(name: str, batch: int, size: int | None, dtype: str) ->
     with waiting() as progress:
         tuned, rows = explain_model(module, variables, images, dtype, progress)
     if not any(row.kernel for row in rows):
-        complain("OpenVINO's times need openvino and onnx: pip install 'fzoo[peers]'")
+        complain(
+            "OpenVINO's times need openvino and onnx: pip install 'fzoo[peers]'; for bfloat16 a processor that has it"
+        )
     ours = sum(len(row.found.layers) * row.found.seconds[row.found.form] for row in rows)
     show(HEADERS, [row.cells() for row in rows], f"{1e3 * ours:.1f} ms in convolutions; {whole_network(tuned)}")
 
@@ -199,7 +201,7 @@ def tune(
         tuned = tune_network(module, variables, images, dtype, progress=progress)
     rows = [
         (
-            found.layers[0] if len(found.layers) == 1 else f"{found.layers[0]} and {len(found.layers) - 1} more",
+            found.named,
             in_words(found.convolution),
             found.form,
             f"{found.gflops(found.form):.0f}",

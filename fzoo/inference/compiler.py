@@ -15,17 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fzoo.layers.record import FUSIONS
 from fzoo.ops.processor import has_wide_vectors
 
 #: Which operations XLA:CPU hands to YNNPACK.
 YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 
-#: What it may be handed, by the names of `layers.record.FUSIONS`. Its sums are what jax issue 39103 is about.
-FUSION_TYPES = {
-    "nothing": "",
-    "products": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-    "products and convolutions": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
-}
+_PRODUCTS, _CONVOLUTIONS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+
+#: What it may be handed: XLA's words for each of `FUSIONS`. Its sums are what jax issue 39103 is about.
+FUSION_TYPES: dict[str, str] = dict(zip(FUSIONS, ("", _PRODUCTS, f"{_PRODUCTS},{_CONVOLUTIONS}"), strict=True))
 
 #: Vectors of 512 bits, where XLA would take 256: EfficientNetB0 is 1.08 times as fast, none of those tried is slower.
 VECTORS = {"xla_cpu_prefer_vector_width": 512}

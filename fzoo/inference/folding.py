@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,15 +93,21 @@ def winograd_tiles(nodes: Sequence[Node], dtype: Any) -> dict[str, int]:
             convolutions.setdefault(node.variables, []).append(node.config.get("convolution"))
     tiles = {}
     for name, calls in convolutions.items():
-        if all(conv and ops.is_winograd(conv, prepared=True) and is_large_for(dtype, conv) for conv in calls):
-            wanted = {ops.winograd_tile(conv) for conv in calls}
-            tiles |= {name: wanted.pop()} if len(wanted) == 1 else {}
+        wanted = {conv and prepared_tile(conv, dtype) for conv in calls}
+        if len(wanted) == 1 and (tile := wanted.pop()):
+            tiles[name] = tile
     return tiles
 
 
-def is_large_for(dtype: Any, conv: ops.Convolution) -> bool:
-    """Tell whether the outputs of an image are so many that Winograd's algorithm in float32 is the faster one."""
-    return jnp.dtype(dtype) == jnp.float32 or 4 * math.prod(conv.size) * conv.outputs >= LARGE
+def prepared_tile(conv: ops.Convolution, dtype: Any) -> int | None:
+    """Return the tile for which a kernel is to be kept transformed; None for not at all.
+
+    Args:
+        conv: of one image, in float32, as a record has it.
+        dtype: of the computation.
+    """
+    large = jnp.dtype(dtype) == jnp.float32 or 4 * conv.pixels * conv.outputs >= LARGE
+    return ops.winograd_tile(conv) if large and ops.is_winograd(conv, prepared=True) else None
 
 
 def cast_kernels(variables: Any, dtype: Any) -> Any:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import math
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,19 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fzoo.inference.batches import check_images, compiled, images_together, micro_batch, run
+from fzoo.inference.batches import check_images, for_devices, images_together, micro_batch, run
 from fzoo.inference.compiler import usual_fusions
-from fzoo.inference.devices import device_of
+from fzoo.inference.devices import beside, device_of
 from fzoo.inference.folding import folded_for_inference, winograd_tiles
-from fzoo.inference.tuning import TimesFile, Tuning, fastest, key_of, times_path, tune_convolutions
+from fzoo.inference.tuning import TimesFile, Tuning, fastest, key_of, time_in_turns, times_path, tune_convolutions
 from fzoo.layers.abstract import Trace
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.ops.processor import has_bfloat16
 from fzoo.weights.mapping import check_variables
 
-#: Seconds for each of the ways between which the time of the whole network decides, and the least number of calls.
-SECONDS, CALLS = 1.5, 4
+#: Seconds for each of the ways between which the time of the whole network decides.
+SECONDS = 1.5
 
 #: What the way is called that is taken where nothing was timed.
 UNTUNED = "untuned"
@@ -152,26 +150,20 @@ def tune_network(
     found, together = check_tuning(module, variables, images, dtype, platform)
     check_variables(module, variables)
     tunings = tune_convolutions(found.nodes, together, dtype, progress=progress)[:2]
-    tiles = winograd_tiles(found.nodes, dtype)
-    file, key = TimesFile(times_path()), network_key(module, tunings[0], (together, *images.shape[1:]), dtype)
-
-    def way(name: str) -> tuple[Classifier, Any]:
-        if name == UNTUNED:
-            return folded_for_inference(module, found, variables, dtype, tiles)
-        return apply_tuning(module, found, variables, dtype, by_name[name])
-
-    by_name = {tuning.fusions: tuning for tuning in tunings}
-    seconds = file.read().get(key, {})
-    if set(seconds) != {UNTUNED, *by_name}:
+    choices = {UNTUNED: None, **{tuning.fusions: tuning for tuning in tunings}}
+    shape = (together, *images.shape[1:])
+    file, key = TimesFile(times_path()), network_key(module, tunings[0], shape, dtype)
+    make = functools.partial(apply_tuning, module, found, variables, dtype)
+    seconds, made = file.read().get(key, {}), {}
+    if set(seconds) != set(choices):
         progress("the network as a whole")
-        ways = {name: way(name) for name in (UNTUNED, *by_name)}
-        seconds = time_networks(ways, (together, *images.shape[1:]))
+        made = {name: make(tuning) for name, tuning in choices.items()}
+        seconds = time_networks(made, shape)
         file.add({key: seconds})
     chosen = fastest(seconds, UNTUNED)
-    usual = usual_fusions(dtype)
-    return Tuned(
-        way(chosen), together, by_name.get(chosen if chosen != UNTUNED else usual, tunings[0]), seconds, chosen
-    )
+    network = made.get(chosen) or make(choices[chosen])
+    shown = choices[chosen] or choices.get(usual_fusions(dtype)) or tunings[0]
+    return Tuned(network, together, shown, seconds, chosen)
 
 
 def network_key(module: Classifier, tuning: Tuning, shape: tuple[int, ...], dtype: Any) -> str:
@@ -211,9 +203,11 @@ def check_tuning(
 
 
 def apply_tuning(
-    module: Classifier, found: Trace, variables: Any, dtype: Any, tuning: Tuning
+    module: Classifier, found: Trace, variables: Any, dtype: Any, tuning: Tuning | None
 ) -> tuple[Classifier, Any]:
-    """Make the network with the forms that were found."""
+    """Make the network with the forms that were found; with None, as it is untuned."""
+    if tuning is None:
+        return folded_for_inference(module, found, variables, dtype, winograd_tiles(found.nodes, dtype))
     tuned, left = folded_for_inference(module, found, variables, dtype, tuning.tiles())
     assert tuned.prepared is not None
     prepared = dataclasses.replace(tuned.prepared, forms=tuple(tuning.forms().items()), fusions=tuning.fusions)
@@ -221,20 +215,17 @@ def apply_tuning(
 
 
 def time_networks(ways: Mapping[str, tuple[Classifier, Any]], shape: tuple[int, ...]) -> dict[str, float]:
-    """Run networks in turns, and return the least seconds of a call of each."""
-    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32))
+    """Run networks in turns as `predict` does, and return the least seconds of a call of each."""
+    images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     calls = {}
     for name, (module, variables) in ways.items():
-        assert module.prepared is not None
-        call = compiled(run, "cpu", jnp.dtype(module.dtype), None, True, module.prepared.fusions)  # that of `predict`
-        calls[name] = functools.partial(call, module, None, jax.device_put(variables), images)
-        jax.block_until_ready(calls[name]())
-    least = dict.fromkeys(calls, math.inf)
-    end, turns = time.perf_counter() + SECONDS * len(calls), 0
-    while turns < CALLS or time.perf_counter() < end:
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            least[name] = min(least[name], time.perf_counter() - start)
-        turns += 1
-    return least
+        placed = beside(images, variables)
+        call, _, variables, _ = for_devices(run, module, variables, placed, None)
+        calls[name] = functools.partial(run_again, call, module, variables, placed)
+        jax.block_until_ready(calls[name](0))
+    return time_in_turns(calls, SECONDS)
+
+
+def run_again(call: Any, module: Classifier, variables: Any, images: Any, turn: int) -> Any:
+    """Run a network; every turn is the same."""
+    return call(module, None, variables, images)

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ from jaxtyping import Array
 from fzoo import ops
 from fzoo._version import __version__
 from fzoo.files import replacing
-from fzoo.inference.compiler import compiler_options, fusion_choices
-from fzoo.inference.folding import is_large_for
+from fzoo.inference.compiler import compiler_options, fusion_choices, on_cpu
+from fzoo.inference.folding import prepared_tile
 from fzoo.layers.record import Node
 from fzoo.ops.platforms import traced_for
 from fzoo.ops.processor import instruction_sets, processor_name
@@ -38,7 +38,7 @@ from fzoo.ops.processor import instruction_sets, processor_name
 #: Which form of the file of times this is: one of another form is not read.
 FORMAT = 1
 
-#: Seconds of calls for each candidate, and the least number of calls.
+#: Seconds of calls for each candidate, and the least number of calls of whatever is timed.
 SECONDS, CALLS = 0.03, 4
 
 #: Copies of a kernel that calls take in turn have so many bytes together: in a network, a kernel is not in the cache.
@@ -55,6 +55,8 @@ PREPARED = "winograd prepared, tile "
 
 #: {form: seconds of a call}
 Times = Mapping[str, float]
+
+Key = TypeVar("Key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,12 @@ class TunedConvolution:
     untimed: str
     form: str
     seconds: Times
+
+    @property
+    def named(self) -> str:
+        """The layers in a cell of a table."""
+        more = len(self.layers) - 1
+        return f"{self.layers[0]} and {more} more" if more else self.layers[0]
 
     def gflops(self, form: str) -> float:
         """Return 10^9 operations of the plain sum a second, whatever a form does for it."""
@@ -112,7 +120,6 @@ def tune_convolutions(
     nodes: Iterable[Node],
     images: int,
     dtype: Any,
-    folder: str | os.PathLike | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Tuning]:
     """Time the forms of each distinct convolution of a network, with each choice of what YNNPACK gets.
@@ -121,14 +128,13 @@ def tune_convolutions(
         nodes: of the network's record.
         images: how many go through it together.
         dtype: of the computation.
-        folder: of the files of times; the user's cache by default.
         progress: is called with a line for each convolution that is timed.
 
     Returns:
         What was found with each choice, the fastest first.
     """
     calls = convolutions_of(nodes, images, dtype)
-    file = TimesFile(times_path(folder))
+    file = TimesFile(times_path())
     known = file.read()
     kernels = {conv: any(kept for _, kept in layers) for conv, layers in calls.items()}
     for number, conv in enumerate(calls):
@@ -190,7 +196,7 @@ def candidates_of(conv: ops.Convolution, kept: bool) -> dict[str, Callable[[Arra
     found: dict[str, Callable[[Array, Array], Array]] = {
         ops.LIBRARY: functools.partial(ops.plain, conv, feature_group_count=conv.groups)
     }
-    written = conv.images * math.prod(conv.size) * math.prod(conv.kernel) * conv.inputs * conv.dtype.itemsize
+    written = conv.pixels * math.prod(conv.kernel) * conv.inputs * conv.dtype.itemsize
     for form in ops.CPU_FORMS:
         if form.takes(conv) and (form.run not in (ops.columns, ops.row_columns) or written <= WINDOWS):
             found[form.name] = functools.partial(form.run, conv)
@@ -210,8 +216,8 @@ def winograd_in_float32(conv: ops.Convolution, images: Array, kernel: Array) -> 
 def untimed_form(conv: ops.Convolution, kept: bool) -> str:
     """Name the form that an optimized network takes where nothing is timed."""
     one = dataclasses.replace(conv, dtype=jnp.dtype(jnp.float32), images=1)  # what the choice is made for
-    if kept and ops.is_winograd(one, prepared=True) and is_large_for(conv.dtype, one):
-        return f"{PREPARED}{ops.winograd_tile(conv)}"
+    if kept and (tile := prepared_tile(one, conv.dtype)):
+        return f"{PREPARED}{tile}"
     run = ops.cpu_form(conv)
     return next((form.name for form in ops.CPU_FORMS if form.run is run), ops.LIBRARY)
 
@@ -227,10 +233,9 @@ def time_forms(
         {form: seconds} for each of `fusion_choices`.
     """
     rng = np.random.default_rng(0)
-    device = jax.local_devices(backend="cpu")[0]
 
     def draw(*shape: int) -> Array:
-        return jax.device_put(rng.standard_normal(shape, np.float32).astype(conv.dtype), device)
+        return on_cpu(rng.standard_normal(shape, np.float32).astype(conv.dtype))
 
     images = draw(conv.images, conv.height, conv.width, conv.inputs)
     kernel = draw(*conv.kernel, conv.inputs // conv.groups, conv.outputs)
@@ -252,24 +257,34 @@ def time_forms(
             jax.block_until_ready(run(images, own, bias))
 
             calls[number, form] = functools.partial(run_with_copy, run, images, copies, bias)
-    least = dict.fromkeys(calls, math.inf)
-    end = time.perf_counter() + SECONDS * len(calls)
-    turn = 0
-    while turn < CALLS or time.perf_counter() < end:
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call(turn)
-            least[name] = min(least[name], time.perf_counter() - start)
-        turn += 1
+    least = time_in_turns(calls, SECONDS)
     return [
         {form: seconds for (of, form), seconds in least.items() if of == number}
         for number in range(len(fusion_choices()))
     ]
 
 
-def run_with_copy(run: Any, images: Array, kernels: Sequence[Array], bias: Array, turn: int) -> None:
-    """Run a layer with the next copy of its kernel, and wait for it."""
-    jax.block_until_ready(run(images, kernels[turn % len(kernels)], bias))
+def time_in_turns(calls: Mapping[Key, Callable[[int], Any]], seconds: float) -> dict[Key, float]:
+    """Run calls in turns, each with the number of its turn and until its result is there; the least seconds of each.
+
+    Args:
+        calls: by any names.
+        seconds: for each of them together, of `CALLS` turns at the least.
+    """
+    least = dict.fromkeys(calls, math.inf)
+    end, turn = time.perf_counter() + seconds * len(calls), 0
+    while turn < CALLS or time.perf_counter() < end:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call(turn))
+            least[name] = min(least[name], time.perf_counter() - start)
+        turn += 1
+    return least
+
+
+def run_with_copy(run: Any, images: Array, kernels: Sequence[Array], bias: Array, turn: int) -> Array:
+    """Run a layer with the next copy of its kernel."""
+    return run(images, kernels[turn % len(kernels)], bias)
 
 
 def in_words(conv: ops.Convolution) -> str:
@@ -292,13 +307,12 @@ def key_of(conv: ops.Convolution, fusions: str) -> str:
     return f"{in_words(conv)}, padding {pads}, {conv.dtype.name}, YNNPACK: {fusions}"
 
 
-def times_path(folder: str | os.PathLike | None = None) -> Path:
+def times_path() -> Path:
     """Return where the times of this kind of processor and this jaxlib are kept."""
-    folder = platformdirs.user_cache_path("fzoo") / "forms" if folder is None else Path(folder)
     words = [processor_name(), *instruction_sets(), f"{os.cpu_count()} cores"]
     words += [f"jaxlib {importlib.metadata.version('jaxlib')}", f"fzoo {__version__}"]
     name = "".join(c if c.isalnum() or c in ".-" else "_" for c in " ".join(words))
-    return folder / f"{name[:200]}.json"
+    return platformdirs.user_cache_path("fzoo") / "forms" / f"{name[:200]}.json"
 
 
 class TimesFile:

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 from fzoo.ops.platforms import by_platform, known_platform
 from fzoo.ops.processor import has_wide_vectors
 from fzoo.ops.reductions import is_sharded
-from fzoo.ops.shapes import NHWC, Convolution, Side, padded, product, windows
+from fzoo.ops.shapes import NHWC, Convolution, Side, padded, product, product_sums, windows
 from fzoo.ops.winograd import winograd_kernel, winograd_tile, winograd_transformed
 
 
@@ -220,9 +220,7 @@ def shifted_products(
     """Convolve as a sum of matrix products, one for each kernel element: no windows are written out."""
     total = jnp.zeros((), jnp.float32)
     for (i, j), (_, window) in zip(np.ndindex(conv.kernel), windows(conv, x), strict=True):
-        dimensions = (((window.ndim - 1,), (0,)), ((), ()))
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        total = total + lax.dot_general(window, kernel[i, j], dimensions, preferred_element_type=wide)
+        total = total + product_sums(window, kernel[i, j])
     return lax.convert_element_type(total, x.dtype)
 
 
@@ -330,13 +328,13 @@ def is_narrow_and_dense(conv: Convolution) -> bool:
     """Tell whether products of bfloat16 can be added up: windows lie as the images do, the sums are in the cache."""
     if not is_narrow(conv) or conv.strides != (1, 1):
         return False
-    return conv.is_open or 4 * conv.images * math.prod(conv.size) * conv.outputs <= SUMS
+    return conv.is_open or 4 * conv.pixels * conv.outputs <= SUMS
 
 
 def is_narrow_and_small(conv: Convolution) -> bool:
     """Tell whether windows of bfloat16 can be written out for one product."""
     terms = math.prod(conv.kernel) * conv.inputs
-    return is_narrow(conv) and 2 * conv.images * math.prod(conv.size) * terms <= WINDOWS
+    return is_narrow(conv) and 2 * conv.pixels * terms <= WINDOWS
 
 
 #: The kernels that minimal filtering was measured for.
@@ -352,11 +350,10 @@ def is_winograd(conv: Convolution, prepared: bool = False) -> bool:
     """
     if not is_filtered(conv):
         return False
-    pixels = conv.images * conv.size[0] * conv.size[1]
     few, many = sorted((conv.inputs, conv.outputs))
-    cheap = prepared or 1 in conv.kernel or pixels >= 4 * conv.inputs
-    least = 32 if has_wide_vectors() and pixels >= 784 else 48
-    return few >= least and 150 <= pixels <= (1 << 21) // many and cheap
+    cheap = prepared or 1 in conv.kernel or conv.pixels >= 4 * conv.inputs
+    least = 32 if has_wide_vectors() and conv.pixels >= 784 else 48
+    return few >= least and 150 <= conv.pixels <= (1 << 21) // many and cheap
 
 
 def has_one_group(conv: Convolution) -> bool:
@@ -394,6 +391,6 @@ def cpu_form(conv: Convolution, chosen: str | None = None) -> Callable[[Convolut
     """
     if chosen == LIBRARY and not conv.is_open:
         return None
-    takes = [form for form in CPU_FORMS if form.takes(conv)]
-    named = [form for form in takes if form.name == chosen]
-    return next((form.run for form in named or takes if named or form.fits(conv)), None)
+    forms = [form for form in CPU_FORMS if form.takes(conv)]
+    forms = [form for form in forms if form.name == chosen] or [form for form in forms if form.fits(conv)]
+    return forms[0].run if forms else None

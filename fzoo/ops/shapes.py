@@ -104,10 +104,15 @@ class Convolution:
         return windows_along(self.height, self.width, self.kernel, self.strides, self.pads, self.dilation)
 
     @property
+    def pixels(self) -> Side:
+        """How many the outputs of all images have."""
+        return self.images * self.size[0] * self.size[1]
+
+    @property
     def flops(self) -> int:
         """2 for each multiply-add."""
         terms = self.inputs // self.groups * self.kernel[0] * self.kernel[1]
-        return 2 * self.images * self.size[0] * self.size[1] * self.outputs * terms
+        return 2 * self.pixels * self.outputs * terms
 
 
 def whole(side: Side) -> Side:
@@ -151,7 +156,12 @@ def product(x: Float[Array, "... k"], kernel: Float[Array, "... k n"]) -> Float[
     The axes between stay as they are: images that lie on several devices, and are made one axis with others, would be
     gathered.
     """
+    return product_sums(x, kernel).astype(x.dtype)
+
+
+def product_sums(x: Float[Array, "... k"], kernel: Float[Array, "... k n"]) -> Float[Array, "... n"]:
+    """Do as `product`, and leave the sums as wide as they are."""
     batch = tuple(range(kernel.ndim - 2))
     dimensions = (((x.ndim - 1,), (kernel.ndim - 2,)), (batch, batch))
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return lax.dot_general(x, kernel, dimensions, preferred_element_type=wide).astype(x.dtype)
+    return lax.dot_general(x, kernel, dimensions, preferred_element_type=wide)

@@ -138,9 +138,8 @@ def parse(text: str | None, source: str) -> Description | None:
 def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
     """Return how an optimized network differs, as JSON holds it, in an order of its own."""
     sets = ("biased", "folded", "scaled")
-    rows = {name: [list(row) for row in getattr(prepared, name)] for name in ("tiles", "gone", "forms")}
-    if not rows["forms"]:  # of a network that was not tuned
-        del rows["forms"]
+    lists = ("tiles", "gone", *(["forms"] if prepared.forms else []))  # where it was tuned
+    rows = {name: [list(row) for row in getattr(prepared, name)] for name in lists}
     tuned = {} if prepared.fusions is None else {"fusions": prepared.fusions}
     return {name: sorted(getattr(prepared, name)) for name in sets} | rows | tuned
 
@@ -152,7 +151,6 @@ def prepared_from_json(value: Mapping[str, Any]) -> Prepared:
     forms = tuple((layer, form) for layer, form in value.get("forms", ()))
     fusions = value.get("fusions")
     texts = [*biased, *folded, *scaled, *itertools.chain(*gone, *forms), *(name for name, _ in tiles)]
-    texts += [] if fusions is None else [fusions]
     if not all(isinstance(text, str) for text in texts) or not all(tile in (2, 4) for _, tile in tiles):
         raise ValueError("no names of layers, or no tiles")
     if fusions is not None and fusions not in FUSIONS:
