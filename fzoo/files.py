@@ -9,7 +9,7 @@ import secrets
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 
 def one_line(error: BaseException) -> str:
@@ -50,7 +50,7 @@ def same_looks(one: str, other: str) -> bool:
     return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
-def write_rows(file: Any, rows: Iterable[Iterable[Any]], delimiter: str = ",") -> None:
+def write_rows(file: TextIO, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
     """Write a line for each row, which `csv.reader` reads as it was, whatever is in its cells.
 
     Args:

@@ -16,6 +16,7 @@ ROOT = Path(fzoo.__file__).parent
 ROOMS = (
     "_version",
     "errors",
+    "types",
     "files",
     "figures",
     "ops",

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fzoo.layers.record import OPERATION, Node
+from fzoo.types import MutableVariables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Trace:
     """
 
     nodes: tuple[Node, ...]
-    variables: dict[str, Any]
+    variables: MutableVariables
     outputs: tuple[str, ...]
     order: tuple[str, ...] = ()
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from fzoo.errors import unknown
 from fzoo.layers.abstract import trace_call
@@ -34,6 +34,8 @@ from fzoo.layers.options import (
 from fzoo.layers.record import Prepared
 from fzoo.layers.remat import kept_nodes, remat
 from fzoo.layers.steps import Graph
+from fzoo.ops.shapes import Side
+from fzoo.types import DTypeLike
 
 #: What a network takes: images, or an array for each of several inputs, in their order or by their names.
 Inputs = Float[Array | np.ndarray, "n h w c"] | tuple[Any, ...] | Mapping[str, Any]
@@ -129,11 +131,11 @@ class Classifier(nn.Module):
     pooling: str | None = option(None, one_of(None, "avg", "max"))
     classifier_activation: Activation = "softmax"
     input_shape: tuple[int | None, int | None, int] | None = None
-    dtype: Any = option(jnp.float32, FLOATING)
+    dtype: DTypeLike = option(jnp.float32, FLOATING)
     head: Head | None = option(None, or_none(Check("a fzoo.Head", lambda head: isinstance(head, Head))))
     tag: str | None = option(None, or_none(NAME))
     preprocessing: str | None = option(None, one_of(None, "caffe", "tf", "torch", "clip", "unit", "none"))
-    param_dtype: Any = option(jnp.float32, FLOATING)
+    param_dtype: DTypeLike = option(jnp.float32, FLOATING)
     precision: str | jax.lax.Precision | None = option(None, one_of(None, "default", "high", "highest"))
     remat: bool = option(False, FLAG)
     plain_convolutions: bool = option(False, FLAG)
@@ -203,7 +205,7 @@ class Classifier(nn.Module):
         """The layers that are called more than once: none, in the families."""
         return frozenset()
 
-    def forward(self, k: Layers, x: Any) -> Any:
+    def forward(self, k: Layers, x: Any) -> PyTree:
         """Apply all layers."""
         x = self.backbone(k, k.input(x))
         if not self.include_top:
@@ -261,7 +263,7 @@ class Classifier(nn.Module):
         return height or self.default_size, width or self.default_size, channels
 
     @property
-    def example_inputs(self) -> Any:
+    def example_inputs(self) -> jax.ShapeDtypeStruct | tuple[jax.ShapeDtypeStruct, ...]:
         """What a call takes, for one image, as `jax.ShapeDtypeStruct`s."""
         return jax.ShapeDtypeStruct((1, *self.example_shape), jnp.float32)
 
@@ -270,7 +272,7 @@ class Classifier(nn.Module):
         """The layers of a network that is data; None of a family's, whose layers are in its code."""
         return None
 
-    def check_images(self, shape: tuple[Any, ...]) -> None:
+    def check_images(self, shape: tuple[Side, ...]) -> None:
         """Raise ValueError unless images of this shape, in which `jax.export` may leave sides open, can be taken."""
         wanted = self.image_shape
         if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
@@ -302,7 +304,7 @@ class Classifier(nn.Module):
         taps: Sequence[str] = (),
         given: Mapping[str, Array] | None = None,
         record: bool = False,
-    ) -> tuple[Any, Layers]:
+    ) -> tuple[PyTree, Layers]:
         """Run the forward pass; returns its output, and the `Layers` that kept what was asked for.
 
         The outputs of layers that are `given` are not computed, nor what they alone need, once XLA has seen it.
@@ -328,7 +330,7 @@ class Classifier(nn.Module):
         )
         if again:
 
-            def forward(module: Any, inputs: Any) -> Any:
+            def forward(module: Classifier, inputs: Any) -> tuple[PyTree, dict[str, Array]]:
                 return module.forward(k, inputs), k.release()
 
             with self.at_precision():
@@ -341,7 +343,7 @@ class Classifier(nn.Module):
         return y, k
 
     @nn.nowrap
-    def at_precision(self) -> contextlib.AbstractContextManager[Any]:
+    def at_precision(self) -> contextlib.AbstractContextManager[None]:
         """Make the context in which products have the network's `precision`."""
         return contextlib.nullcontext() if self.precision is None else jax.default_matmul_precision(self.precision)
 
@@ -351,7 +353,7 @@ class Classifier(nn.Module):
         gone = dict(self.prepared.gone) if self.prepared else {}
         return [name for name in k.names if name not in gone]
 
-    def __call__(self, x: Inputs, train: Training = False) -> Any:
+    def __call__(self, x: Inputs, train: Training = False) -> PyTree:
         """Compute class probabilities (N, classes); without the top, features (N, H', W', F), or (N, F) if pooled."""
         return self.run(x, train)[0]
 
@@ -377,7 +379,7 @@ class Classifier(nn.Module):
         return {name: k.tapped[name] for name in layers}
 
 
-def check_floats(name: str, x: Any) -> None:
+def check_floats(name: str, x: Array | np.ndarray) -> None:
     """Raise ValueError for integers: a network would take pixels that nothing preprocessed for what it wants."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.typing import ArrayLike
+from jaxtyping import Array, PyTree
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
+from fzoo.types import Variables
 
 #: Where equations that only call another computation keep it.
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -61,7 +64,7 @@ class Computation:
         return dict(zip(self.layers, found, strict=True))
 
 
-def computation_of(module: Classifier, inputs: Any = None) -> Computation:
+def computation_of(module: Classifier, inputs: PyTree = None) -> Computation:
     """Find out how a network computes its layers' outputs in inference, for one image.
 
     Args:
@@ -71,7 +74,7 @@ def computation_of(module: Classifier, inputs: Any = None) -> Computation:
     found = trace(module)
     layers = tuple(node.name for node in found.layers)
 
-    def outputs(variables: Any, inputs: Any) -> list[Any]:
+    def outputs(variables: Variables, inputs: PyTree) -> list[Array]:
         tapped: Any = module.apply(variables, inputs, layers, method="endpoints")
         return [tapped[name] for name in layers]
 
@@ -87,15 +90,15 @@ class Digests:
         known: digests of variables of the jaxpr that count whatever computes them.
     """
 
-    def __init__(self, known: Mapping[Any, str]):
+    def __init__(self, known: Mapping[Var, str]):
         self._known = known
         self._padded: dict[str, tuple[str, tuple[tuple[int, int], ...]]] = {}  # by digest: of what, by how much
 
-    def outputs(self, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[str]) -> list[str]:
+    def outputs(self, jaxpr: Jaxpr, constants: Sequence[ArrayLike], inputs: Sequence[str]) -> list[str]:
         """Return a digest of each output, from those of the inputs."""
-        digests: dict[Any, str] = {}
+        digests: dict[Var, str] = {}
 
-        def read(atom: Any) -> str:
+        def read(atom: Var | Literal) -> str:
             return digest_constant(atom.val) if isinstance(atom, Literal) else digests[atom]
 
         digests.update(zip(jaxpr.constvars, map(digest_constant, constants), strict=True))
@@ -144,11 +147,11 @@ class Inner(NamedTuple):
     """A computation that an equation only calls: with what it takes, but for the first few."""
 
     jaxpr: Jaxpr
-    constants: Sequence[Any]
+    constants: Sequence[ArrayLike]
     skipped: int
 
 
-def inner_computation(equation: Any) -> Inner | None:
+def inner_computation(equation: JaxprEqn) -> Inner | None:
     """Return what an equation calls, where it does nothing else; of forms for each platform, not a CPU's own."""
     name, params, skipped = equation.primitive.name, equation.params, 0
     inner = next((params[key] for key in INNER if key in params), None) if name in CALLS else None
@@ -164,7 +167,7 @@ def digest_text(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def digest_constant(value: Any) -> str:
+def digest_constant(value: ArrayLike) -> str:
     """Return what stands for a constant: its numbers as a file would have them, or a digest of its bits."""
     array = np.asarray(value)
     if array.size > SHORT or array.dtype.kind not in "fiu":

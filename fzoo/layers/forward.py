@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from fzoo import ops
 from fzoo.layers.conventions import Padding, lax_padding, pair, snake_case
@@ -22,6 +22,7 @@ from fzoo.layers.modules import Conv, Layer
 from fzoo.layers.record import OPERATION, Node, Prepared
 from fzoo.layers.remat import mark
 from fzoo.ops.shapes import Side
+from fzoo.types import DTypeLike
 
 #: What behaves as in training (batch statistics, dropout): all or nothing, or the layers of these names.
 Training = bool | frozenset[str]
@@ -75,8 +76,8 @@ class ForwardPass:
         self,
         *,
         train: Training = False,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         plain_convolutions: bool = False,
         axis_name: str | None = None,
         known_size: bool = True,
@@ -262,7 +263,7 @@ class ForwardPass:
         )
         return down, right
 
-    def makers(self, outputs: Any) -> tuple[str, ...]:
+    def makers(self, outputs: PyTree) -> tuple[str, ...]:
         """Name the calls that made the outputs of a network, of a record."""
         return tuple(self._producer[id(y)][0] for y in jax.tree.leaves(outputs))
 

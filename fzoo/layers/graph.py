@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.tree_util import KeyPath
 from jaxtyping import Array
 
 from fzoo.layers.abstract import Trace, trace_call
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.record import narrow_nodes
+from fzoo.types import MutableVariables
 
 
 def trace(module: Classifier, shape: tuple[int, int, int] | None = None) -> Trace:
@@ -70,7 +71,7 @@ def last_map(found: Trace) -> str | None:
     return narrow[last].name
 
 
-def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:
+def random_variables(module: Classifier, rng: Array) -> MutableVariables:
     """Make variables as Keras initialises them, drawn on the host, so that nothing has to be compiled.
 
     Of the same distributions as `module.init(rng, images)`, but not the same numbers. For a key that a transformation
@@ -89,12 +90,12 @@ def random_variables(module: Classifier, rng: Array) -> dict[str, Any]:
     return jax.device_put(draw(data))
 
 
-def draw_variables(found: Trace, data: Array | np.ndarray) -> dict[str, Any]:
+def draw_variables(found: Trace, data: Array | np.ndarray) -> MutableVariables:
     """Draw the variables of a network by the numbers of a key, as NumPy arrays."""
     known = {node.name: node for top in found.nodes for node in (top, *top.parts)}
     generator = np.random.default_rng(np.asarray(data).ravel().tolist())
 
-    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    def draw(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         keys = [step.key for step in path]
         node = next(known[key] for key in reversed(keys) if key in known)
         if keys[-1] == "kernel":

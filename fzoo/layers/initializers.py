@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+from fzoo.types import DTypeLike
 
 
 class VarianceScaling(NamedTuple):
@@ -25,7 +27,7 @@ class VarianceScaling(NamedTuple):
     mode: str
     distribution: str
 
-    def __call__(self, key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    def __call__(self, key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         """Draw on the device."""
         return jax.nn.initializers.variance_scaling(*self)(key, shape, dtype)  # pyright: ignore[reportArgumentType]
 

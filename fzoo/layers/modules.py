@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
 from flax.linen.dtypes import promote_dtype
+from flax.typing import Initializer
 from jax import lax
 from jaxtyping import Array, Float
 
 from fzoo import ops
 from fzoo.layers.initializers import glorot_uniform
 from fzoo.ops.shapes import Pads
+from fzoo.types import DTypeLike
 
 
 class Layer(nn.Module, kw_only=True):
@@ -25,7 +27,7 @@ class Layer(nn.Module, kw_only=True):
     param_dtype: Any = jnp.float32
 
     @nn.nowrap
-    def param(self, name: str, init_fn: Callable[..., Any], *init_args: Any, **options: Any) -> Any:
+    def param(self, name: str, init_fn: Initializer, *init_args: Any, **options: Any) -> Any:
         """Make a parameter as Flax does; `init_args` are its shape, and a dtype, which is `param_dtype` if left out."""
         shape, dtype = (*init_args, self.param_dtype)[:2]
         if self.scope is None or not self.scope.has_variable("params", name):
@@ -57,8 +59,8 @@ class ConvTranspose(Layer):
     padding: tuple[tuple[int, int], tuple[int, int]]
     dilation: tuple[int, int]
     use_bias: bool
-    dtype: Any
-    kernel_init: Callable[..., Any] = glorot_uniform
+    dtype: DTypeLike
+    kernel_init: Initializer = glorot_uniform
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ho wo f"]:
@@ -85,7 +87,7 @@ class GroupNorm(Layer):
     epsilon: float
     use_scale: bool
     use_bias: bool
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
@@ -106,7 +108,7 @@ class PReLU(Layer):
     """A ReLU with a slope below zero for each value that an image has, but for the axes that share one."""
 
     shared_axes: tuple[int, ...]
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
@@ -154,7 +156,7 @@ class WinogradConv(Layer):
     kernel_size: tuple[int, int]
     padding: str | Pads
     tile: int
-    dtype: Any
+    dtype: DTypeLike
     use_bias: bool
 
     @nn.compact
@@ -186,7 +188,7 @@ class BatchNorm(Layer):
     epsilon: float
     momentum: float
     use_scale: bool
-    dtype: Any
+    dtype: DTypeLike
     use_bias: bool = True
     axis_name: str | None = None
 
@@ -250,7 +252,7 @@ class LayerScale(Layer):
     """A factor for each channel that starts small."""
 
     start: float
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
@@ -288,7 +290,7 @@ class Sequential(nn.Module):
 class ScaleShift(Layer):
     """What is left of a BN in inference: a factor and a term for each channel."""
 
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:

@@ -22,7 +22,7 @@ class Check:
     expected: str
     fits: Callable[[Any], bool]
 
-    def __call__(self, name: str, value: Any) -> None:
+    def __call__(self, name: str, value: object) -> None:
         """Raise ValueError unless the value of the option `name` fits."""
         if not self.fits(value):
             raise ValueError(f"{name}={value!r} given, {self.expected} expected")
@@ -40,12 +40,12 @@ def check_declared(module: Any) -> None:
             field.metadata["check"](field.name, getattr(module, field.name))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
     """Tell whether this is a real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: object) -> bool:
     """Tell whether this is a positive integer."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
@@ -82,7 +82,7 @@ def rows(kind: type) -> Check:
     )
 
 
-def one_of(*values: Any) -> Check:
+def one_of(*values: object) -> Check:
     """Make the check of one of these values."""
     *others, last = map(repr, values)
     return Check(f"{', '.join(others)} or {last}", lambda value: any(value is v or value == v for v in values))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from fzoo.layers.initializers import VarianceScaling
+from fzoo.types import Options
 
 #: `Node.kind` of what a Keras file says by an operator (`x + y`): a step of the graph, but no layer.
 OPERATION = "Operation"
@@ -38,7 +38,7 @@ class Node:
     shape: tuple[int, ...]
     flops: int
     kernel_init: VarianceScaling
-    config: Mapping[str, Any]
+    config: Options
     parts: tuple[Node, ...] = ()
     variables: str = ""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.core import lift
+from flax.core import Scope, lift
 from flax.linen.transforms import lift_direct_transform
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jaxtyping import PyTree
 
 from fzoo.layers.record import Node, narrow_nodes
 
@@ -61,7 +61,7 @@ def _size(node: Node) -> int:
     return int(functools.reduce(lambda a, b: a * b, node.shape, 1))
 
 
-def remat(function: Callable[..., Any], module: nn.Module, *arguments: Any) -> Any:
+def remat(function: Callable[..., PyTree], module: nn.Module, *arguments: PyTree) -> PyTree:
     """Call `function(module, *arguments)`, to be computed again part by part where a gradient of it is taken.
 
     The parts end with what `mark` marked.
@@ -74,11 +74,17 @@ def remat(function: Callable[..., Any], module: nn.Module, *arguments: Any) -> A
     return lift_direct_transform(_lifted, (function,), module, *arguments, multi_scope=False)
 
 
-def _lifted(function: Callable[..., Any], scope: Any, *arguments: Any) -> Any:
+def _lifted(function: Callable[..., PyTree], scope: Scope, *arguments: PyTree) -> PyTree:
     """Call a function of a scope of Flax's and of arrays as `in_parts` does one of arrays alone."""
 
-    def inner(scope_of: Any, repack: Any, variables: Any, rngs: Any, *arguments: Any) -> Any:
-        def pure(variables: Any, rngs: Any, *arguments: Any) -> Any:
+    def inner(
+        scope_of: Callable[..., Scope],
+        repack: Callable[[Scope], PyTree],
+        variables: PyTree,
+        rngs: PyTree,
+        *arguments: PyTree,
+    ) -> PyTree:
+        def pure(variables: PyTree, rngs: PyTree, *arguments: PyTree) -> tuple[PyTree, PyTree]:
             scope = scope_of(variables, rngs)
             y = function(scope, *arguments)
             return y, repack(scope)
@@ -88,19 +94,19 @@ def _lifted(function: Callable[..., Any], scope: Any, *arguments: Any) -> Any:
     return lift.pack(inner, (True,), (True,), (True,), name="remat")(scope, *arguments)
 
 
-def in_parts(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_parts(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
     """Call a function of arrays, each part of its program behind a `jax.checkpoint` of its own, but for the last."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     jaxpr = closed.jaxpr
     values = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     values |= dict(zip(jaxpr.invars, jax.tree.leaves(arguments), strict=True))
-    parts: list[list[Any]] = [[]]
+    parts: list[list[JaxprEqn]] = [[]]
     for equation in jaxpr.eqns:
         parts[-1].append(equation)
         if equation.primitive.name == "name" and str(equation.params["name"]).startswith(MARK):
             parts.append([])
     needed = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
-    outputs: list[list[Any]] = []
+    outputs: list[list[Var]] = []
     for part in reversed(parts):
         made = {variable for equation in part for variable in equation.outvars}
         outputs.append([variable for equation in part for variable in equation.outvars if variable in needed])

@@ -8,6 +8,9 @@ from typing import Any
 
 from fzoo.errors import unknown
 
+#: (name, value) of what a layer is asked for beyond the defaults of its class: plain values, which can be hashed.
+StepOptions = tuple[tuple[str, Any], ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -23,7 +26,7 @@ class Step:
 
     name: str
     kind: str
-    options: tuple[tuple[str, Any], ...]
+    options: StepOptions
     inputs: tuple[int, ...]
     call: int = 0
 

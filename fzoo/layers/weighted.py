@@ -264,7 +264,7 @@ class WeightedLayers(ForwardPass):
         dilation: int,
         use_bias: bool,
         name: str,
-    ) -> Any:
+    ) -> Conv:
         make = functools.partial(
             Conv,
             features,

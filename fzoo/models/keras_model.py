@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from fzoo.files import one_line
 from fzoo.layers.classifier import Classifier, check_floats
@@ -17,6 +17,7 @@ from fzoo.layers.graph import last_map, trace
 from fzoo.layers.keras import Layers
 from fzoo.layers.rules import RULES, turn_step
 from fzoo.layers.steps import Graph
+from fzoo.types import DTypeLike
 from fzoo.weights.description import Description
 
 #: How many values a layer may give for an image; what is beyond it is damage.
@@ -71,7 +72,7 @@ class KerasModel(Classifier):
         return self.input_shape or (height, width, channels or 3)
 
     @property
-    def example_inputs(self) -> Any:
+    def example_inputs(self) -> jax.ShapeDtypeStruct | tuple[jax.ShapeDtypeStruct, ...]:
         """What a call takes, for one image, as `jax.ShapeDtypeStruct`s: a tuple where there are several inputs."""
         if len(self.graph.inputs) == 1:
             return super().example_inputs
@@ -114,7 +115,7 @@ class KerasModel(Classifier):
             check_floats(name, array)
         return tuple(jnp.asarray(array, self.dtype) for array in x)
 
-    def forward(self, k: Layers, x: Any) -> Any:
+    def forward(self, k: Layers, x: Any) -> PyTree:
         """Apply the steps of the graph."""
         ends = self.graph.outputs if self.include_top or self.cut is None else (self.graph.number(self.cut),)
         inputs = iter(x if isinstance(x, tuple) else (x,))
@@ -148,7 +149,7 @@ def of_a_family(described: Description | None) -> Description | None:
     return None if described is None or described.family == KerasModel.__name__ else described
 
 
-def keras_model(graph: Graph, dtype: Any = jnp.float32) -> KerasModel:
+def keras_model(graph: Graph, dtype: DTypeLike = jnp.float32) -> KerasModel:
     """Make the module of a graph.
 
     Raises:

@@ -29,6 +29,9 @@ from fzoo.ops.reductions import is_sharded
 from fzoo.ops.shapes import NHWC, Convolution, Side, padded, product, product_sums, windows
 from fzoo.ops.winograd import winograd_kernel, winograd_tile, winograd_transformed
 
+#: What moves of images and of a kernel; `SymbolicZero` for what does not.
+Tangents = tuple[Array | SymbolicZero, Array | SymbolicZero]
+
 
 def conv_general_dilated(
     lhs: Float[Array, "n h w c"],
@@ -37,7 +40,7 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[Side, Side]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = NHWC,
+    dimension_numbers: lax.ConvDimensionNumbers | tuple[str, str, str] | None = NHWC,
     feature_group_count: int = 1,
     form: str | None = None,
     **options: Any,
@@ -102,7 +105,7 @@ def depthwise_shifted(
 
 
 @functools.partial(depthwise_shifted.defjvp, symbolic_zeros=True)
-def _depthwise_jvp(conv: Convolution, primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Any]:
+def _depthwise_jvp(conv: Convolution, primals: tuple[Array, Array], tangents: Tangents) -> tuple[Array, Array]:
     """Sum the same, written so that what JAX makes of it for the gradients is as good.
 
     JAX turns what is linear around, step by step: what is placed into a sum becomes a window that is cut out of it.
@@ -248,7 +251,12 @@ def winograd(
     return winograd_transformed(conv, x, winograd_kernel(kernel, winograd_tile(conv)))
 
 
-def _plain_jvp(form: Any, conv: Convolution, primals: tuple[Array, Array], tangents: Any) -> tuple[Array, Any]:
+def _plain_jvp(
+    form: Callable[[Convolution, Array, Array], Array],
+    conv: Convolution,
+    primals: tuple[Array, Array],
+    tangents: Any,
+) -> tuple[Array, Array]:
     """Derive by XLA's convolution: the transposes of a form's steps are ten times slower than its own."""
     (x, kernel), (dx, dkernel) = primals, tangents
     pairs = [pair for pair in ((dx, kernel), (x, dkernel)) if not any(isinstance(a, SymbolicZero) for a in pair)]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 from jax import lax
+from jaxtyping import Array
+
+Result = TypeVar("Result")
 
 _KNOWN: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
@@ -39,7 +42,9 @@ def known_platform() -> str | None:
     return _KNOWN.get()
 
 
-def by_platform(platform: str | None, *arrays: Any, cpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+def by_platform(
+    platform: str | None, *arrays: Array, cpu: Callable[..., Result], default: Callable[..., Result]
+) -> Result:
     """Run a CPU's form of an operation, or that of all others; where the platform is not known, as it is lowered."""
     if platform is None:
         return lax.platform_dependent(*arrays, cpu=cpu, default=default)

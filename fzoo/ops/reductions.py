@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ def _channel_mean(platform: str | None, x: Array) -> Array:
     return by_platform(platform, x, cpu=cpu, default=lambda x: jnp.mean(x, range(x.ndim - 1)))
 
 
-def is_sharded(x: Any) -> bool:
+def is_sharded(x: Array) -> bool:
     """Tell whether an array's type says that it lies on several devices, as on the explicit axes of a mesh.
 
     There, ones beside it would lie on each of them as a whole, and have it gathered.
@@ -51,27 +50,27 @@ def beside(x: Array, like: Array) -> Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
-def spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Float[Array, "... c"]:
+def spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
     """Broadcast values of the channels to every pixel, with a gradient that on CPU is a product with ones, too."""
     return lax.broadcast_to_rank(values, like.ndim) if is_sharded(like) else _spread_over(values, like)
 
 
 @jax.custom_jvp
-def _spread_over(values: Any, like: Any) -> Array:
+def _spread_over(values: Array, like: Array) -> Array:
     return _broadcast(values, like)
 
 
 @_spread_over.defjvp
-def _spread_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+def _spread_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (values, like), (dvalues, _) = primals, tangents
     moved = by_platform(known_platform(), dvalues, like, cpu=_spread, default=_broadcast)
     return _spread_over(values, like), moved
 
 
-def _broadcast(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Array:
+def _broadcast(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Array:
     return jnp.broadcast_to(values, like.shape)
 
 
-def _spread(values: Float[Any, "c"], like: Float[Any, "... c"]) -> Array:
+def _spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Array:
     ones = jnp.ones((like.size // like.shape[-1], 1), values.dtype)
     return (ones @ values[None]).reshape(like.shape)

@@ -13,6 +13,8 @@ from jax import lax
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
+from fzoo.types import DTypeLike
+
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 
@@ -67,18 +69,18 @@ class Convolution:
     groups: int
     strides: tuple[int, int]
     pads: Pads
-    dtype: Any
+    dtype: np.dtype
     dilation: tuple[int, int] = (1, 1)
 
     @classmethod
     def of(
         cls,
-        images: Sequence[Any],
+        images: Sequence[Side],
         kernel: Sequence[int],
         strides: Sequence[int],
         padding: str | Sequence[tuple[Side, Side]],
         groups: int = 1,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         dilation: Sequence[int] | None = None,
     ) -> Convolution:
         """Read it from the shapes (n, h, w, c) and (kh, kw, i, o), and lax's padding."""

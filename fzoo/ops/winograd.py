@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +59,11 @@ def winograd_tile(conv: Convolution) -> int:
     return 4 if min(conv.size) > small else 2
 
 
-def winograd_kernel(kernel: Any, tile: int) -> Any:
+@overload
+def winograd_kernel(kernel: Array, tile: int) -> Array: ...
+@overload
+def winograd_kernel(kernel: np.ndarray, tile: int) -> np.ndarray: ...
+def winograd_kernel(kernel: Array | np.ndarray, tile: int) -> Array | np.ndarray:
     """Compute G kernel G^T of a kernel (kh, kw, c, o), NumPy or JAX: a matrix (c, o) for each of the products."""
     sides = [minimal_filtering(k, tile)[1] if k > 1 else np.ones((1, 1)) for k in kernel.shape[:2]]
     both = np.kron(*sides).astype(np.float32)

@@ -80,7 +80,7 @@ def _custom_scale_layer(k: Layers, x: Array, residual: Array, *, name: str, scal
 
 
 @rule("Dot", inputs=2, axes=integers(), normalize=flag(False))
-def _dot(k: Layers, x: Array, y: Array, *, name: str, axes: Any, normalize: bool) -> Array:
+def _dot(k: Layers, x: Array, y: Array, *, name: str, axes: tuple[int, ...], normalize: bool) -> Array:
     """Sum products along an axis of each, for each image."""
     if len(axes) not in (1, 2):
         raise ValueError(f"axes={list(axes)} given, one or two expected")
@@ -103,6 +103,6 @@ def unit(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
 
 
 @rule("UnitNormalization", axis=integers(-1))
-def _unit_normalization(k: Layers, x: Array, *, name: str, axis: Any) -> Array:
+def _unit_normalization(k: Layers, x: Array, *, name: str, axis: tuple[int, ...]) -> Array:
     axes = tuple(axis_of(n, x.ndim) for n in axis)
     return k.apply("UnitNormalization", lambda x: unit(x, axes, 1e-12), x, name=name)

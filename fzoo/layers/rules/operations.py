@@ -20,7 +20,9 @@ from fzoo.layers.keras import Layers
 from fzoo.layers.rules.merging import aligned, axis_of, unit
 from fzoo.layers.rules.options import (
     UNFIT,
+    Constant,
     Option,
+    Plain,
     Rule,
     activation,
     choice,
@@ -37,6 +39,7 @@ from fzoo.layers.rules.options import (
     register,
 )
 from fzoo.layers.rules.weightless import INTERPOLATIONS, relu, resize, whole_shape
+from fzoo.types import Json
 
 #: What reads a constant in the place of a tensor.
 CONSTANT = constants()
@@ -60,7 +63,7 @@ def operation(
             *xs: Array,
             name: str,
             tensors: tuple[str, ...],
-            numbers: tuple[tuple[str, Any], ...],
+            numbers: tuple[tuple[str, Constant], ...],
             is_layer: bool,
             **values: Any,
         ) -> Array:
@@ -80,12 +83,12 @@ def operation(
     return decorate
 
 
-def array_of(value: Any, x: Array) -> Any:
+def array_of(value: Constant, x: Array) -> float | np.ndarray:
     """Return a constant as what goes with a tensor: a number as it is, numbers in lists as an array of its dtype."""
     return np.asarray(value, x.dtype) if isinstance(value, tuple) else value
 
 
-def two(kind: str, function: Callable[[Any, Any], Any]) -> None:
+def two(kind: str, function: Callable[[Array, Array], Array]) -> None:
     """Register an operation on the values at the same place of two operands."""
     operation(kind, "x1", "x2")(lambda x1, x2: function(*aligned([x1, x2])))
 
@@ -168,7 +171,7 @@ def reduction(kind: str, function: Callable[..., Array]) -> None:
     """Register a reduction over axes of each image."""
 
     @operation(kind, "x", axis=integers(), keepdims=flag(False), initial=exactly(None, "null"))
-    def apply(x: Array, axis: Any, keepdims: bool) -> Array:
+    def apply(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
         return function(x, tuple(axis_of(n, x.ndim) for n in axis), keepdims=keepdims)
 
 
@@ -184,31 +187,31 @@ reduction("Std", jnp.std)
 
 
 @operation("Reshape", "x", newshape=integers(least=-1))
-def _reshape(x: Array, newshape: Any) -> Array:
+def _reshape(x: Array, newshape: tuple[int, ...]) -> Array:
     if newshape[:1] != (-1,):
         raise ValueError(f"a shape of {list(newshape)} given, one that begins with -1 for the images expected")
     return x.reshape(x.shape[0], *whole_shape(x.shape[1:], newshape[1:]))
 
 
 @operation("Transpose", "x", axes=integers(least=0))
-def _transpose(x: Array, axes: Any) -> Array:
+def _transpose(x: Array, axes: tuple[int, ...]) -> Array:
     if sorted(axes) != list(range(x.ndim)) or axes[0] != 0:
         raise ValueError(f"axes={list(axes)} given, 0 and then the axes from 1 to {x.ndim - 1} expected")
     return jnp.transpose(x, axes)
 
 
 @operation("Squeeze", "x", axis=integers())
-def _squeeze(x: Array, axis: Any) -> Array:
+def _squeeze(x: Array, axis: tuple[int, ...]) -> Array:
     return jnp.squeeze(x, tuple(axis_of(n, x.ndim) for n in axis))
 
 
 @operation("ExpandDims", "x", axis=integers())
-def _expand_dims(x: Array, axis: Any) -> Array:
+def _expand_dims(x: Array, axis: tuple[int, ...]) -> Array:
     return jnp.expand_dims(x, tuple(axis_of(n, x.ndim + len(axis)) for n in axis))
 
 
 @operation("Flip", "x", axis=integers())
-def _flip(x: Array, axis: Any) -> Array:
+def _flip(x: Array, axis: tuple[int, ...]) -> Array:
     return jnp.flip(x, tuple(axis_of(n, x.ndim) for n in axis))
 
 
@@ -227,7 +230,7 @@ def _add_n(xs: tuple[Array, ...]) -> Array:
     return functools.reduce(jnp.add, xs)
 
 
-def pads_read(value: Any) -> Any:
+def pads_read(value: Json) -> Plain:
     """Read ((before, after), ...) of each axis."""
     pairs = [integers_read(pair, 0) for pair in value] if isinstance(value, (list, tuple)) else []
     return tuple(pairs) if 1 < len(pairs) <= 8 and all(p is not UNFIT and len(p) == 2 for p in pairs) else UNFIT
@@ -240,17 +243,17 @@ def pads_read(value: Any) -> Any:
     mode=choice("constant", "reflect", "symmetric", default="constant"),
     constant_values=number_or_none(),
 )
-def _pad(x: Array, pad_width: Any, mode: str, constant_values: float | None) -> Array:
+def _pad(x: Array, pad_width: tuple[tuple[int, int], ...], mode: str, constant_values: float | None) -> Array:
     if len(pad_width) != x.ndim or pad_width[0] != (0, 0):
         raise ValueError(f"pad_width={pad_width} given, (0, 0) and a pair for each of {x.ndim - 1} axes expected")
     options = {"constant_values": constant_values or 0} if mode == "constant" else {}
     return jnp.pad(x, pad_width, mode, **options)
 
 
-def key_read(value: Any) -> Any:
+def key_read(value: Json) -> Plain:
     """Read what stands between [ and ]: numbers, slices (start, stop, step), "..." or None for a new axis."""
     items = value if isinstance(value, list) else [value]
-    key: list[Any] = []
+    key: list[int | str | tuple[int | None, ...] | None] = []
     for item in items:
         config = item.get("config", item) if isinstance(item, Mapping) else None
         if isinstance(item, Mapping) and item.get("class_name") == "__ellipsis__":
@@ -268,7 +271,7 @@ def key_read(value: Any) -> Any:
 
 
 @operation("GetItem", "x", key=Option(key_read, "slices, numbers and an ellipsis"))
-def _get_item(x: Array, key: Any) -> Array:
+def _get_item(x: Array, key: tuple[int | str | tuple[int | None, ...] | None, ...]) -> Array:
     if key[0] not in ("...", (None, None, None)):
         raise ValueError("a choice among the images given, which is not taken")
     if key[0] == "..." and sum(item is not None for item in key[1:]) >= x.ndim:
@@ -278,7 +281,7 @@ def _get_item(x: Array, key: Any) -> Array:
 
 
 @operation("Normalize", "x", axis=integers(-1), order=exactly(2, "2"), epsilon=or_none(positive_number()))
-def _normalize(x: Array, axis: Any, epsilon: float | None) -> Array:
+def _normalize(x: Array, axis: tuple[int, ...], epsilon: float | None) -> Array:
     return unit(x, tuple(axis_of(n, x.ndim) for n in axis), epsilon or 1e-7)
 
 
@@ -294,5 +297,5 @@ def _normalize(x: Array, axis: Any, epsilon: float | None) -> Array:
     fill_value=exactly(0.0, "0"),
     data_format=exactly("channels_last", "'channels_last'", None),
 )
-def _resize(x: Array, size: Any, crop_to_aspect_ratio: bool, **options: Any) -> Array:
+def _resize(x: Array, size: tuple[int, int], crop_to_aspect_ratio: bool, **options: Any) -> Array:
     return resize(x, size, crop=crop_to_aspect_ratio, **options)

@@ -18,13 +18,21 @@ from fzoo.errors import unknown
 from fzoo.layers.activations import ACTIVATIONS
 from fzoo.layers.keras import Layers
 from fzoo.layers.options import is_count, is_number
+from fzoo.layers.steps import StepOptions
+from fzoo.types import Json
+
+#: What an option reads to: a number, a word, tuples of these, which can be hashed.
+Plain = Any
+
+#: A number, or numbers in tuples of equal lengths, to any depth.
+Constant = float | tuple[Any, ...]
 
 #: The default of an option that has none.
-REQUIRED: Any = object()
+REQUIRED: Json = object()
 
 #: What an option reads to that can't be honoured, and to of which the layer is not told.
-UNFIT: Any = object()
-SILENT: Any = object()
+UNFIT: Plain = object()
+SILENT: Plain = object()
 
 #: The largest count, size or margin that an option may be: what is beyond it is damage, and would take time or memory.
 MAX_COUNT = 1 << 20
@@ -46,9 +54,9 @@ class Option:
         default: of the class; `REQUIRED` where it has none.
     """
 
-    read: Callable[[Any], Any]
+    read: Callable[[Json], Plain]
     expected: str
-    default: Any = REQUIRED
+    default: Json = REQUIRED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +144,7 @@ class LayerActivation:
     """A layer that stands where an activation is expected: hashable, and equal to one with the same options."""
 
     kind: str
-    options: tuple[tuple[str, Any], ...]
+    options: StepOptions
 
     def __call__(self, x: Array) -> Array:
         """Apply it."""
@@ -148,27 +156,27 @@ class LayerActivation:
 # -- what an option may be --------------------------------------------------------------------------------------------
 
 
-def is_fitting_count(value: Any, most: int = MAX_COUNT) -> bool:
+def is_fitting_count(value: Json, most: int = MAX_COUNT) -> bool:
     """Tell whether this is a positive integer that is not absurd."""
     return is_count(value) and int(value) <= most
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Json) -> bool:
     """Tell whether this is a finite number that float32 can hold."""
     return is_number(value) and abs(value) < 1e38
 
 
-def count(default: Any = REQUIRED) -> Option:
+def count(default: Json = REQUIRED) -> Option:
     """Make an option that is a positive integer."""
     return Option(lambda value: int(value) if is_fitting_count(value) else UNFIT, "a positive integer", default)
 
 
-def number(default: Any = REQUIRED) -> Option:
+def number(default: Json = REQUIRED) -> Option:
     """Make an option that is a number."""
     return Option(lambda value: float(value) if is_finite(value) else UNFIT, "a number", default)
 
 
-def positive_number(default: Any = REQUIRED) -> Option:
+def positive_number(default: Json = REQUIRED) -> Option:
     """Make an option that is a number above zero."""
     return Option(
         lambda value: float(value) if is_finite(value) and value > 0 else UNFIT, "a number above zero", default
@@ -192,19 +200,19 @@ def flag(default: bool) -> Option:
     return Option(lambda value: value if isinstance(value, bool) else UNFIT, "true or false", default)
 
 
-def choice(*values: str, default: Any = REQUIRED) -> Option:
+def choice(*values: str, default: Json = REQUIRED) -> Option:
     """Make an option that is one of some words, however they are capitalised."""
 
-    def read(value: Any) -> Any:
+    def read(value: Json) -> Plain:
         return value.lower() if isinstance(value, str) and value.lower() in values else UNFIT
 
     return Option(read, " or ".join(map(repr, values)), default)
 
 
-def sizes(default: Any = REQUIRED, axes: int = 2, least: int = 1) -> Option:
+def sizes(default: Json = REQUIRED, axes: int = 2, least: int = 1) -> Option:
     """Make an option that is an integer for each of the axes of an image, or one for all; `least` or more."""
 
-    def read(value: Any) -> Any:
+    def read(value: Json) -> Plain:
         values = [value] * axes if type(value) is int else list(value) if isinstance(value, (list, tuple)) else []
         fits = len(values) == axes and all(type(n) is int and least <= n <= MAX_SIZE for n in values)
         return tuple(values) if fits else UNFIT
@@ -213,22 +221,22 @@ def sizes(default: Any = REQUIRED, axes: int = 2, least: int = 1) -> Option:
     return Option(read, f"{kind} or {numbers} in a list", default)
 
 
-def integers_read(value: Any, least: int = -8, most: int = MAX_COUNT) -> Any:
+def integers_read(value: Json, least: int = -8, most: int = MAX_COUNT) -> Plain:
     """Read an integer or a list of integers as a tuple."""
     values = [value] if type(value) is int else value
     fits = isinstance(values, (list, tuple)) and len(values) <= 8
     return tuple(values) if fits and all(type(n) is int and least <= n <= most for n in values) else UNFIT
 
 
-def integers(default: Any = REQUIRED, least: int = -8) -> Option:
+def integers(default: Json = REQUIRED, least: int = -8) -> Option:
     """Make an option that is an integer or a list of them; a tuple when it is read."""
     return Option(functools.partial(integers_read, least=least), "an integer or a list of integers", default)
 
 
-def integer(default: Any = REQUIRED) -> Option:
+def integer(default: Json = REQUIRED) -> Option:
     """Make an option that is an integer, which may be negative; also alone in a list."""
 
-    def read(value: Any) -> Any:
+    def read(value: Json) -> Plain:
         values = integers_read(value)
         return values[0] if values is not UNFIT and len(values) == 1 else UNFIT
 
@@ -240,13 +248,13 @@ def or_none(option: Option) -> Option:
     return Option(lambda value: None if value is None else option.read(value), f"{option.expected}, or null", None)
 
 
-def margins(axes: int = 2, default: Any = 1) -> Option:
+def margins(axes: int = 2, default: Json = 1) -> Option:
     """Make an option that is what is added or cut: a number, (height, width) or ((top, bottom), (left, right))."""
 
-    def both(value: Any) -> list[Any]:
+    def both(value: Json) -> list[Json]:
         return [value, value] if type(value) is int else list(value) if isinstance(value, (list, tuple)) else []
 
-    def read(value: Any) -> Any:
+    def read(value: Json) -> Plain:
         sides = [value] if axes == 1 else both(value)
         pairs = [both(side) for side in sides]
         numbers = [number for pair in pairs for number in pair]
@@ -257,10 +265,10 @@ def margins(axes: int = 2, default: Any = 1) -> Option:
     return Option(read, "margins that are not negative", default)
 
 
-def constants(default: Any = REQUIRED) -> Option:
+def constants(default: Json = REQUIRED) -> Option:
     """Make an option that is a number or a list of numbers, in lists of equal lengths to any depth up to 4."""
 
-    def read(value: Any, depth: int = 4) -> Any:
+    def read(value: Json, depth: int = 4) -> Plain:
         if is_finite(value):
             return float(value)
         if not isinstance(value, (list, tuple)) or not depth or not 0 < len(value) <= MAX_CONSTANTS:
@@ -275,7 +283,7 @@ def constants(default: Any = REQUIRED) -> Option:
     return Option(read, "a number or a list of numbers", default)
 
 
-def shape_of(value: Any) -> tuple[int, ...]:
+def shape_of(value: Constant) -> tuple[int, ...]:
     """Return the shape of nested tuples of numbers."""
     return (len(value), *shape_of(value[0])) if isinstance(value, tuple) else ()
 
@@ -283,7 +291,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 def activation(default: str = "linear") -> Option:
     """Make an option that is the name of one of Keras's activations, or a layer that works on each value alone."""
 
-    def read(value: Any) -> Any:
+    def read(value: Json) -> Plain:
         value = "linear" if value is None else value
         if isinstance(value, str):
             return value if value in ACTIVATIONS else UNFIT
@@ -307,7 +315,7 @@ def ignored(reason: str) -> Option:
     return Option(lambda given: SILENT, f"anything: {reason}", None)
 
 
-def exactly(value: Any, expected: str, *others: Any) -> Option:
+def exactly(value: Json, expected: str, *others: Json) -> Option:
     """Make an option of which one value alone is honoured (or those that mean the same); a layer is not told of it."""
     return Option(lambda given: SILENT if given in (value, *others) else UNFIT, expected, value)
 
@@ -333,7 +341,7 @@ INERT_ENDINGS = ("_initializer", "_regularizer", "_constraint")
 NOTHING = (None, False, [], {})
 
 
-def read_options(kind: str, config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def read_options(kind: str, config: Mapping[str, Json]) -> StepOptions:
     """Read the configuration of a layer.
 
     Raises:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from fzoo.layers.keras import Layers
-from fzoo.layers.rules.options import RULES
+from fzoo.layers.rules.options import RULES, Plain
 
 #: Where the axes of (N, channels, height, width) are in (N, height, width, channels).
 AXES = {1: 3, 2: 1, 3: 2, -1: 2, -2: 1, -3: 3}
@@ -27,8 +26,8 @@ SAME_PLACE = frozenset(
 
 
 def turn_step(
-    k: Layers, kind: str, options: dict[str, Any], arrays: Sequence[Array], layout: str | None
-) -> tuple[dict[str, Any], list[Array]]:
+    k: Layers, kind: str, options: dict[str, Plain], arrays: Sequence[Array], layout: str | None
+) -> tuple[dict[str, Plain], list[Array]]:
     """Return the options and inputs of a step whose file has the channels first.
 
     Args:

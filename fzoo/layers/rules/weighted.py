@@ -11,6 +11,7 @@ from fzoo.layers.rules.options import (
     LAST,
     PADDING,
     UNFIT,
+    Constant,
     Option,
     activation,
     choice,
@@ -82,7 +83,15 @@ def check_last(axis: int, x: Array) -> None:
     groups=count(1),
 )
 def _conv2d(
-    k: Layers, x: Array, *, name: str, filters: int, kernel_size: Any, dilation_rate: Any, groups: int, **options: Any
+    k: Layers,
+    x: Array,
+    *,
+    name: str,
+    filters: int,
+    kernel_size: tuple[int, int],
+    dilation_rate: tuple[int, int],
+    groups: int,
+    **options: Any,
 ) -> Array:
     if x.shape[-1] % groups or filters % groups:
         raise ValueError(f"{groups} groups of {x.shape[-1]} channels to {filters}")
@@ -100,7 +109,14 @@ def _conv2d(
     groups=exactly(1, "1"),
 )
 def _conv2d_transpose(
-    k: Layers, x: Array, *, name: str, filters: int, kernel_size: Any, dilation_rate: Any, **options: Any
+    k: Layers,
+    x: Array,
+    *,
+    name: str,
+    filters: int,
+    kernel_size: tuple[int, int],
+    dilation_rate: tuple[int, int],
+    **options: Any,
 ) -> Array:
     return k.conv2d_transpose(x, filters, kernel_size, dilation=dilation_rate, name=name, **options)
 
@@ -109,20 +125,37 @@ def _conv2d_transpose(
     "DepthwiseConv2D",
     DEPTHWISE,
 )
-def _depthwise_conv2d(k: Layers, x: Array, *, name: str, kernel_size: Any, dilation_rate: Any, **options: Any) -> Array:
+def _depthwise_conv2d(
+    k: Layers, x: Array, *, name: str, kernel_size: tuple[int, int], dilation_rate: tuple[int, int], **options: Any
+) -> Array:
     return k.depthwise_conv2d(x, kernel_size, dilation=dilation_rate, name=name, **options)
 
 
 @rule("SeparableConv2D", DEPTHWISE, filters=count())
 def _separable_conv2d(
-    k: Layers, x: Array, *, name: str, filters: int, kernel_size: Any, dilation_rate: Any, **options: Any
+    k: Layers,
+    x: Array,
+    *,
+    name: str,
+    filters: int,
+    kernel_size: tuple[int, int],
+    dilation_rate: tuple[int, int],
+    **options: Any,
 ) -> Array:
     return k.separable_conv2d(x, filters, kernel_size, dilation=dilation_rate, name=name, **options)
 
 
 @rule("Conv1D", CONVOLUTION_1D, filters=count(), groups=count(1))
 def _conv1d(
-    k: Layers, x: Array, *, name: str, kernel_size: Any, strides: Any, dilation_rate: Any, filters: int, **options: Any
+    k: Layers,
+    x: Array,
+    *,
+    name: str,
+    kernel_size: tuple[int],
+    strides: tuple[int],
+    dilation_rate: tuple[int],
+    filters: int,
+    **options: Any,
 ) -> Array:
     (kernel,), (step,), (dilation,) = kernel_size, strides, dilation_rate
     return k.conv1d(x, filters, kernel, step, dilation=dilation, name=name, **options)
@@ -130,7 +163,14 @@ def _conv1d(
 
 @rule("DepthwiseConv1D", DEPTHWISE_1D, depth_multiplier=count(1), groups=exactly(1, "1"))
 def _depthwise_conv1d(
-    k: Layers, x: Array, *, name: str, kernel_size: Any, strides: Any, dilation_rate: Any, **options: Any
+    k: Layers,
+    x: Array,
+    *,
+    name: str,
+    kernel_size: tuple[int],
+    strides: tuple[int],
+    dilation_rate: tuple[int],
+    **options: Any,
 ) -> Array:
     (kernel,), (step,), (dilation,) = kernel_size, strides, dilation_rate
     return k.depthwise_conv1d(x, kernel, step, dilation=dilation, name=name, **options)
@@ -138,7 +178,15 @@ def _depthwise_conv1d(
 
 @rule("SeparableConv1D", DEPTHWISE_1D, filters=count(), depth_multiplier=count(1), groups=exactly(1, "1"))
 def _separable_conv1d(
-    k: Layers, x: Array, *, name: str, kernel_size: Any, strides: Any, dilation_rate: Any, filters: int, **options: Any
+    k: Layers,
+    x: Array,
+    *,
+    name: str,
+    kernel_size: tuple[int],
+    strides: tuple[int],
+    dilation_rate: tuple[int],
+    filters: int,
+    **options: Any,
 ) -> Array:
     (kernel,), (step,), (dilation,) = kernel_size, strides, dilation_rate
     return k.separable_conv1d(x, filters, kernel, step, dilation=dilation, name=name, **options)
@@ -181,7 +229,7 @@ def _batch_normalization(k: Layers, x: Array, *, name: str, axis: int, **options
     center=flag(True),
     rms_scaling=exactly(False, "false"),
 )
-def _layer_normalization(k: Layers, x: Array, *, name: str, axis: Any, **options: Any) -> Array:
+def _layer_normalization(k: Layers, x: Array, *, name: str, axis: tuple[int, ...], **options: Any) -> Array:
     axes = tuple(sorted(n % x.ndim if -x.ndim <= n < x.ndim else 0 for n in axis))
     if not axes or 0 in axes or len(set(axes)) != len(axes):
         raise ValueError(f"axis={list(axis)} given, axes of a tensor of {x.ndim} but the batch's expected")
@@ -202,7 +250,7 @@ def _group_normalization(k: Layers, x: Array, *, name: str, axis: int, groups: i
 
 
 @rule("PReLU", shared_axes=or_none(integers(least=1)))
-def _prelu(k: Layers, x: Array, *, name: str, shared_axes: Any) -> Array:
+def _prelu(k: Layers, x: Array, *, name: str, shared_axes: tuple[int, ...] | None) -> Array:
     return k.prelu(x, shared_axes or (), name=name)
 
 
@@ -213,7 +261,9 @@ def _prelu(k: Layers, x: Array, *, name: str, shared_axes: Any) -> Array:
     variance=or_none(constants()),
     invert=exactly(False, "false"),
 )
-def _normalization(k: Layers, x: Array, *, name: str, axis: int | None, mean: Any, variance: Any) -> Array:
+def _normalization(
+    k: Layers, x: Array, *, name: str, axis: int | None, mean: Constant | None, variance: Constant | None
+) -> Array:
     if (mean is None) != (variance is None):
         raise ValueError("mean and variance go together")
     if axis is None and mean is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,13 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from fzoo import ops
+from fzoo.layers.activations import Activation
 from fzoo.layers.keras import Layers
 from fzoo.layers.rules.merging import axis_of
 from fzoo.layers.rules.options import (
     LAST,
     PADDING,
     UNFIT,
+    Constant,
     Option,
+    Plain,
     activation,
     check_rank,
     choice,
@@ -38,6 +42,8 @@ from fzoo.layers.rules.options import (
     rule,
     sizes,
 )
+from fzoo.ops.shapes import Pads
+from fzoo.types import Json
 
 
 @rule("Model")
@@ -50,12 +56,12 @@ def _model(k: Layers, x: Array, *, name: str) -> Array:
 
 
 @rule("Activation", activation=activation())
-def _activation(k: Layers, x: Array, *, name: str, activation: Any) -> Array:
+def _activation(k: Layers, x: Array, *, name: str, activation: Activation) -> Array:
     return k.activation(x, activation, name=name)
 
 
 @rule("Softmax", axis=integer(-1), activation=choice("softmax", default="softmax"))
-def _softmax(k: Layers, x: Array, *, name: str, axis: int, activation: Any) -> Array:
+def _softmax(k: Layers, x: Array, *, name: str, axis: int, activation: str) -> Array:
     if axis_of(axis, x.ndim) == x.ndim - 1:
         return k.activation(x, activation, name=name)
     return k.apply("Softmax", lambda x: nn.softmax(x, axis_of(axis, x.ndim)), x, name=name)
@@ -68,7 +74,7 @@ def relu(x: Array, max_value: float | None, negative_slope: float, threshold: fl
 
 
 @rule("ReLU", max_value=number_or_none(), negative_slope=number(0.0), threshold=number(0.0))
-def _relu(k: Layers, x: Array, *, name: str, max_value: Any, negative_slope: float, threshold: float) -> Array:
+def _relu(k: Layers, x: Array, *, name: str, max_value: float | None, negative_slope: float, threshold: float) -> Array:
     if not negative_slope and not threshold:
         return k.relu(x, max_value, name=name)
     return k.apply("ReLU", lambda x: relu(x, max_value, negative_slope, threshold), x, name=name)
@@ -87,13 +93,17 @@ def _thresholded_relu(x: Array, theta: float) -> Array:
 
 
 @rule("MaxPooling2D", pool_size=sizes(2), strides=or_none(sizes()), padding=PADDING, data_format=LAST)
-def _max_pooling2d(k: Layers, x: Array, *, name: str, pool_size: Any, strides: Any, padding: str) -> Array:
+def _max_pooling2d(
+    k: Layers, x: Array, *, name: str, pool_size: tuple[int, int], strides: tuple[int, int] | None, padding: str
+) -> Array:
     check_window(x, pool_size, padding)
     return k.max_pool(x, pool_size, strides, padding, name=name)
 
 
 @rule("AveragePooling2D", pool_size=sizes(2), strides=or_none(sizes()), padding=PADDING, data_format=LAST)
-def _average_pooling2d(k: Layers, x: Array, *, name: str, pool_size: Any, strides: Any, padding: str) -> Array:
+def _average_pooling2d(
+    k: Layers, x: Array, *, name: str, pool_size: tuple[int, int], strides: tuple[int, int] | None, padding: str
+) -> Array:
     check_window(x, pool_size, padding)
     return k.avg_pool(x, pool_size, strides, padding, name=name)
 
@@ -109,7 +119,9 @@ def pooling1d(kind: str, how: str) -> None:
     """Register a pooling along a sequence."""
 
     @rule(kind, pool_size=sizes(2, axes=1), strides=or_none(sizes(axes=1)), padding=PADDING, data_format=LAST)
-    def apply(k: Layers, x: Array, *, name: str, pool_size: Any, strides: Any, padding: str) -> Array:
+    def apply(
+        k: Layers, x: Array, *, name: str, pool_size: tuple[int], strides: tuple[int] | None, padding: str
+    ) -> Array:
         check_rank(x, 3)
         check_window(x, pool_size, padding)
         window, steps = (*pool_size, 1), (*(strides or pool_size), 1)
@@ -147,24 +159,24 @@ def _global_max_pooling1d(k: Layers, x: Array, *, name: str, keepdims: bool) -> 
 
 
 @rule("ZeroPadding2D", padding=margins(), data_format=LAST)
-def _zero_padding2d(k: Layers, x: Array, *, name: str, padding: Any) -> Array:
+def _zero_padding2d(k: Layers, x: Array, *, name: str, padding: Pads) -> Array:
     return k.zero_pad(x, padding, name=name)
 
 
 @rule("ZeroPadding1D", padding=margins(axes=1), data_format=LAST)
-def _zero_padding1d(k: Layers, x: Array, *, name: str, padding: Any) -> Array:
+def _zero_padding1d(k: Layers, x: Array, *, name: str, padding: tuple[tuple[int, int]]) -> Array:
     check_rank(x, 3)
     return k.apply("ZeroPadding1D", lambda x: jnp.pad(x, ((0, 0), *padding, (0, 0))), x, name=name)
 
 
 @rule("Cropping2D", cropping=margins(default=0), data_format=LAST)
-def _cropping2d(k: Layers, x: Array, *, name: str, cropping: Any) -> Array:
+def _cropping2d(k: Layers, x: Array, *, name: str, cropping: tuple[tuple[int, int], tuple[int, int]]) -> Array:
     check_cropping(x, cropping)
     return k.crop(x, cropping, name=name)
 
 
 @rule("Cropping1D", cropping=margins(axes=1), data_format=LAST)
-def _cropping1d(k: Layers, x: Array, *, name: str, cropping: Any) -> Array:
+def _cropping1d(k: Layers, x: Array, *, name: str, cropping: tuple[tuple[int, int]]) -> Array:
     check_rank(x, 3)
     check_cropping(x, cropping)
     ((before, after),) = cropping
@@ -204,7 +216,7 @@ def resize(
 
 
 @rule("UpSampling2D", size=sizes(2), interpolation=choice(*INTERPOLATIONS, default="nearest"), data_format=LAST)
-def _up_sampling2d(k: Layers, x: Array, *, name: str, size: Any, interpolation: str) -> Array:
+def _up_sampling2d(k: Layers, x: Array, *, name: str, size: tuple[int, int], interpolation: str) -> Array:
     check_rank(x, 4)
 
     def function(x: Array) -> Array:
@@ -216,7 +228,7 @@ def _up_sampling2d(k: Layers, x: Array, *, name: str, size: Any, interpolation: 
 
 
 @rule("UpSampling1D", size=sizes(2, axes=1))
-def _up_sampling1d(k: Layers, x: Array, *, name: str, size: Any) -> Array:
+def _up_sampling1d(k: Layers, x: Array, *, name: str, size: tuple[int]) -> Array:
     check_rank(x, 3)
     return k.apply("UpSampling1D", lambda x: jnp.repeat(x, size[0], axis=1), x, name=name)
 
@@ -254,7 +266,7 @@ def _center_crop(k: Layers, x: Array, *, name: str, height: int, width: int) -> 
 
 
 @rule("Rescaling", scale=constants(), offset=constants(0.0))
-def _rescaling(k: Layers, x: Array, *, name: str, scale: Any, offset: Any) -> Array:
+def _rescaling(k: Layers, x: Array, *, name: str, scale: Constant, offset: Constant) -> Array:
     for values in (scale, offset):
         if isinstance(values, tuple) and (len(values) not in (1, x.shape[-1]) or isinstance(values[0], tuple)):
             raise ValueError(f"{values!r:.80} given, a number or one for each of {x.shape[-1]} channels expected")
@@ -270,7 +282,7 @@ def _flatten(k: Layers, x: Array, *, name: str) -> Array:
 
 
 @rule("Reshape", target_shape=integers(least=-1))
-def _reshape(k: Layers, x: Array, *, name: str, target_shape: Any) -> Array:
+def _reshape(k: Layers, x: Array, *, name: str, target_shape: tuple[int, ...]) -> Array:
     return k.reshape(x, whole_shape(x.shape[1:], target_shape), name=name)
 
 
@@ -289,7 +301,7 @@ def whole_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, .
 
 
 @rule("Permute", dims=integers(least=1))
-def _permute(k: Layers, x: Array, *, name: str, dims: Any) -> Array:
+def _permute(k: Layers, x: Array, *, name: str, dims: tuple[int, ...]) -> Array:
     if sorted(dims) != list(range(1, x.ndim)):
         raise ValueError(f"dims={list(dims)} given, the axes from 1 to {x.ndim - 1} expected")
     return k.apply("Permute", lambda x: jnp.transpose(x, (0, *dims)), x, name=name)
@@ -304,7 +316,7 @@ def _repeat_vector(k: Layers, x: Array, *, name: str, n: int) -> Array:
 # -- what does nothing in inference -----------------------------------------------------------------------------------
 
 
-def noise_read(value: Any) -> Any:
+def noise_read(value: Json) -> Plain:
     """Read a list of sizes, null where it is the tensor's."""
     fits = isinstance(value, (list, tuple)) and len(value) <= 8
     return tuple(value) if fits and all(n is None or type(n) is int for n in value) else UNFIT
@@ -317,7 +329,7 @@ def dropout(kind: str, *shared: int) -> None:
     """Register a layer that drops values; those along the `shared` axes together."""
 
     @rule(kind, rate=rate(), noise_shape=NOISE, data_format=LAST)
-    def apply(k: Layers, x: Array, *, name: str, rate: float, noise_shape: Any) -> Array:
+    def apply(k: Layers, x: Array, *, name: str, rate: float, noise_shape: tuple[int | None, ...] | None) -> Array:
         axes = shared
         if noise_shape is not None:
             sizes = tuple(zip(noise_shape, x.shape, strict=True))
@@ -378,7 +390,7 @@ identity("RandomGaussianBlur", "kernel_size", "sigma", *FACTOR)
 
 
 @rule("Custom", inputs=None)
-def _custom(k: Layers, *xs: Array, name: str, kind: str, function: Any, config: str) -> Array:
+def _custom(k: Layers, *xs: Array, name: str, kind: str, function: Callable[..., Array], config: str) -> Array:
     """Apply a function that the caller gave for a class: (k, x, config), where x is a list if it takes several."""
     before = len(k.names)
     y = function(k, xs[0] if len(xs) == 1 else list(xs), {**json.loads(config), "name": name})

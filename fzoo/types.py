@@ -1,0 +1,26 @@
+"""Names of the types that recur in the whole package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax.typing import DTypeLike
+
+__all__ = ["DTypeLike", "Json", "MutableVariables", "Options", "Params", "Variables"]
+
+#: A tree of one collection, by names of layers and of their arrays; its leaves are arrays or what stands in their
+#: places: their shapes, a mask.
+Params = Mapping[str, Any]
+
+#: A network's variables: a tree for each collection, by the names that Flax gives them ("params", "batch_stats").
+Variables = Mapping[str, Params]
+
+#: Those that fzoo makes: plain dicts all the way down, which a caller may change.
+MutableVariables = dict[str, Any]
+
+#: Options by their names, each of a type of its own.
+Options = Mapping[str, Any]
+
+#: What JSON can say: null, a boolean, a number, a text, a list, a dict. Who reads it checks what it is.
+Json = Any
