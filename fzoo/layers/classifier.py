@@ -205,7 +205,7 @@ class Classifier(nn.Module):
         """The layers that are called more than once: none, in the families."""
         return frozenset()
 
-    def forward(self, k: Layers, x: Any) -> PyTree:
+    def forward(self, k: Layers, x: PyTree) -> PyTree:
         """Apply all layers."""
         x = self.backbone(k, k.input(x))
         if not self.include_top:
@@ -285,12 +285,12 @@ class Classifier(nn.Module):
             )
 
     @nn.nowrap
-    def arrange(self, inputs: Any) -> Any:
+    def arrange(self, inputs: PyTree) -> PyTree:
         """Put what a caller gave into the order of the network's inputs; there is one."""
         return inputs
 
     @nn.nowrap
-    def prepare_inputs(self, x: Any) -> Any:
+    def prepare_inputs(self, x: PyTree) -> PyTree:
         """Check what a call takes, and give it the dtype of the computation."""
         self.check_images(x.shape)
         check_floats("images", x)
@@ -330,7 +330,7 @@ class Classifier(nn.Module):
         )
         if again:
 
-            def forward(module: Classifier, inputs: Any) -> tuple[PyTree, dict[str, Array]]:
+            def forward(module: Classifier, inputs: PyTree) -> tuple[PyTree, dict[str, Array]]:
                 return module.forward(k, inputs), k.release()
 
             with self.at_precision():

@@ -80,7 +80,7 @@ class KerasModel(Classifier):
         return tuple(jax.ShapeDtypeStruct((1, *(n or 1 for n in shape)), jnp.float32) for shape in shapes)
 
     @nn.nowrap
-    def arrange(self, inputs: Any) -> Any:
+    def arrange(self, inputs: PyTree) -> PyTree:
         """Put the arrays of several inputs into their order, as a tuple; what is one array stays as it is.
 
         Raises:
@@ -100,7 +100,7 @@ class KerasModel(Classifier):
         return inputs
 
     @nn.nowrap
-    def prepare_inputs(self, x: Any) -> Any:
+    def prepare_inputs(self, x: PyTree) -> PyTree:
         """Check what a call takes, and give it the dtype of the computation."""
         x = self.arrange(x)
         if not isinstance(x, tuple):
@@ -115,7 +115,7 @@ class KerasModel(Classifier):
             check_floats(name, array)
         return tuple(jnp.asarray(array, self.dtype) for array in x)
 
-    def forward(self, k: Layers, x: Any) -> PyTree:
+    def forward(self, k: Layers, x: PyTree) -> PyTree:
         """Apply the steps of the graph."""
         ends = self.graph.outputs if self.include_top or self.cut is None else (self.graph.number(self.cut),)
         inputs = iter(x if isinstance(x, tuple) else (x,))

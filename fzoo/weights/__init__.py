@@ -10,18 +10,20 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from fzoo.files import replacing
 from fzoo.layers.classifier import OF_RUNS, Classifier
 from fzoo.layers.conventions import snake_case
 from fzoo.layers.graph import random_variables, trace
 from fzoo.layers.record import Node
+from fzoo.types import DTypeLike, MutableVariables, Variables
 from fzoo.weights.arrays import FileArray, keras_arrays, safetensors_arrays
 from fzoo.weights.description import Description, check_same, describe, parse
 from fzoo.weights.ending import check_activation, read_ending
@@ -81,7 +83,7 @@ __all__ = [
 Layout = Literal["keras", "torch", "timm", "torchvision"]
 
 
-def load_variables(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
+def load_variables(module: Classifier, path: str | os.PathLike) -> MutableVariables:
     """Read a network's variables from a file of any kind that `save_variables` writes, strictly.
 
     Args:
@@ -162,7 +164,7 @@ def kind(path: str | os.PathLike) -> str:
 
 def save_variables(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     path: str | os.PathLike,
     *,
     layout: Layout = "keras",
@@ -206,7 +208,7 @@ def save_variables(
         save_orbax(variables, path, description)
 
 
-def dtype_of_params(module: Classifier, variables: Any) -> Any:
+def dtype_of_params(module: Classifier, variables: Variables) -> DTypeLike:
     """Return the dtype of a network's parameters, which may be cast since they were made; its own where they differ."""
     dtypes = {np.dtype(leaf.dtype) for leaf in jax.tree.leaves(variables["params"])}
     (dtype, *others) = dtypes or {jnp.dtype(module.param_dtype)}
@@ -222,7 +224,7 @@ def network_described(description: Description, module: Classifier) -> Classifie
 @overload
 def load_keras_weights(
     module: Classifier, path: str | os.PathLike, *, layer: str | None = None, partial: Literal[False] = False
-) -> dict[str, Any]: ...
+) -> MutableVariables: ...
 
 
 @overload
@@ -233,7 +235,7 @@ def load_keras_weights(
     layer: str | None = None,
     partial: Literal[True],
     rng: jax.Array | None = None,
-) -> tuple[dict[str, Any], Unmatched]: ...
+) -> tuple[MutableVariables, Unmatched]: ...
 
 
 def load_keras_weights(
@@ -243,7 +245,7 @@ def load_keras_weights(
     layer: str | None = None,
     partial: bool = False,
     rng: jax.Array | None = None,
-) -> dict[str, Any] | tuple[dict[str, Any], Unmatched]:
+) -> MutableVariables | tuple[MutableVariables, Unmatched]:
     """Read a network's variables from a file that Keras wrote.
 
     Strict: every array of the network must be in the file, with its shape, and nothing may be left over, except the
@@ -319,7 +321,7 @@ def warn_of_preprocessing(module: Classifier, theirs: Counter[str] | None, path:
 
 def load_matching(
     module: Classifier, path: Path, layer: str | None, rng: jax.Array
-) -> tuple[dict[str, Any], Unmatched]:
+) -> tuple[MutableVariables, Unmatched]:
     """Read the arrays of a file that fit a network by name and shape; the rest of the variables is initialised."""
     plans = () if module.keras_graph is None else plans_of(module.keras_graph.source)
     with open_named_layers(path) as contents:
@@ -336,7 +338,7 @@ def load_matching(
 
 def load_planned(
     module: Classifier, plans: Sequence[Plan], path: str | os.PathLike, layer: str | None = None
-) -> dict[str, Any]:
+) -> MutableVariables:
     """Read the variables of a network from the file whose configuration describes it, or from a layer of a file."""
     slots(module)
     if layer is None:
@@ -382,9 +384,9 @@ def open_weights(path: str | os.PathLike) -> Iterator[Mapping[str, FileArray]]:
         yield arrays
 
 
-def variables_of(pairs: Iterable[tuple[Slot, h5py.Dataset]]) -> dict[str, Any]:
+def variables_of(pairs: Iterable[tuple[Slot, h5py.Dataset]]) -> MutableVariables:
     """Read the arrays of a file into a tree of variables, on the default device."""
-    variables: dict[str, Any] = {"params": {}}
+    variables: MutableVariables = {"params": {}}
     for slot, array in pairs:
         put(variables, slot, read(array, slot))
     return jax.device_put(variables)
@@ -428,7 +430,7 @@ def read(array: h5py.Dataset, slot: Slot) -> np.ndarray | np.generic:
         return slot.from_keras(value.astype(slot.dtype, copy=False))
 
 
-def save_keras_weights(module: Classifier, variables: Any, path: str | os.PathLike) -> None:
+def save_keras_weights(module: Classifier, variables: Variables, path: str | os.PathLike) -> None:
     """Write a network's variables as a file that Keras reads by `model.load_weights(path)`.
 
     A network from `load_model`, or one that `transfer` made of it, is written with its configuration, where the layout
@@ -481,7 +483,7 @@ def saved(node: Node, arrays: dict[Slot, np.ndarray]) -> SavedLayer:
     return SavedLayer(node.name, snake_case(node.kind), named, parts, random)
 
 
-def to_keras(value: Any, slot: Slot) -> np.ndarray:
+def to_keras(value: ArrayLike, slot: Slot) -> np.ndarray:
     """Return a variable as Keras keeps it."""
     dtype = np.int32 if np.issubdtype(slot.dtype, np.integer) else np.float32
     return slot.to_keras(np.asarray(value, dtype))

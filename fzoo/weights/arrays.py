@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import jax.numpy as jnp
@@ -15,11 +15,17 @@ import numpy as np
 
 from fzoo.errors import unknown
 from fzoo.files import one_line
+from fzoo.types import DTypeLike
 from fzoo.weights.files import open_layers
 from fzoo.weights.formats import open_safetensors
 
+File = TypeVar("File")
+
+#: Makes what reads an array: (its name in errors, how it is read, of what).
+Reader = Callable[[str, Callable[[Any], np.ndarray], Any], Callable[[], np.ndarray]]
+
 #: The dtypes of safetensors, by the names that its files have for them.
-SAFETENSORS: Mapping[str, Any] = MappingProxyType(
+SAFETENSORS: Mapping[str, DTypeLike] = MappingProxyType(
     {
         **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "BOOL": np.bool_},
         **{f"{letter}{bits}": f"{letter.lower()}{bits // 8}" for letter in "IU" for bits in (8, 16, 32, 64)},
@@ -36,7 +42,7 @@ class FileArray:
         dtype: of its values.
     """
 
-    def __init__(self, path: str, shape: tuple[int, ...], dtype: Any, read: Callable[[], np.ndarray]):
+    def __init__(self, path: str, shape: tuple[int, ...], dtype: DTypeLike, read: Callable[[], np.ndarray]):
         self.path, self.shape, self.dtype = path, tuple(shape), np.dtype(dtype)
         self._read = read
 
@@ -50,7 +56,7 @@ class FileArray:
         """The number of values."""
         return int(np.prod(self.shape, dtype=object))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """Read the values.
 
         Raises:
@@ -130,7 +136,7 @@ def safetensors_arrays(path: Path) -> Iterator[FileArrays]:
 
 
 @contextlib.contextmanager
-def entered(file: contextlib.AbstractContextManager[Any], path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
+def entered(file: contextlib.AbstractContextManager[File], path: str | os.PathLike) -> Iterator[tuple[File, Reader]]:
     """Enter a file, which does not see what its user raises; with it, what makes the reader of an array.
 
     `reader(name, read, array)` reads by `read(array)` while the file is open, and says what is wrong in one line.

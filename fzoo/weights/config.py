@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 
 from fzoo.files import one_line
+from fzoo.types import Json
 from fzoo.weights.files import check_heaps, member
 from fzoo.weights.foreign import describe_foreign
 
@@ -30,7 +31,7 @@ class Configuration:
         version: Keras's, as (major, minor); (0, 0) where the file does not say.
     """
 
-    model: Mapping[str, Any]
+    model: Mapping[str, Json]
     version: tuple[int, int]
 
 

@@ -19,6 +19,7 @@ from fzoo.layers.activations import ACTIVATIONS
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.layers.options import RATE
 from fzoo.layers.record import FUSIONS, Prepared
+from fzoo.types import Json, Options
 from fzoo.weights.files import WeightsMismatch
 
 #: Which form of the description this is; a later fzoo may have others. An optimized network's is a form of its own.
@@ -55,7 +56,7 @@ class Description:
 
     source: str
     family: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Json]
     unsaid: tuple[str, ...]
     prepared: Prepared | None = None
 
@@ -135,7 +136,7 @@ def parse(text: str | None, source: str) -> Description | None:
     return Description(source, family[:80], options, tuple(str(name)[:80] for name in unsaid), prepared)
 
 
-def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
+def prepared_to_json(prepared: Prepared) -> dict[str, Json]:
     """Return how an optimized network differs, as JSON holds it, in an order of its own."""
     sets = ("biased", "folded", "scaled")
     lists = ("tiles", "gone", *(["forms"] if prepared.forms else []))  # where it was tuned
@@ -144,7 +145,7 @@ def prepared_to_json(prepared: Prepared) -> dict[str, Any]:
     return {name: sorted(getattr(prepared, name)) for name in sets} | rows | tuned
 
 
-def prepared_from_json(value: Mapping[str, Any]) -> Prepared:
+def prepared_from_json(value: Mapping[str, Json]) -> Prepared:
     """Return what `prepared_to_json` got; a ValueError, KeyError or TypeError for what it can't have given."""
     biased, folded, scaled = (frozenset(value[name]) for name in ("biased", "folded", "scaled"))
     tiles, gone = (tuple((one, other) for one, other in value[name]) for name in ("tiles", "gone"))
@@ -191,7 +192,7 @@ def check_same(description: Description | None, module: Classifier) -> None:
             )
 
 
-def is_other(name: str, theirs: Any, ours: Any, described: Mapping[str, Any], module: Classifier) -> bool:
+def is_other(name: str, theirs: Any, ours: Any, described: Options, module: Classifier) -> bool:
     """Tell whether an option of a network makes it another than the file's."""
     (field,) = (each for each in dataclasses.fields(module) if each.name == name)
     if name in FREE or name == "include_top" or field.metadata.get("check") is RATE:
@@ -216,7 +217,7 @@ def without_dropout(head: Head | None) -> Head | None:
     return head and dataclasses.replace(head, dropout=0.0)
 
 
-def to_json(name: str, value: Any) -> Any:
+def to_json(name: str, value: Any) -> Json:
     """Return an option as JSON holds it."""
     if name in ("dtype", "param_dtype"):
         return jnp.dtype(value).name
@@ -233,7 +234,7 @@ def to_json(name: str, value: Any) -> Any:
     raise ValueError(f"{name}={value!r} can't be written into a file of weights: a plain value expected")
 
 
-def from_json(name: str, value: Any, default: Any) -> Any:
+def from_json(name: str, value: Json, default: Any) -> Any:
     """Return what `to_json` got."""
     if name in ("dtype", "param_dtype"):
         if not jnp.issubdtype(jnp.dtype(value), jnp.floating):

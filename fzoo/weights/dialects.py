@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from fzoo.types import Json
+
 
 class Tensor(NamedTuple):
     """An output of a layer.
@@ -21,6 +23,10 @@ class Tensor(NamedTuple):
     output: int
 
 
+#: What a layer is called with: a tensor, a list of them, a constant.
+Argument = Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
     """A call of a layer.
@@ -30,8 +36,8 @@ class Call:
         keywords: those that are given by name.
     """
 
-    positional: tuple[Any, ...]
-    keywords: Mapping[str, Any]
+    positional: tuple[Argument, ...]
+    keywords: Mapping[str, Argument]
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -88,7 +94,7 @@ MERGES = {"sum": "Add", "mul": "Multiply", "ave": "Average", "max": "Maximum", "
 STARTS = ("init", "weights", "gamma_init", "beta_init", "alpha_init")
 
 
-def calls_of(name: str, entry: Mapping[str, Any]) -> list[Call]:
+def calls_of(name: str, entry: Mapping[str, Json]) -> list[Call]:
     """Return the calls of a layer; one without inputs, of an input, is one, too."""
     nodes = entry.get("inbound_nodes") or []
     if not isinstance(nodes, list):
@@ -96,7 +102,7 @@ def calls_of(name: str, entry: Mapping[str, Any]) -> list[Call]:
     return [call_of(name, node) for node in nodes] or [Call((), {})]
 
 
-def call_of(name: str, node: Any) -> Call:
+def call_of(name: str, node: Json) -> Call:
     """Read a call as Keras 3 writes it, {"args": ..., "kwargs": ...}, or as those before, [[layer, 0, 0, {}], ...]."""
     if isinstance(node, Mapping):
         arguments, keywords = node.get("args") or [], node.get("kwargs") or {}
@@ -119,7 +125,7 @@ def call_of(name: str, node: Any) -> Call:
     return Call((tensors[0] if len(tensors) == 1 else tensors,), keywords)
 
 
-def read_argument(value: Any, depth: int = MAX_NESTING) -> Any:
+def read_argument(value: Json, depth: int = MAX_NESTING) -> Argument:
     """Read an argument of a call as Keras 3 writes it: a tensor, a list, a constant."""
     if isinstance(value, list):
         if not depth:
@@ -136,7 +142,7 @@ def read_argument(value: Any, depth: int = MAX_NESTING) -> Any:
     return value
 
 
-def read_old_argument(value: Any, depth: int = MAX_NESTING) -> Any:
+def read_old_argument(value: Json, depth: int = MAX_NESTING) -> Argument:
     """Read an argument of a call as Keras 2 writes it, where a tensor is [layer, call, output]."""
     if not isinstance(value, list):
         return value
@@ -147,7 +153,7 @@ def read_old_argument(value: Any, depth: int = MAX_NESTING) -> Any:
     return [read_old_argument(item, depth - 1) for item in value]
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Argument) -> Iterator[Tensor]:
     """Yield the tensors in what `read_argument` gave."""
     if isinstance(value, Tensor):
         yield value
@@ -177,7 +183,7 @@ def layer_inputs(call: Call, version: tuple[int, int]) -> list[Tensor]:
     return inputs
 
 
-def references(listed: Any) -> list[Tensor]:
+def references(listed: Json) -> list[Tensor]:
     """Read a list of [layer, call, output]; Keras 3 writes a single one without the list around it."""
     if isinstance(listed, list) and len(listed) == 3 and isinstance(listed[0], str):
         listed = [listed]
@@ -192,7 +198,7 @@ def references(listed: Any) -> list[Tensor]:
     return found
 
 
-def translate(kind: str, config: Mapping[str, Any], version: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+def translate(kind: str, config: Mapping[str, Json], version: tuple[int, int]) -> tuple[str, dict[str, Json]]:
     """Return a layer's class and options as today's Keras would write them.
 
     Raises:
@@ -216,12 +222,12 @@ def translate(kind: str, config: Mapping[str, Any], version: tuple[int, int]) ->
     return kind, options
 
 
-def plain_value(value: Any) -> Any:
+def plain_value(value: Json) -> Json:
     """Return the value of what Keras 2 wrote of NumPy's: {"type": ..., "value": ...}."""
     return value["value"] if isinstance(value, Mapping) and value.keys() == {"type", "value"} else value
 
 
-def translate_activation(activation: Any, version: tuple[int, int]) -> Any:
+def translate_activation(activation: Json, version: tuple[int, int]) -> Json:
     """Return an activation by its name in today's Keras, or the layer that it is with today's options."""
     if isinstance(activation, Mapping):
         kind, config = activation.get("class_name"), activation.get("config")
@@ -240,7 +246,7 @@ def translate_activation(activation: Any, version: tuple[int, int]) -> Any:
     return activation
 
 
-def merge_of(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def merge_of(options: Mapping[str, Json]) -> tuple[str, dict[str, Json]]:
     """Return what a `Merge` of Keras 1 is today."""
     mode = options.get("mode")
     if mode not in MERGES or options.get("layers"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fzoo.layers.activations import ACTIVATIONS, Activation, activation_function
+from fzoo.types import Json, Options
 from fzoo.weights.config import Configuration, read_configuration
 from fzoo.weights.dialects import translate
 from fzoo.weights.files import MAX_DEPTH, WeightsMismatch
@@ -43,7 +44,7 @@ def classifier_ending(configuration: Configuration) -> Ending | None:
         return None
 
 
-def ending_of(kind: str, config: Any, version: tuple[int, int], depth: int) -> Ending | None:
+def ending_of(kind: str, config: Json, version: tuple[int, int], depth: int) -> Ending | None:
     """Find the ending of a model, perhaps inside of a model."""
     if kind not in MODELS or depth > MAX_DEPTH:
         return None
@@ -73,7 +74,7 @@ def ending_of(kind: str, config: Any, version: tuple[int, int], depth: int) -> E
     return None
 
 
-def last_layer(layer: str, options: Mapping[str, Any], activation: Any) -> Ending | None:
+def last_layer(layer: str, options: Mapping[str, Json], activation: Json) -> Ending | None:
     """Read the layer with weights that a classifier ends with, and the activation, which may come after it."""
     classes, own = options.get("units" if layer == "Dense" else "filters"), options.get("activation") or "linear"
     if activation is not None and own != "linear":
@@ -93,7 +94,7 @@ def read_ending(path: str | os.PathLike) -> Ending | None:
     return None if configuration is None else classifier_ending(configuration)
 
 
-def ending_options(path: str | os.PathLike, given: Mapping[str, Any]) -> dict[str, Any]:
+def ending_options(path: str | os.PathLike, given: Options) -> dict[str, Any]:
     """Read what a Keras file says of its classifier that the caller does not: options of `fzoo.create`.
 
     Args:

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ import numpy as np
 from fzoo.files import missing, one_line, replacing
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
+from fzoo.types import MutableVariables, Variables
 from fzoo.weights.files import KEY
 from fzoo.weights.mapping import arrays_of, check_shapes, lookup
 
@@ -29,7 +31,7 @@ from fzoo.weights.mapping import arrays_of, check_shapes, lookup
 SEPARATOR = "."
 
 
-def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
+def load_safetensors(module: Classifier, path: str | os.PathLike) -> MutableVariables:
     """Read a network's variables from a safetensors file, strictly.
 
     Raises:
@@ -41,7 +43,7 @@ def load_safetensors(module: Classifier, path: str | os.PathLike) -> dict[str, A
     with open_safetensors(path) as file:
         names = file.keys()
         flat = {name: file.get_tensor(name) for name in names}
-    variables: dict[str, Any] = {}
+    variables: MutableVariables = {}
     known = {SEPARATOR.join(keys): keys for keys in arrays_of(module)}
     for name, value in flat.items():
         *above, last = known.get(name) or name.split(SEPARATOR)  # a layer's own name may have a dot
@@ -79,7 +81,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} is not a readable safetensors file: {one_line(e)}") from e
 
 
-def save_safetensors(variables: Any, path: str | os.PathLike, description: str) -> None:
+def save_safetensors(variables: Variables, path: str | os.PathLike, description: str) -> None:
     """Write variables as safetensors; the file appears under its name when it is whole."""
     flat = {
         SEPARATOR.join(str(step.key) for step in keys): np.asarray(leaf, order="C")
@@ -95,7 +97,7 @@ def write_safetensors(arrays: dict[str, np.ndarray], path: str | os.PathLike, me
         library.save_file(arrays, temporary, metadata=metadata)
 
 
-def safetensors() -> Any:
+def safetensors() -> ModuleType:
     """Import the library, an extra."""
     try:
         import safetensors.numpy
@@ -104,7 +106,7 @@ def safetensors() -> Any:
     return safetensors.numpy
 
 
-def load_orbax(module: Classifier, path: str | os.PathLike) -> dict[str, Any]:
+def load_orbax(module: Classifier, path: str | os.PathLike) -> MutableVariables:
     """Read a network's variables from an Orbax checkpoint, strictly.
 
     Raises:
@@ -156,7 +158,7 @@ def unlogged() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def save_orbax(variables: Any, path: str | os.PathLike, description: str) -> None:
+def save_orbax(variables: Variables, path: str | os.PathLike, description: str) -> None:
     """Write variables as an Orbax checkpoint, a directory, which appears under its name when it is whole.
 
     Raises:
@@ -178,7 +180,7 @@ def save_orbax(variables: Any, path: str | os.PathLike, description: str) -> Non
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def checked(module: Classifier, variables: dict[str, Any], path: Path) -> dict[str, Any]:
+def checked(module: Classifier, variables: MutableVariables, path: Path) -> MutableVariables:
     """Put variables on the device, if they are the network's.
 
     Raises:

@@ -6,10 +6,12 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+
+from jaxtyping import Array
 
 from fzoo.layers.rules import RULES, read_options
-from fzoo.layers.steps import Graph, Step
+from fzoo.layers.steps import Graph, Step, StepOptions
+from fzoo.types import Json
 from fzoo.weights.config import Configuration
 from fzoo.weights.dialects import Call, Tensor, calls_of, layer_inputs, references, translate
 from fzoo.weights.files import MAX_DEPTH, MAX_NAME, MAX_NAMES
@@ -20,6 +22,9 @@ MAX_SIDE = 1 << 16
 
 #: Classes that are models themselves.
 MODELS = ("Functional", "Model", "Sequential")
+
+#: Functions (k, x, config) for classes that are not Keras's, by their names.
+CustomObjects = Mapping[str, Callable[..., Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +69,12 @@ class CallOfStep:
     """
 
     kind: str
-    options: tuple[tuple[str, Any], ...]
+    options: StepOptions
     inputs: Sequence[Tensor]
 
 
 def build_graph(
-    configuration: Configuration, custom_objects: Mapping[str, Callable[..., Any]] | None = None
+    configuration: Configuration, custom_objects: CustomObjects | None = None
 ) -> tuple[Graph, tuple[Plan, ...]]:
     """Make the steps of the model that a configuration describes, and the plan of its weights.
 
@@ -105,7 +110,7 @@ def keras_names(plans: Iterable[Plan]) -> Iterator[str]:
         yield plan.path
 
 
-def channels_first(model: Any) -> bool:
+def channels_first(model: Json) -> bool:
     """Tell whether a layer anywhere in a model has the channels of its images first."""
     rest = [model]
     while rest:
@@ -129,23 +134,21 @@ class Builder:
         turned: whether the file's images have the channels first; the network's have them last.
     """
 
-    def __init__(self, version: tuple[int, int], custom_objects: Mapping[str, Callable[..., Any]], turned: bool):
+    def __init__(self, version: tuple[int, int], custom_objects: CustomObjects, turned: bool):
         self.version = version
         self.turned = turned
         self.custom_objects = custom_objects
         self.steps: list[Step] = []
         self.inputs: list[tuple[int | None, ...]] = []
 
-    def add(
-        self, name: str, kind: str, options: tuple[tuple[str, Any], ...], inputs: Sequence[int], call: int = 0
-    ) -> int:
+    def add(self, name: str, kind: str, options: StepOptions, inputs: Sequence[int], call: int = 0) -> int:
         """Add a step; returns its number."""
         if len(self.steps) >= MAX_NAMES:
             raise ValueError(f"it has more than {MAX_NAMES} layers")
         self.steps.append(Step(name, kind, options, tuple(inputs), call))
         return len(self.steps) - 1
 
-    def add_input(self, name: str, config: Mapping[str, Any]) -> int:
+    def add_input(self, name: str, config: Mapping[str, Json]) -> int:
         """Add an input of the network."""
         shape = config.get("batch_shape") or config.get("batch_input_shape")
         sides = shape[1:] if isinstance(shape, list) else ()
@@ -158,7 +161,7 @@ class Builder:
         return self.add(name, "InputLayer", (), ())
 
     def expand(
-        self, kind: str, config: Any, prefix: str, given: Sequence[int] | None, outer: int = 0
+        self, kind: str, config: Json, prefix: str, given: Sequence[int] | None, outer: int = 0
     ) -> tuple[list[int], tuple[Plan, ...]]:
         """Add the steps of a model.
 
@@ -210,7 +213,7 @@ class Builder:
                 tensors[name, number] = [self.add(path, step.kind, step.options, inputs, which)]
         return [self.tensor(tensors, calls, reference) for reference in outputs], tuple(plans.values())
 
-    def read_step(self, entry: Mapping[str, Any], call: Call) -> CallOfStep:
+    def read_step(self, entry: Mapping[str, Json], call: Call) -> CallOfStep:
         """Read a call of a layer, of an operation or of a model."""
         kind = entry["class_name"]
         function = self.custom_objects.get(kind) or self.custom_objects.get(kind.rpartition(">")[2])
@@ -241,7 +244,7 @@ class Builder:
         return CallOfStep(kind, options, inputs)
 
     def tensor(
-        self, tensors: Mapping[tuple[str, int], list[int]], calls: Mapping[str, list[Call]], reference: Any
+        self, tensors: Mapping[tuple[str, int], list[int]], calls: Mapping[str, list[Call]], reference: Tensor
     ) -> int:
         """Find the step whose output a reference (layer, call, number of the output) means."""
         name, number, output = reference
@@ -262,12 +265,12 @@ def at_hand(calls: Mapping[str, list[Call]], name: str, number: int) -> int:
     return number
 
 
-def layer_entries(kind: str, config: Any) -> dict[str, Mapping[str, Any]]:
+def layer_entries(kind: str, config: Json) -> dict[str, Mapping[str, Json]]:
     """Return the layers of a model's configuration by name, in its order."""
     listed = config if isinstance(config, list) else config.get("layers") if isinstance(config, Mapping) else None
     if not isinstance(listed, list) or len(listed) > MAX_NAMES:
         raise ValueError(f"the configuration of a {kind} has no list of layers")
-    entries: dict[str, Mapping[str, Any]] = {}
+    entries: dict[str, Mapping[str, Json]] = {}
     for entry in listed:
         fits = isinstance(entry, Mapping) and isinstance(entry.get("class_name"), str)
         takes = (Mapping, list) if fits and entry["class_name"] in MODELS else Mapping
@@ -283,7 +286,7 @@ def layer_entries(kind: str, config: Any) -> dict[str, Mapping[str, Any]]:
     return entries
 
 
-def trainable(entry: Mapping[str, Any]) -> bool:
+def trainable(entry: Mapping[str, Json]) -> bool:
     """Tell whether a layer was trainable when its file was written."""
     config = entry["config"]
     return config.get("trainable", True) is not False if isinstance(config, Mapping) else True
@@ -293,7 +296,7 @@ def trainable(entry: Mapping[str, Any]) -> bool:
 DRAWING = ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout")
 
 
-def draws(entry: Mapping[str, Any]) -> bool:
+def draws(entry: Mapping[str, Json]) -> bool:
     """Tell whether a layer draws random numbers in training."""
     config = entry["config"]
     rate = config.get("rate") or config.get("stddev") if isinstance(config, Mapping) else None
@@ -301,7 +304,7 @@ def draws(entry: Mapping[str, Any]) -> bool:
 
 
 def connections(
-    kind: str, config: Any, entries: dict[str, Mapping[str, Any]], version: tuple[int, int]
+    kind: str, config: Json, entries: dict[str, Mapping[str, Json]], version: tuple[int, int]
 ) -> tuple[dict[str, list[Call]], list[Tensor]]:
     """Return the calls of each layer of a model, and what its outputs are."""
     if kind != "Sequential":
@@ -327,7 +330,7 @@ def connections(
     return calls, [Tensor(names[-1], 0, 0)]
 
 
-def sequential_shape(config: Any, first: Mapping[str, Any]) -> Any:
+def sequential_shape(config: Json, first: Mapping[str, Json]) -> Json:
     """Find the shape of a Sequential's input, which it may say in its first layer or of itself."""
     inner = first["config"]
     if isinstance(inner, Mapping):
@@ -337,7 +340,7 @@ def sequential_shape(config: Any, first: Mapping[str, Any]) -> Any:
     return config.get("build_input_shape") if isinstance(config, Mapping) else None
 
 
-def input_names(kind: str, config: Any, entries: Mapping[str, Any]) -> list[str]:
+def input_names(kind: str, config: Json, entries: Mapping[str, Mapping[str, Json]]) -> list[str]:
     """Return the names of a model's inputs, in the order of its arguments."""
     if kind == "Sequential":
         return [next(iter(entries))]
@@ -349,7 +352,7 @@ def input_names(kind: str, config: Any, entries: Mapping[str, Any]) -> list[str]
 
 
 def execution_order(
-    calls: Mapping[str, list[Call]], outputs: Sequence[Tensor], known: Mapping[tuple[str, int], Any]
+    calls: Mapping[str, list[Call]], outputs: Sequence[Tensor], known: Mapping[tuple[str, int], list[int]]
 ) -> list[tuple[str, int]]:
     """Sort the calls that the outputs need, each after those that feed it, the last output at the end.
 

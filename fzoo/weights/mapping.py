@@ -11,16 +11,18 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import h5py
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.conventions import snake_case
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
+from fzoo.types import MutableVariables, Variables
 from fzoo.weights.files import Contents, FileLayer, WeightsMismatch, array_path, by_number
 
 _KERNEL, _BIAS = ("kernel", ("params", "kernel")), ("bias", ("params", "bias"))
@@ -84,7 +86,7 @@ class Slot:
     path: tuple[str, ...]
     keras_shape: tuple[int, ...]
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: np.dtype
     groups: int = 1
 
     @property
@@ -138,7 +140,7 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
     return found
 
 
-def lookup(tree: Any, path: Sequence[str]) -> Any:
+def lookup(tree: PyTree, path: Sequence[str]) -> PyTree:
     """Return the leaf at a path of nested mappings, or None."""
     for key in path:
         if not hasattr(tree, "keys") or key not in tree:
@@ -147,7 +149,7 @@ def lookup(tree: Any, path: Sequence[str]) -> Any:
     return tree
 
 
-def put(tree: dict[str, Any], slot: Slot, value: Any) -> None:
+def put(tree: MutableVariables, slot: Slot, value: jax.Array | np.ndarray | np.generic) -> None:
     """Put an array's value at its path in a tree of variables."""
     at = tree
     for key in slot.path[:-1]:
@@ -155,7 +157,7 @@ def put(tree: dict[str, Any], slot: Slot, value: Any) -> None:
     at[slot.path[-1]] = value
 
 
-def check_variables(module: Classifier, variables: Any) -> list[tuple[Slot, Any]]:
+def check_variables(module: Classifier, variables: Variables) -> list[tuple[Slot, ArrayLike]]:
     """List every array of a network beside its value.
 
     Raises:
@@ -173,7 +175,7 @@ def arrays_of(module: Classifier) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]
 
 
 def check_shapes(
-    module: Classifier, variables: Any, wanted: Mapping[tuple[str, ...], tuple[int, ...]] | None = None
+    module: Classifier, variables: PyTree, wanted: Mapping[tuple[str, ...], tuple[int, ...]] | None = None
 ) -> None:
     """Raise WeightsMismatch unless variables have these paths and shapes, and no others; by default the network's."""
     wanted = {keys: leaf.shape for keys, leaf in arrays_of(module).items()} if wanted is None else wanted
@@ -331,7 +333,7 @@ def names_with_top(module: Classifier, whole: Classifier) -> dict[str, str]:
     return names
 
 
-def below_top(module: Classifier, whole: Classifier, variables: dict[str, Any]) -> dict[str, Any]:
+def below_top(module: Classifier, whole: Classifier, variables: Variables) -> MutableVariables:
     """Return the variables of a network without its top, of those of the same network with it."""
     names = names_with_top(module, whole)
     return {

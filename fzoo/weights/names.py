@@ -7,9 +7,9 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from fzoo.layers.conventions import snake_case
+from fzoo.types import Json
 from fzoo.weights.config import read_configuration
 from fzoo.weights.files import Contents, FileLayer, by_number, open_layers
 from fzoo.weights.graph import layer_entries
@@ -43,13 +43,13 @@ def name_layers(layers: list[FileLayer], path: str | os.PathLike) -> list[FileLa
         return layers
 
 
-def name_by_class(layers: Sequence[FileLayer], kind: str, config: Any) -> list[FileLayer]:
+def name_by_class(layers: Sequence[FileLayer], kind: str, config: Json) -> list[FileLayer]:
     """Give the layers of a model, which its file has by class, their names in its configuration.
 
     Raises:
         ValueError: the configuration is not this model's, or does not tell which layers of a class have arrays.
     """
-    entries: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    entries: dict[str, list[tuple[str, Mapping[str, Json]]]] = {}
     for name, entry in layer_entries(kind, config).items():
         entries.setdefault(snake_case(entry["class_name"].rpartition(">")[2]), []).append((name, entry))
     named = []

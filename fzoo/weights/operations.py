@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from fzoo.errors import unknown
 from fzoo.layers.rules import RULES
 from fzoo.layers.rules.operations import CONSTANT
-from fzoo.layers.rules.options import NOTHING, UNFIT
-from fzoo.weights.dialects import Call, Tensor, tensors_in
+from fzoo.layers.rules.options import NOTHING, UNFIT, Constant
+from fzoo.layers.steps import StepOptions
+from fzoo.types import Json
+from fzoo.weights.dialects import Argument, Call, Tensor, tensors_in
 
 #: Where the classes of Keras 3's operations are from.
 MODULES = ("keras.src.ops", "keras.ops", "keras.src.activations")
@@ -32,9 +33,9 @@ class Operation:
     """
 
     kind: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Json]
     inputs: list[Tensor]
-    operands: tuple[tuple[str, Any], ...]
+    operands: StepOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Function:
 
     kind: str
     arguments: Mapping[str, str]
-    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    inert: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+    inert: Mapping[str, Json] = dataclasses.field(default_factory=dict)
 
 
-def function(kind: str, *arguments: str, inert: Mapping[str, Any] | None = None, **fixed: Any) -> Function:
+def function(kind: str, *arguments: str, inert: Mapping[str, Json] | None = None, **fixed: Json) -> Function:
     """Make a function of "name in TensorFlow=name in Keras"."""
     pairs = {argument.partition("=")[0]: argument.rpartition("=")[2] for argument in arguments}
     return Function(kind, pairs, fixed, inert or {})
@@ -160,7 +161,7 @@ NODES: dict[str, Function] = {
 NODE_ATTRIBUTES = ("T", "Tidx", "Tshape", "Tperm", "Tdim", "Tpaddings", "data_format", "_cloned", "_output_shapes")
 
 
-def operation_of(entry: Mapping[str, Any], call: Call) -> Operation | None:
+def operation_of(entry: Mapping[str, Json], call: Call) -> Operation | None:
     """Read the call of an operation; None where an entry of the configuration is a layer.
 
     Raises:
@@ -187,7 +188,7 @@ def operation_of(entry: Mapping[str, Any], call: Call) -> Operation | None:
     return bound(kind, options, names, call.positional, call.keywords, False)
 
 
-def is_bare(entry: Mapping[str, Any]) -> bool:
+def is_bare(entry: Mapping[str, Json]) -> bool:
     """Tell whether an entry of an h5 of Keras 3, which keeps no modules, is an operation: it has no dtype."""
     nodes = entry.get("inbound_nodes")
     by_keras_3 = isinstance(nodes, list) and nodes and all(isinstance(node, Mapping) for node in nodes)
@@ -196,10 +197,10 @@ def is_bare(entry: Mapping[str, Any]) -> bool:
 
 def bound(
     kind: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, Argument],
     names: list[str],
-    positional: tuple[Any, ...],
-    keywords: Mapping[str, Any],
+    positional: tuple[Argument, ...],
+    keywords: Mapping[str, Argument],
     is_layer: bool,
 ) -> Operation:
     """Bind the arguments of a call to the names of an operation's operands and options."""
@@ -212,7 +213,7 @@ def bound(
         values[key] = value
     inputs: list[Tensor] = []
     tensors: list[str] = []
-    numbers: list[tuple[str, Any]] = []
+    numbers: list[tuple[str, Constant]] = []
     for name in RULES[kind].operands:
         if name not in values:
             raise ValueError(f"{name} is missing")
@@ -239,7 +240,7 @@ def bound(
 
 
 def bound_function(
-    function: Function, positional: tuple[Any, ...], keywords: Mapping[str, Any], is_layer: bool
+    function: Function, positional: tuple[Argument, ...], keywords: Mapping[str, Argument], is_layer: bool
 ) -> Operation:
     """Bind the arguments of a function of TensorFlow's."""
     kind = f"ops.{function.kind}"
@@ -265,7 +266,7 @@ def bound_function(
     return bound(kind, values, [], (), {}, is_layer)
 
 
-def node_operation(config: Mapping[str, Any], call: Call) -> Operation:
+def node_operation(config: Mapping[str, Json], call: Call) -> Operation:
     """Read the call of a `TensorFlowOpLayer`: an operation of a graph, its constants by the places of its inputs."""
     text, constants = config.get("node_def"), config.get("constants") or {}
     try:
@@ -291,7 +292,7 @@ def node_operation(config: Mapping[str, Any], call: Call) -> Operation:
     return bound_function(NODES[name], positional, attributes, True)
 
 
-def plain_attribute(value: Any) -> Any:
+def plain_attribute(value: Json) -> Json:
     """Return the value of an attribute, {"b": true}, {"f": 0.2} or {"list": {"i": ["1", "2"]}}."""
     if not isinstance(value, Mapping) or len(value) != 1:
         return value

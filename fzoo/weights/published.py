@@ -8,9 +8,10 @@ the first digits of theirs in their names.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+from fzoo.types import Options
 
 _BASE = "https://storage.googleapis.com/tensorflow/keras-applications/"
 _HUB = "https://huggingface.co/timm/"
@@ -35,7 +36,7 @@ class WeightFile:
     hash: str | None
     include_top: bool
     name: str = ""
-    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    options: Options = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     size: int | None = None
 
     @property

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from fzoo.layers.conventions import snake_case
 from fzoo.layers.rules import RULES
 from fzoo.layers.rules.options import SILENT
 from fzoo.layers.steps import Graph
+from fzoo.types import Json
 from fzoo.weights.config import Configuration
 from fzoo.weights.dialects import Call, references, translate
 from fzoo.weights.graph import (
@@ -49,7 +49,7 @@ def plans_of(source: str) -> tuple[Plan, ...]:
 # -- as Keras 3 writes it ---------------------------------------------------------------------------------------------
 
 
-def keras3_configuration(module: Classifier, graph: Graph) -> dict[str, Any]:
+def keras3_configuration(module: Classifier, graph: Graph) -> dict[str, Json]:
     """Return the configuration of a network as Keras 3 writes it, whatever wrote the file that it came from.
 
     Regularizers, constraints and initialisers are kept where Keras 3 wrote them, and left out otherwise.
@@ -90,7 +90,7 @@ def version_now() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def model_document(kind: str, config: Any, version: tuple[int, int], name: str = "model") -> dict[str, Any]:
+def model_document(kind: str, config: Json, version: tuple[int, int], name: str = "model") -> dict[str, Json]:
     """Write a model's configuration anew, its layers in Keras's order."""
     entries = layer_entries(kind, config)
     calls, outputs = connections(kind, config, entries, version)
@@ -114,7 +114,7 @@ def model_document(kind: str, config: Any, version: tuple[int, int], name: str =
     return {**model, "registered_name": "Functional"}
 
 
-def nodes_of(calls: Sequence[Call], all_calls: Mapping[str, list[Call]]) -> list[Any]:
+def nodes_of(calls: Sequence[Call], all_calls: Mapping[str, list[Call]]) -> list[Json]:
     """Write the calls of a layer."""
     return [
         [[name, at_hand(all_calls, name, number), output, {}] for name, number, output in call.inputs]
@@ -123,7 +123,7 @@ def nodes_of(calls: Sequence[Call], all_calls: Mapping[str, list[Call]]) -> list
     ]
 
 
-def layer_document(name: str, entry: Mapping[str, Any], version: tuple[int, int]) -> dict[str, Any]:
+def layer_document(name: str, entry: Mapping[str, Json], version: tuple[int, int]) -> dict[str, Json]:
     """Write a layer as Keras 3 does, but for its calls. What is computed in is float32."""
     kind, config = entry["class_name"], entry["config"]
     if kind in MODELS:
@@ -148,7 +148,7 @@ def layer_document(name: str, entry: Mapping[str, Any], version: tuple[int, int]
     return {"module": module, "class_name": kind, "config": {**options, "name": name}, "registered_name": registered}
 
 
-def entry_at(model: Mapping[str, Any], path: str) -> Any:
+def entry_at(model: Mapping[str, Json], path: str) -> Json:
     """Find the layer of a path in what `model_document` wrote."""
     for entry in model["config"]["layers"]:
         name = entry["config"]["name"]
@@ -159,7 +159,7 @@ def entry_at(model: Mapping[str, Any], path: str) -> Any:
     raise ValueError(f"{path} is none of its layers")
 
 
-def set_activation(model: Mapping[str, Any], path: str, activation: str) -> None:
+def set_activation(model: Mapping[str, Json], path: str, activation: str) -> None:
     """Change the activation of a layer."""
     entry = entry_at(model, path)
     if entry["class_name"] == "Softmax":
@@ -224,7 +224,7 @@ def with_head(graph: Graph, cut: str, head: Head, classes: int, activation: str 
     step = graph.steps[graph.number(cut)]
     model = cut_model(model, step.name, step.call, tuple(version))
     pooling = "GlobalAveragePooling2D" if head.pooling == "avg" else "GlobalMaxPooling2D"
-    layers: list[tuple[str, dict[str, Any]]] = []
+    layers: list[tuple[str, dict[str, Json]]] = []
     if not flat:
         layers.append((pooling, {"data_format": "channels_first"} if channels_first(model) else {}))
     if head.hidden is not None:
@@ -235,7 +235,7 @@ def with_head(graph: Graph, cut: str, head: Head, classes: int, activation: str 
     return build_graph(Configuration(add_layers(model, layers), tuple(version)))[0]
 
 
-def cut_model(model: Mapping[str, Any], path: str, number: int, version: tuple[int, int]) -> dict[str, Any]:
+def cut_model(model: Mapping[str, Json], path: str, number: int, version: tuple[int, int]) -> dict[str, Json]:
     """Return the configuration of a model that ends with a call of a layer."""
     kind, config = model["class_name"], model["config"]
     entries = layer_entries(kind, config)
@@ -259,7 +259,7 @@ def cut_model(model: Mapping[str, Any], path: str, number: int, version: tuple[i
     return {**model, "config": {**config, "layers": layers, "input_layers": starts, "output_layers": ends}}
 
 
-def add_layers(model: Mapping[str, Any], layers: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def add_layers(model: Mapping[str, Json], layers: Sequence[tuple[str, dict[str, Json]]]) -> dict[str, Json]:
     """Return the configuration of a model with layers after its output: (class, options), a name where it has one."""
     config = model["config"]
     taken = set(layer_entries(model["class_name"], config))

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from fzoo.errors import unknown
 from fzoo.files import missing, one_line
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.layers.record import Node
+from fzoo.types import MutableVariables, Variables
 from fzoo.weights.arrays import safetensors_arrays
 from fzoo.weights.files import KEY, WeightsMismatch
 from fzoo.weights.foreign import describe_foreign
@@ -48,6 +50,9 @@ TORCH_ENDINGS = (".pth", ".pt", ".bin")
 
 #: Where training scripts keep the arrays among other things, the averaged ones first.
 INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+#: Arrays by PyTorch's names: NumPy's, tensors of PyTorch's on the CPU, or what gives their numbers when it is read.
+StateDict = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Place:
             array = array.T
         return np.ascontiguousarray(array.reshape(self.slot.shape), dtype=self.slot.dtype)
 
-    def from_variable(self, value: Any) -> np.ndarray:
+    def from_variable(self, value: ArrayLike) -> np.ndarray:
         """Turn a variable into the state dict's layout."""
         array = np.asarray(value)
         if self.form in ("kernel", "flat kernel", "flattened"):
@@ -92,7 +97,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def open_torch_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
+def open_torch_arrays(path: Path) -> Iterator[StateDict]:
     """Open a state dict in a file, of safetensors or of `torch.save`.
 
     Raises:
@@ -195,7 +200,7 @@ def torch_name(layer: str, rules: Mapping[str, str]) -> tuple[str, str]:
     return re.sub(r"\{(\d)([+-]\d+|-a)?\}", filled, name), kept_as
 
 
-def variables_of_state_dict(module: Classifier, arrays: Mapping[str, Any], source: str) -> dict[str, Any]:
+def variables_of_state_dict(module: Classifier, arrays: StateDict, source: str) -> MutableVariables:
     """Make a network's variables of a state dict, strictly: each array is used once, or named in the error.
 
     Left out are the top, where the network has none, and how many batches each BatchNorm was trained with.
@@ -213,7 +218,7 @@ def variables_of_state_dict(module: Classifier, arrays: Mapping[str, Any], sourc
         ValueError: no library that is known has such a network, or an array that is none of numbers.
     """
     fit = fit_state_dict(module, arrays, source)
-    tree: dict[str, Any] = {"params": {}}
+    tree: MutableVariables = {"params": {}}
     for slot, constant in constants(fit.network):
         put(tree, slot, np.broadcast_to(np.asarray(constant, slot.dtype), slot.shape))
     for name, place in fit.places.items():
@@ -235,7 +240,7 @@ class Fit(NamedTuple):
     given: dict[str, str]
 
 
-def fit_state_dict(module: Classifier, arrays: Mapping[str, Any], source: str) -> Fit:
+def fit_state_dict(module: Classifier, arrays: StateDict, source: str) -> Fit:
     """Find a network's arrays in a state dict; none is read. Raises as `variables_of_state_dict`."""
     if not module.torch_names():
         raise ValueError(f"{source} is a state dict of PyTorch's, and neither library has this {type(module).__name__}")
@@ -266,7 +271,7 @@ def todays_name(module: Classifier, name: str) -> str:
     return name
 
 
-def classes_hint(module: Classifier, wanted: dict[str, Place], arrays: Mapping[str, Any], problems: list[str]) -> str:
+def classes_hint(module: Classifier, wanted: dict[str, Place], arrays: StateDict, problems: list[str]) -> str:
     """Return what would do, where all but the classifier fits."""
     *_, last = slots(module)
     of_last = [name for name, place in wanted.items() if place.slot.layer == last and name in arrays]
@@ -290,7 +295,7 @@ def nearest_network(module: Classifier, names: set[str]) -> tuple[Classifier, st
     return max(found, key=lambda each: (len(each[2].keys() & names), -len(each[2].keys() - names)))
 
 
-def constants(module: Classifier) -> list[tuple[Slot, Any]]:
+def constants(module: Classifier) -> list[tuple[Slot, float | tuple[float, ...]]]:
     """Return the arrays of a network that PyTorch's libraries do not have, with their values."""
     found = itertools.chain.from_iterable(slots(module).values())
     named = [(slot, f"{slot.layer}/{slot.name}") for slot in found]
@@ -312,7 +317,7 @@ def read_numbers(array: Any, name: str, source: str) -> np.ndarray:
     return values
 
 
-def state_dict(module: Classifier, variables: Any, library: str = "torch") -> dict[str, np.ndarray]:
+def state_dict(module: Classifier, variables: Variables, library: str = "torch") -> dict[str, np.ndarray]:
     """Return a network's variables as a state dict, float32, which the library loads strictly.
 
     Args:
@@ -347,7 +352,7 @@ def import_torch() -> ModuleType:
 
 
 @contextlib.contextmanager
-def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
+def open_state_dict(path: Path) -> Iterator[StateDict]:
     """Open a file that `torch.save` wrote: its arrays by their names. No code of it is run.
 
     Raises:
@@ -374,7 +379,7 @@ def open_state_dict(path: Path) -> Iterator[Mapping[str, Any]]:
     yield arrays_inside(loaded, path)
 
 
-def arrays_inside(loaded: Any, path: Path) -> dict[str, Any]:
+def arrays_inside(loaded: Any, path: Path) -> StateDict:
     """Find the state dict in what a file of PyTorch holds, as training scripts write it.
 
     Raises:

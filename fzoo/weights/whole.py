@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import h5py
 
@@ -48,7 +47,7 @@ def match_plan(
 
 
 def by_class(
-    plans: Sequence[Plan], layers: Iterable[FileLayer], wanted: Mapping[str, Any]
+    plans: Sequence[Plan], layers: Iterable[FileLayer], wanted: Mapping[str, list[Slot]]
 ) -> dict[str, list[h5py.Dataset]]:
     """Return the arrays of each layer, of a file that has the layers of a model by class, in the order of each."""
     arrays: dict[str, list[h5py.Dataset]] = {}
