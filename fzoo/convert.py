@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fzoo.pretrained.comparison import compare
 from fzoo.pretrained.options import described_network, shown_options, variants
 from fzoo.pretrained.whole import WholeFile, make_network
 from fzoo.recognition import recognize_backbone
+from fzoo.types import Options
 from fzoo.weights import Layout, kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
@@ -29,7 +30,7 @@ from fzoo.weights.ending import ending_options
 from fzoo.weights.files import Contents, FileLayer, array_path
 from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.names import open_named_layers
-from fzoo.weights.state_dict import fit_state_dict, is_state_dict, nearest_network, open_torch_arrays
+from fzoo.weights.state_dict import StateDict, fit_state_dict, is_state_dict, nearest_network, open_torch_arrays
 from fzoo.weights.whole import match_plan
 from fzoo.zoo import create, list_models, spec
 
@@ -49,7 +50,7 @@ class Fit:
     """
 
     model: str
-    options: Mapping[str, Any]
+    options: Options
     within: str | None
     arrays: tuple[tuple[str, str, tuple[int, ...]], ...]
     left_out: tuple[str, ...]
@@ -191,7 +192,7 @@ def inspect_state_dict(path: Path) -> WeightsReport:
     return WeightsReport(path, "PyTorch's state dict", listed, fits)
 
 
-def fitting_state_dict(name: str, arrays: Mapping[str, Any], path: Path) -> Fit | None:
+def fitting_state_dict(name: str, arrays: StateDict, path: Path) -> Fit | None:
     """Find how a model with a tag fits a state dict, with its top or without; None if it does not."""
     for include_top in (True, False):
         options: dict[str, Any] = {} if include_top else {"include_top": False}
@@ -249,7 +250,7 @@ def as_described(described: Description, contents: Contents, path: Path) -> Fit:
     return fit_of(model, given, match(create(model, **options), contents, str(path)))
 
 
-def fit_of(model: str, options: dict[str, Any], result: Match) -> Fit:
+def fit_of(model: str, options: Options, result: Match) -> Fit:
     """Say a match in words."""
     named = tuple((array_path(array), "/".join(slot.path), array.shape) for slot, array in result.pairs)
     return Fit(model, options, result.within, named, tuple(result.left_out))
@@ -267,7 +268,7 @@ def find_fits(contents: Contents, path: Path) -> Iterator[Fit]:
         yield from itertools.islice(filter(None, (fitting(n, o, parts, contents, path) for n, o in likely)), 1)
 
 
-def fitting(name: str, options: dict[str, Any], parts: list[FileLayer], contents: Contents, path: Path) -> Fit | None:
+def fitting(name: str, options: Options, parts: list[FileLayer], contents: Contents, path: Path) -> Fit | None:
     """Find how a model fits some of a file's layers, with its top or without; None if it does not."""
     for include_top in (True, False):
         given = {**options, **({} if include_top else {"include_top": False})}

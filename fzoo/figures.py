@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fzoo.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+else:
+    Figure = Any  # to what checks while it runs: matplotlib comes with an extra
 
 
 def make_figure(
     width: float, height: float, *, extra: str, dpi: int = 150, layout: Literal["constrained"] | None = "constrained"
-) -> Any:
+) -> Figure:
     """Make a matplotlib figure that no window shows.
 
     Args:
@@ -31,7 +36,7 @@ def make_figure(
     return Figure((width, height), dpi=dpi, layout=layout)
 
 
-def save_figure(figure: Any, path: str | os.PathLike) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Write a figure to a file, whole or not at all; the name's ending says in which format.
 
     In an SVG text stays text, and the same figure gives the same bytes.

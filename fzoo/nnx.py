@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.core import unfreeze
-from jaxtyping import Array, Float
+from jax.tree_util import KeyPath
+from jaxtyping import Array, Float, PyTree
 
 from fzoo.errors import unknown
-from fzoo.layers.classifier import Classifier
+from fzoo.layers.classifier import Classifier, Inputs
 from fzoo.layers.graph import trace
 from fzoo.layers.keras import Training
 from fzoo.layers.record import Node
+from fzoo.types import Mask, MutableVariables, Params, Variables
 from fzoo.weights.mapping import check_shapes
 
 #: What an array of each of Linen's collections is in NNX.
@@ -46,14 +48,14 @@ class NNXClassifier(nnx.Module):
     """
 
     module: Classifier
-    params: Any
-    batch_stats: Any
+    params: Params
+    batch_stats: Params
     training: Training
     deterministic: bool
     use_running_average: bool
     rngs: nnx.RngStream | None
 
-    def __init__(self, module: Classifier, variables: Any, rngs: Any = None, training: Training = True):
+    def __init__(self, module: Classifier, variables: Variables, rngs: Any = None, training: Training = True):
         self.module = module  # first: what the others may be depends on it
         for collection in COLLECTIONS:
             setattr(self, collection, variables.get(collection, {}))
@@ -89,7 +91,7 @@ class NNXClassifier(nnx.Module):
             )
         super().__setattr__(name, value)
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Inputs) -> PyTree:
         """Compute class probabilities (N, classes), or features, as the module of Linen does.
 
         Args:
@@ -100,7 +102,7 @@ class NNXClassifier(nnx.Module):
         """
         return self._apply(x)
 
-    def endpoints(self, x: Any, layers: Sequence[str]) -> dict[str, Float[Array, "n ..."]]:
+    def endpoints(self, x: Inputs, layers: Sequence[str]) -> dict[str, Float[Array, "n ..."]]:
         """Compute the outputs of Keras layers by name.
 
         Args:
@@ -123,7 +125,7 @@ class NNXClassifier(nnx.Module):
             if value is not None:
                 setattr(self, name, value)
 
-    def _apply(self, x: Any, *arguments: Any, method: str | None = None) -> Any:
+    def _apply(self, x: Inputs, *arguments: Any, method: str | None = None) -> PyTree:
         """Call the module of Linen, and keep what that changes."""
         module, variables = from_nnx(self)
         train = self._train()
@@ -157,7 +159,7 @@ class NNXClassifier(nnx.Module):
 
 
 def to_nnx(
-    module: Classifier, variables: Any, *, rngs: nnx.Rngs | nnx.RngStream | None = None, training: Training = True
+    module: Classifier, variables: Variables, *, rngs: nnx.Rngs | nnx.RngStream | None = None, training: Training = True
 ) -> NNXClassifier:
     """Make a module of Flax NNX of a network and its variables; nothing is initialised or compiled.
 
@@ -185,7 +187,7 @@ def to_nnx(
     return NNXClassifier(module, variables, rngs, training)
 
 
-def from_nnx(model: NNXClassifier) -> tuple[Classifier, dict[str, Any]]:
+def from_nnx(model: NNXClassifier) -> tuple[Classifier, MutableVariables]:
     """Return the network and the variables of a module that `to_nnx` made, as they are now.
 
     These are what `fzoo.predict`, `fzoo.save_keras_weights`, `fzoo.save_variables`, ... take.
@@ -218,12 +220,12 @@ class TrainableFilter:
 
     paths: frozenset[tuple[str, ...]]
 
-    def __call__(self, path: Sequence[Any], value: Any) -> bool:
+    def __call__(self, path: Sequence[Hashable], value: object) -> bool:
         """Tell whether a variable is one of these, whichever module the network is part of."""
         return any(tuple(path[start:]) in self.paths for start in range(len(path)))
 
 
-def trainable_filter(mask: Any) -> TrainableFilter:
+def trainable_filter(mask: Mask) -> TrainableFilter:
     """Make of a mask over a network's parameters a filter of NNX, for `nnx.Optimizer(model, tx, wrt=...)`.
 
     It fits `nnx.DiffState` and `nnx.state`, too, and a module that has the network in it: with a new head,
@@ -260,15 +262,15 @@ def drops(node: Node) -> bool:
     return any(part.config.get("rate") for part in (node, *node.parts))
 
 
-def is_variable(value: Any) -> bool:
+def is_variable(value: object) -> bool:
     """Tell whether this is a variable of NNX."""
     return isinstance(value, nnx.Variable)
 
 
-def as_variables(kind: type[nnx.Variable], tree: Any) -> Any:
+def as_variables(kind: type[nnx.Variable], tree: PyTree) -> PyTree:
     """Make the arrays of a tree variables of NNX; those that are stay."""
 
-    def convert(leaf: Any) -> Any:
+    def convert(leaf: Any) -> nnx.Variable:
         if is_variable(leaf):
             return leaf
         return kind(leaf if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) else jnp.array(leaf))
@@ -276,7 +278,7 @@ def as_variables(kind: type[nnx.Variable], tree: Any) -> Any:
     return jax.tree.map(convert, unfreeze(tree), is_leaf=is_variable)
 
 
-def read(path: tuple[Any, ...], leaf: Any) -> Any:
+def read(path: KeyPath, leaf: Any) -> Any:
     """Read a variable of NNX; no gradient and no optimizer would see what else stands in its place."""
     if not is_variable(leaf):
         name = f"model.{path[0].key}{jax.tree_util.keystr(path[1:])}"
@@ -284,7 +286,7 @@ def read(path: tuple[Any, ...], leaf: Any) -> Any:
     return leaf.get_value()
 
 
-def dropout_stream(rngs: Any) -> nnx.RngStream | None:
+def dropout_stream(rngs: object) -> nnx.RngStream | None:
     """Fork the stream of random numbers for what drops."""
     if isinstance(rngs, nnx.Rngs) and ("dropout" in rngs or "default" in rngs):
         return rngs["dropout"].fork()
@@ -307,7 +309,7 @@ def check_training(module: Classifier, training: Any) -> Training:
     return frozenset(training)
 
 
-def inside(model: Any) -> str:
+def inside(model: object) -> str:
     """Say where a module has networks of fzoo's in it, to end a line."""
     if not isinstance(model, nnx.Module):
         return ""

@@ -12,6 +12,7 @@ from fzoo.images.preprocessing import MODES_IN_WORDS, Mode
 from fzoo.images.recipe import Recipe
 from fzoo.layers.steps import Step
 from fzoo.models.keras_model import KerasModel
+from fzoo.types import Variables
 from fzoo.zoo import recipe as model_recipe
 from fzoo.zoo import spec
 
@@ -70,7 +71,7 @@ class PixelsWanted(NamedTuple):
     reason: str
 
 
-def recognize_preprocessing(module: KerasModel, variables: Mapping[str, Any]) -> PixelsWanted | None:
+def recognize_preprocessing(module: KerasModel, variables: Variables) -> PixelsWanted | None:
     """Find the preprocessing that the network of a user's file wants; None where nothing tells.
 
     Args:
@@ -85,7 +86,7 @@ def recognize_preprocessing(module: KerasModel, variables: Mapping[str, Any]) ->
     return None if name is None else PixelsWanted(spec(name).preprocessing, f"its layers are named as those of {name}")
 
 
-def require_preprocessing(module: KerasModel, variables: Mapping[str, Any], source: str) -> PixelsWanted:
+def require_preprocessing(module: KerasModel, variables: Variables, source: str) -> PixelsWanted:
     """Find the preprocessing that the network of a user's file wants, where the user does not say.
 
     Args:
@@ -138,7 +139,7 @@ def usual_recipe(module: KerasModel) -> Recipe:
     return Recipe(size, "bilinear", crop=None, channels=channels)
 
 
-def scaling_step(module: KerasModel, variables: Mapping[str, Any]) -> Step | None:
+def scaling_step(module: KerasModel, variables: Variables) -> Step | None:
     """Find the first step after the input that makes small numbers of pixels from 0 to 255; None for none."""
     for step in steps_at_input(module):
         if is_scaling(step, variables):
@@ -158,7 +159,7 @@ def steps_at_input(module: KerasModel) -> Iterator[Step]:
                 pixels.add(number)
 
 
-def is_scaling(step: Step, variables: Mapping[str, Any]) -> bool:
+def is_scaling(step: Step, variables: Variables) -> bool:
     """Tell whether a step takes pixels from 0 to 255: its numbers are of their size, not of that of 0 to 1."""
     options: dict[str, Any] = dict(step.options)
     if step.kind == "Rescaling":

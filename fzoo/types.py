@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-__all__ = ["DTypeLike", "Json", "MutableVariables", "Options", "Params", "Variables"]
+__all__ = ["DTypeLike", "Json", "Mask", "MutableVariables", "Options", "Params", "Variables"]
 
 #: A tree of one collection, by names of layers and of their arrays; its leaves are arrays or what stands in their
 #: places: their shapes, a mask.
@@ -18,6 +18,9 @@ Variables = Mapping[str, Params]
 
 #: Those that fzoo makes: plain dicts all the way down, which a caller may change.
 MutableVariables = dict[str, Any]
+
+#: A tree of bool for the arrays of a tree of `Params`, or of `Variables`: which of them are meant.
+Mask = Mapping[str, Any]
 
 #: Options by their names, each of a type of its own.
 Options = Mapping[str, Any]

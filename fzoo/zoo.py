@@ -25,6 +25,7 @@ from fzoo.images.recipe import Recipe, change_recipe
 from fzoo.layers.activations import Activation
 from fzoo.layers.classifier import Classifier, Head
 from fzoo.models.spec import ModelSpec
+from fzoo.types import DTypeLike, Options
 
 
 def collect_variants(package: ModuleType) -> Mapping[str, ModelSpec]:
@@ -92,8 +93,8 @@ def create(
     pooling: str | None = None,
     classifier_activation: Activation = "softmax",
     input_shape: tuple[int | None, int | None, int] | None = None,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     precision: str | jax.lax.Precision | None = None,
     remat: bool = False,
     plain_convolutions: bool = False,
@@ -156,14 +157,14 @@ def create(
     )
 
 
-def family_defaults(record: ModelSpec) -> dict[str, Any]:
+def family_defaults(record: ModelSpec) -> Options:
     """Return the options of a model's family, beyond those of every model, with the model's values."""
     common = {field.name for field in dataclasses.fields(Classifier)}
     fields = [field for field in dataclasses.fields(record.family) if field.name not in common]
     return {field.name: record.options.get(field.name, field.default) for field in fields}
 
 
-def model_options(record: ModelSpec) -> dict[str, Any]:
+def model_options(record: ModelSpec) -> Options:
     """Return the options of a network that a user names beside its model: its family's, and those of every network.
 
     With the model's values.

@@ -104,7 +104,7 @@ def load_image(
     return np.asarray(rgb)
 
 
-def check_size(size: Any) -> tuple[int, int]:
+def check_size(size: object) -> tuple[int, int]:
     """Return (height, width) from one number or two.
 
     Raises:
@@ -116,7 +116,7 @@ def check_size(size: Any) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def check_reading(interpolation: Any, crop: Any, background: Any) -> None:
+def check_reading(interpolation: object, crop: object, background: object) -> None:
     """Raise ValueError for an argument of `load_image` that can't be honoured."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(unknown("interpolation", interpolation, INTERPOLATIONS))

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,12 +22,13 @@ from fzoo.images.reading import (
     open_image,
     rgb_color,
 )
+from fzoo.types import Json, Options
 
 #: How `keras.utils.load_img` reads an image, but for its size and resize: not turned, alpha dropped, cut off at 8 bits.
-KERAS_READING: Mapping[str, Any] = {"exif": False, "background": None, "clip": True}
+KERAS_READING: Options = {"exif": False, "background": None, "clip": True}
 
 #: All of it: squeezed by nearest neighbour, too.
-KERAS_PIXELS: Mapping[str, Any] = {"interpolation": "nearest", "crop": None, **KERAS_READING}
+KERAS_PIXELS: Options = {"interpolation": "nearest", "crop": None, **KERAS_READING}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +75,12 @@ class Recipe:
         return cls(check_size(size), **KERAS_PIXELS)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Recipe:
+    def from_json(cls, values: Mapping[str, Json]) -> Recipe:
         """Make the recipe that `to_json` wrote; what it lacks is as it was before there was a choice."""
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**{**KERAS_READING, **values, **lists})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """Return the fields as what JSON holds."""
         fields = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
@@ -138,7 +139,7 @@ class Recipe:
         return np.asarray(image)
 
 
-def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+def change_recipe(recipe: Recipe, changes: Options) -> Recipe:
     """Return a recipe with other values in some of its fields.
 
     Raises:

@@ -6,9 +6,9 @@ import functools
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -17,13 +17,14 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
-from jaxtyping import Array, Num
+from jaxtyping import Array, Num, PyTree
 
-from fzoo.images.preprocessing import RANGES, has_values_of, values_in_words
+from fzoo.images.preprocessing import RANGES, Images, has_values_of, values_in_words
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.devices import along_batch, beside, committed_to, lies_otherwise, parts_of, replicate, split_of
 from fzoo.layers.classifier import Classifier
 from fzoo.ops.platforms import traced_for
+from fzoo.types import DTypeLike, Variables
 from fzoo.zoo import preprocess_input, preprocessing_mode, preprocessing_of
 
 #: What a batch is cut to when the caller does not say: on a CPU, which gains nothing from more, and at the least.
@@ -36,23 +37,32 @@ PIXELS, MOST = 256 * 224 * 224, 1024
 
 
 #: (family, dtype, preprocessing) of the arrays on devices whose values were looked at: to look is to wait for them.
-_looked_at: set[tuple[Any, Any, Any]] = set()
+_looked_at: set[tuple[type[nn.Module], np.dtype, str | None]] = set()
 
 
 #: Batches under way at once: one is computed, the next is on its way to the device.
 IN_FLIGHT = 2
 
 
+Result = TypeVar("Result")
+
+
+#: A network, or one with what is wanted of it: what a program is compiled for.
+What = nn.Module | tuple[Any, ...]
+
+
 #: Images, preprocessed or not, or an array for each of several inputs, in their order or by their names.
 Pixels = Num[np.ndarray | Array, "n h w c"] | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
-def run(module: nn.Module, variables: Any, images: Pixels) -> Any:
+def run(module: nn.Module, variables: Variables, images: Pixels) -> PyTree:
     """Run the forward pass for inference."""
     return module.apply(variables, images)
 
 
-def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, images: Pixels) -> Any:
+def taps(
+    module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Variables, images: Pixels
+) -> PyTree:
     """Run the forward pass up to some layers."""
     module, layers = module_and_layers
     return module.apply(variables, images, layers, method="endpoints")
@@ -62,7 +72,7 @@ def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Any, 
 def compiled(
     function: Callable,
     platform: str,
-    dtype: Any,
+    dtype: DTypeLike,
     split: NamedSharding | None = None,
     in_parts: bool = True,
     fusions: str | None = None,
@@ -76,8 +86,8 @@ def compiled(
     """
 
     @traced_for(platform)
-    def program(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
-        def step(images: Any) -> Any:
+    def program(what: What, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
+        def step(images: PyTree) -> PyTree:
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
         count = count_of(images)
@@ -90,7 +100,7 @@ def compiled(
         out = lax.map(step, jax.tree.map(lambda x: x.reshape(parts, micro, *x.shape[1:]), filled))
         return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
 
-    def spread(what: Hashable, preprocess: str | None, variables: Any, images: Any) -> Any:
+    def spread(what: What, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
         assert split is not None
         part, specs = functools.partial(program, what, preprocess), (PartitionSpec(), split.spec)
         run = jax.shard_map(part, mesh=split.mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
@@ -110,13 +120,13 @@ def images_together(count: int, most: int) -> int:
 
 def in_batches(
     function: Callable,
-    what: Any,
-    variables: Any,
-    images: Any,
+    what: What,
+    variables: Variables,
+    images: PyTree,
     batch_size: int | None,
     preprocess: str | bool | None,
     mesh: Mesh | None = None,
-) -> Any:
+) -> PyTree:
     """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
     images, preprocess = arranged(module_of(what), images, preprocess)
     if not isinstance(images, tuple):
@@ -147,13 +157,13 @@ def in_batches(
     return join_on_host(results, count) if platform == "cpu" else join_on_device(results, count)
 
 
-def check_batch_size(batch_size: Any) -> None:
+def check_batch_size(batch_size: object) -> None:
     """Raise ValueError unless this is a number of images, or None."""
     if batch_size is not None and not (isinstance(batch_size, Integral) and int(batch_size) > 0):
         raise ValueError(f"batch_size={batch_size!r} given, a positive number expected")
 
 
-def arranged(module: nn.Module, images: Any, preprocess: str | bool | None) -> tuple[Any, str | None]:
+def arranged(module: nn.Module, images: PyTree, preprocess: str | bool | None) -> tuple[PyTree, str | None]:
     """Check what a network is called with: images, or arrays for its several inputs, which are put into a tuple.
 
     Returns:
@@ -179,12 +189,12 @@ def arranged(module: nn.Module, images: Any, preprocess: str | bool | None) -> t
     return images, None
 
 
-def count_of(images: Any) -> int:
+def count_of(images: PyTree) -> int:
     """Return how many there are."""
     return jax.tree.leaves(images)[0].shape[0]
 
 
-def cut(images: Any, start: int, size: int) -> Any:
+def cut(images: PyTree, start: int, size: int) -> PyTree:
     """Cut out some of the images, in their order."""
     return jax.tree.map(lambda x: rows(x, start, start + size), images)
 
@@ -196,12 +206,12 @@ def rows(array: Any, start: int, end: int) -> Any:
     return lax.slice_in_dim(array, start, min(end, len(array)))
 
 
-def no_results(shapes: Any) -> Any:
+def no_results(shapes: PyTree) -> PyTree:
     """Return what is given for no images, by the shapes of what is given for some."""
     return jax.tree.map(lambda y: jnp.zeros((0, *y.shape[1:]), y.dtype), shapes)
 
 
-def join_on_host(results: Iterator[Any], count: int) -> Any:
+def join_on_host(results: Iterator[PyTree], count: int) -> PyTree:
     """Put batches together, but for the images that fill up the last: on a CPU, whose memory is the host's.
 
     There, no count of images needs a program of its own.
@@ -215,7 +225,7 @@ def join_on_host(results: Iterator[Any], count: int) -> Any:
     return jax.tree.unflatten(structure, map(placed_as, wholes, first))
 
 
-def join_on_device(results: Iterator[Any], count: int) -> Any:
+def join_on_device(results: Iterator[PyTree], count: int) -> PyTree:
     """Put batches together, but for the images that fill up the last, where they were computed."""
     parts = []
     for part in results:
@@ -234,7 +244,7 @@ def first_of(array: Array, count: int) -> Array:
     return rows(array, 0, count)
 
 
-def placed_as(array: Any, y: Array) -> Array:
+def placed_as(array: Array | np.ndarray, y: Array) -> Array:
     """Put an array where one lies that differs in the number of images, committed to its devices if that is."""
     if not y.committed:
         return jax.device_put(array)
@@ -248,7 +258,7 @@ def even_sharding(sharding: Sharding, count: int) -> Sharding:
     return sharding
 
 
-def image_shape(images: Any) -> tuple[int, ...]:
+def image_shape(images: PyTree) -> tuple[int, ...]:
     """Return the shape of the images, or of the first of several inputs that has images; (1, 1, 1, 1) for none."""
     return next((x.shape for x in jax.tree.leaves(images) if len(x.shape) == 4), (1, 1, 1, 1))
 
@@ -262,8 +272,8 @@ def default_batch(platform: str, shape: Sequence[int]) -> int:
 
 
 def for_devices(
-    function: Callable, what: Any, variables: Any, images: Any, mesh: Mesh | None
-) -> tuple[Any, str, Any, NamedSharding | None]:
+    function: Callable, what: What, variables: Variables, images: PyTree, mesh: Mesh | None
+) -> tuple[Any, str, Variables, NamedSharding | None]:
     """Arrange where a network is computed.
 
     Returns:
@@ -289,13 +299,13 @@ def for_devices(
 
 def output_shapes(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: jax.ShapeDtypeStruct,
     layers: tuple[str, ...] | None,
     *,
     preprocess: str | None = None,
     mesh: Mesh | None = None,
-) -> Any:
+) -> PyTree:
     """Return the shapes of what `predict`, or with `layers` `features`, gives for a whole batch.
 
     Nothing is computed or compiled, and the call that comes then does not trace the network again.
@@ -307,12 +317,12 @@ def output_shapes(
     return call.eval_shape(what, preprocess, variables, images)
 
 
-def module_of(what: Any) -> nn.Module:
+def module_of(what: What) -> nn.Module:
     """Return the network of `run`'s or `taps`' first argument."""
     return what[0] if isinstance(what, tuple) else what
 
 
-def micro_batch(what: Any) -> int:
+def micro_batch(what: What) -> int:
     """Return how many images a CPU computes together: more fall out of its cache."""
     module = module_of(what)
     if isinstance(module, Classifier) and module.narrow_micro_batch and module.dtype == jnp.bfloat16:
@@ -320,9 +330,9 @@ def micro_batch(what: Any) -> int:
     return getattr(module, "micro_batch", Classifier.micro_batch)
 
 
-def in_flight(started: Iterable[Any]) -> Iterator[Any]:
+def in_flight(started: Iterable[Result]) -> Iterator[Result]:
     """Yield results that are under way, in their order, `IN_FLIGHT` of them at a time."""
-    pending: deque[Any] = deque()
+    pending: deque[Result] = deque()
     for result in started:
         pending.append(result)
         if len(pending) == IN_FLIGHT:
@@ -330,7 +340,7 @@ def in_flight(started: Iterable[Any]) -> Iterator[Any]:
     yield from pending
 
 
-def chosen_preprocessing(module: nn.Module, images: Any, preprocess: str | bool | None) -> str | None:
+def chosen_preprocessing(module: nn.Module, images: PyTree, preprocess: str | bool | None) -> str | None:
     """Return the model or the mode that images are preprocessed for, None for none.
 
     Args:
@@ -359,7 +369,7 @@ def chosen_preprocessing(module: nn.Module, images: Any, preprocess: str | bool 
     return own
 
 
-def check_values(module: nn.Module, images: Any, preprocess: str | None, stacklevel: int = 4) -> None:
+def check_values(module: nn.Module, images: Images, preprocess: str | None, stacklevel: int = 4) -> None:
     """Look whether values of images can be what they are said to be; of JAX's arrays, once for each kind.
 
     A warning is about the line of the caller that is `stacklevel` calls up.
@@ -395,7 +405,7 @@ def check_values(module: nn.Module, images: Any, preprocess: str | None, stackle
         )
 
 
-def check_images(images: Any, pixels: bool) -> None:
+def check_images(images: object, pixels: bool) -> None:
     """Raise ValueError unless these are images: preprocessed, or pixels that will be."""
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
     if shape is None or dtype is None:
@@ -409,7 +419,7 @@ def check_images(images: Any, pixels: bool) -> None:
         )
 
 
-def padded(images: Any, size: int) -> Iterator[Any]:
+def padded(images: PyTree, size: int) -> Iterator[PyTree]:
     """Yield batches of exactly `size` images, the last one filled up with zeros."""
     for start in range(0, count_of(images), size):
         yield jax.tree.map(functools.partial(filled_up, size=size), cut(images, start, size))

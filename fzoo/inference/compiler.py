@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,10 @@ import numpy as np
 
 from fzoo.layers.record import FUSIONS
 from fzoo.ops.processor import has_wide_vectors
+from fzoo.types import DTypeLike
+
+#: The value of one of XLA's options.
+Setting = bool | int | float | str
 
 #: Which operations XLA:CPU hands to YNNPACK.
 YNN_FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
@@ -33,13 +36,13 @@ VECTORS = {"xla_cpu_prefer_vector_width": 512}
 BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
-def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def known_options(options: Mapping[str, Setting]) -> dict[str, Setting]:
     """Return those of XLA's options that this jaxlib knows, for `jax.jit(..., compiler_options=...)`."""
     return {name: value for name, value in options.items() if is_known(name, value)}
 
 
 @functools.cache
-def is_known(name: str, value: Any) -> bool:
+def is_known(name: str, value: Setting) -> bool:
     """Tell whether this jaxlib compiles with an option, by compiling next to nothing for the CPU."""
     try:
         jax.jit(lambda x: x + 1, compiler_options={name: value})(on_cpu(np.float32(0)))
@@ -52,8 +55,8 @@ def is_known(name: str, value: Any) -> bool:
 
 @functools.cache
 def compiler_options(
-    platform: str, dtype: Any = jnp.float32, remat: bool = False, fusions: str | None = None
-) -> dict[str, Any] | None:
+    platform: str, dtype: DTypeLike = jnp.float32, remat: bool = False, fusions: str | None = None
+) -> dict[str, Setting] | None:
     """Return what to compile with on a platform, for `jax.jit(..., compiler_options=...)`; None for JAX's own.
 
     JAX takes them at an outermost jit only. On CPU, jaxlib from 0.10.2 on hands convolutions and products to YNNPACK,
@@ -79,7 +82,7 @@ def compiler_options(
     return options or None
 
 
-def usual_fusions(dtype: Any) -> str:
+def usual_fusions(dtype: DTypeLike) -> str:
     """Return what YNNPACK is handed of a computation of a dtype, where nothing was timed."""
     return "products" if jnp.dtype(dtype) == jnp.bfloat16 else "nothing"
 
@@ -111,7 +114,7 @@ def sum_protection() -> str:
     )
 
 
-def sums_rightly(options: Mapping[str, Any] | None) -> bool:
+def sums_rightly(options: Mapping[str, Setting] | None) -> bool:
     """Compute the sum of jax issue 39103, exact in float32, and tell whether it is right."""
     side = 1 << 12  # whose square is exact
     rows = np.zeros((32769, 3), np.float32)

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import PyTree
 
 from fzoo.ops.platforms import traced_for as traced_for
 
@@ -43,7 +44,7 @@ def mesh(devices: int | Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(row), (BATCH,))
 
 
-def replicate(tree: Any, mesh: Any) -> Any:
+def replicate(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """Put arrays on every device of the mesh; what is there already is not touched."""
     sharding = NamedSharding(mesh, PartitionSpec())
     if all(getattr(leaf, "sharding", None) == sharding for leaf in jax.tree.leaves(tree)):
@@ -51,19 +52,19 @@ def replicate(tree: Any, mesh: Any) -> Any:
     return jax.device_put(tree, sharding)
 
 
-def committed_to(tree: Any) -> Sharding | None:
+def committed_to(tree: PyTree) -> Sharding | None:
     """Return where the first array of a tree lies that is committed to its devices; None if JAX is free to choose."""
     arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
     return next((array.sharding for array in arrays if array.committed), None)
 
 
-def device_of(tree: Any) -> Any:
+def device_of(tree: PyTree) -> Any:
     """Return a device on which JAX computes with these arrays: theirs, or the default one."""
     sharding = committed_to(tree)
     return next(iter(jnp.zeros(()).devices() if sharding is None else sharding.device_set))
 
 
-def beside(tree: Any, others: Any) -> Any:
+def beside(tree: PyTree, others: PyTree) -> PyTree:
     """Put arrays whole where others are: committed to the same devices if these are, otherwise to none."""
     sharding = committed_to(others)
     if isinstance(sharding, NamedSharding):
@@ -77,7 +78,7 @@ def along_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(axes[0] if len(axes) == 1 else axes))
 
 
-def split_of(tree: Any) -> NamedSharding | None:
+def split_of(tree: PyTree) -> NamedSharding | None:
     """Return how arrays lie that are split along their first axis alone, over devices of this process; else None."""
     sharding = committed_to(tree)
     if not isinstance(sharding, NamedSharding) or not sharding.spec or not sharding.is_fully_addressable:
@@ -96,14 +97,14 @@ def parts_of(sharding: Sharding) -> int:
     return math.prod(sharding.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,)))
 
 
-def lies_otherwise(tree: Any, mesh: Any) -> bool:
+def lies_otherwise(tree: PyTree, mesh: Any) -> bool:
     """Tell whether an array is split, or committed to other devices than a mesh's."""
     arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and leaf.committed)
     own = set(mesh.devices.flat)
     return any(not array.is_fully_replicated or not array.sharding.device_set <= own for array in arrays)
 
 
-def shard(batch: Any, mesh: Mesh) -> Any:
+def shard(batch: PyTree, mesh: Mesh) -> PyTree:
     """Split arrays along their first axis, a part for each device.
 
     Args:

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1610.02391.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import check_classifier, last_map, layer_names, trace
 from fzoo.layers.options import is_count
 from fzoo.layers.record import Node
+from fzoo.types import Variables
 
 #: Colours of heat from 0 to 1, evenly spaced.
 HEAT = ((40, 30, 110), (20, 120, 190), (40, 190, 160), (250, 220, 60), (215, 40, 40))
@@ -46,7 +47,7 @@ class Explanation(NamedTuple):
 
 def explain(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: Num[np.ndarray | Array, "n h w c"],
     *,
     top: int = 3,
@@ -77,7 +78,7 @@ def explain(
 
 
 def explained(
-    what: tuple[Classifier, str, int | tuple[int, ...]], variables: Any, images: Array | np.ndarray
+    what: tuple[Classifier, str, int | tuple[int, ...]], variables: Variables, images: Array | np.ndarray
 ) -> Explanation:
     """Do what `explain` does, for one batch."""
     module, layer, wanted = what
@@ -95,7 +96,7 @@ def explained(
 
 def grad_cam(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: Float[Array | np.ndarray, "n h w c"],
     classes: Sequence[int] | Int[Array | np.ndarray, " k"] | Int[Array | np.ndarray, "n k"],
     *,
@@ -130,7 +131,9 @@ def grad_cam(
     return heat_maps(activation, pull, logits, jnp.broadcast_to(classes, (len(images), classes.shape[-1])))
 
 
-def split_at(module: Classifier, variables: Any, images: Array | np.ndarray, layer: str) -> tuple[Array, Any]:
+def split_at(
+    module: Classifier, variables: Variables, images: Array | np.ndarray, layer: str
+) -> tuple[Array, Callable[[Array], Array]]:
     """Return a layer's output for images, and the function from it to the logits."""
     network = module.clone(classifier_activation=None)
     tapped: Any = network.apply(variables, images, (layer,), method="endpoints")
@@ -141,7 +144,9 @@ def split_at(module: Classifier, variables: Any, images: Array | np.ndarray, lay
     return tapped[layer], scores
 
 
-def heat_maps(activation: Array, pull: Any, logits: Array, classes: Int[Array, "n k"]) -> Float[Array, "n k h w"]:
+def heat_maps(
+    activation: Array, pull: Callable[[Array], tuple[Array]], logits: Array, classes: Int[Array, "n k"]
+) -> Float[Array, "n k h w"]:
     """Compute Grad-CAM of a layer's output, by the pullback of the logits to it."""
     ones = jax.nn.one_hot(classes.T, logits.shape[-1], dtype=logits.dtype)
     (gradients,) = jax.vmap(pull)(ones)
@@ -173,7 +178,7 @@ def map_layer(module: Classifier, name: str | None) -> Node:
     return by_name[name]
 
 
-def check_classes(module: Classifier, classes: Any, dimensions: tuple[int, ...] = (1, 2)) -> Any:
+def check_classes(module: Classifier, classes: object, dimensions: tuple[int, ...] = (1, 2)) -> Array | np.ndarray:
     """Return numbers of classes as an array, or raise ValueError; those that are traced can't be looked at."""
     given = classes if isinstance(classes, Tracer) else np.asarray(classes)
     if given.ndim not in dimensions or not jnp.issubdtype(given.dtype, jnp.integer) or not given.size:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.export import export as lower
 from jax.export import symbolic_shape
-from jaxtyping import Array, Num
+from jaxtyping import Array, Num, PyTree
 
 from fzoo.files import replacing
 from fzoo.inference.batches import run, taps
@@ -22,6 +22,8 @@ from fzoo.inference.onnx.model import onnx_model
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.options import is_count
 from fzoo.ops.platforms import traced_for
+from fzoo.ops.shapes import Side
+from fzoo.types import Variables
 from fzoo.zoo import preprocess_input, preprocessing_mode
 
 #: What a file can be for, as JAX calls them; "gpu" is "cuda" (NVIDIA) or "rocm" (AMD).
@@ -42,7 +44,7 @@ MOST = 2**31
 
 def export(
     module: nn.Module,
-    variables: Any,
+    variables: Variables,
     path: str | os.PathLike,
     *,
     platforms: str | Sequence[str] | None = None,
@@ -138,7 +140,7 @@ def export(
     constants = jax.tree.map(np.asarray, variables)  # of no device
 
     @traced_for(names[0] if len(names) == 1 else None)
-    def network(images: Num[Array, "n h w c"]) -> Any:
+    def network(images: Num[Array, "n h w c"]) -> PyTree:
         images = images if preprocess is None else preprocess_input(images, preprocess)
         arrays = jax.tree.map(jnp.asarray, constants)
         if layers and isinstance(module, Classifier):
@@ -167,7 +169,7 @@ def export(
     return written
 
 
-def open_shape(module: nn.Module, batch_size: int | None, shape: tuple[int | None, ...]) -> tuple[Any, ...]:
+def open_shape(module: nn.Module, batch_size: int | None, shape: tuple[int | None, ...]) -> tuple[Side, ...]:
     """Make the shape of images, with a symbol for each side that is None."""
     least, step = (module.min_size, module.open_step) if isinstance(module, Classifier) else (1, 1)
     symbols = [name if step == 1 else f"{step}*{name}" for name in ("height", "width")]

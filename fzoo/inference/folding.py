@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
+from jaxtyping import PyTree
 
 from fzoo import ops
 from fzoo.inference.devices import beside
 from fzoo.layers.abstract import Trace
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.record import Node, Prepared
+from fzoo.types import DTypeLike, MutableVariables, Params
 
 #: Keras classes with a kernel whose last axis is the layer's output channels, and where that kernel is below the layer.
 KERNELS = {"Conv2D": (), "DepthwiseConv2D": (), "SeparableConv2D": ("pointwise",), "Dense": ()}
@@ -26,8 +28,8 @@ CHANNELWISE = {"AveragePooling2D", "GlobalAveragePooling2D", "Cropping2D", "Drop
 
 
 def folded_for_inference(
-    module: Classifier, found: Trace, variables: Any, dtype: Any, tiles: Mapping[str, int]
-) -> tuple[Classifier, Any]:
+    module: Classifier, found: Trace, variables: PyTree, dtype: DTypeLike, tiles: Mapping[str, int]
+) -> tuple[Classifier, MutableVariables]:
     """Fold what can be, and keep the kernels of some convolutions transformed; see `optimize_for_inference`.
 
     Args:
@@ -81,13 +83,13 @@ def folded_for_inference(
 LARGE = 5 << 19
 
 
-def winograd_tiles(nodes: Sequence[Node], dtype: Any) -> dict[str, int]:
+def winograd_tiles(nodes: Sequence[Node], dtype: DTypeLike) -> dict[str, int]:
     """Return the tile for each layer whose kernel is to be kept transformed: one for all of its calls.
 
     In bfloat16, products are faster than in float32, and those of the largest images, which fall out of the caches,
     are not.
     """
-    convolutions: dict[str, list[Any]] = {}
+    convolutions: dict[str, list[ops.Convolution | None]] = {}
     for node in nodes:
         if node.kind == "Conv2D":
             convolutions.setdefault(node.variables, []).append(node.config.get("convolution"))
@@ -99,7 +101,7 @@ def winograd_tiles(nodes: Sequence[Node], dtype: Any) -> dict[str, int]:
     return tiles
 
 
-def prepared_tile(conv: ops.Convolution, dtype: Any) -> int | None:
+def prepared_tile(conv: ops.Convolution, dtype: DTypeLike) -> int | None:
     """Return the tile for which a kernel is to be kept transformed; None for not at all.
 
     Args:
@@ -110,14 +112,14 @@ def prepared_tile(conv: ops.Convolution, dtype: Any) -> int | None:
     return ops.winograd_tile(conv) if large and ops.is_winograd(conv, prepared=True) else None
 
 
-def cast_kernels(variables: Any, dtype: Any) -> Any:
+def cast_kernels(variables: PyTree, dtype: DTypeLike) -> PyTree:
     """Give every kernel of a tree a dtype; biases, scales and statistics keep theirs."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(dtype) if path[-1].key == "kernel" else leaf, variables
     )
 
 
-def scale_and_shift(node: Node, params: Any, stats: Any) -> tuple[np.ndarray, np.ndarray]:
+def scale_and_shift(node: Node, params: Params, stats: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return what a BN or a LayerScale does in inference, in float64: x * scale + shift."""
     if node.kind == "LayerScale":
         return params["gamma"].astype(np.float64), np.zeros(params["gamma"].shape)
@@ -157,7 +159,7 @@ def linear_parts(
     return parts
 
 
-def fold(params: Any, node: Node, scale: np.ndarray, shift: np.ndarray) -> None:
+def fold(params: dict[str, Any], node: Node, scale: np.ndarray, shift: np.ndarray) -> None:
     """Multiply a layer's kernel, and give it a bias, so that its output is scaled and shifted."""
     layer = params[node.name] = dict(params[node.name])
     for key in KERNELS[node.kind]:

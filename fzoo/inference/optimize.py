@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from fzoo.inference.batches import check_images, for_devices, images_together, micro_batch, run
 from fzoo.inference.compiler import usual_fusions
@@ -23,6 +24,7 @@ from fzoo.layers.abstract import Trace
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.ops.processor import has_bfloat16
+from fzoo.types import DTypeLike, MutableVariables, Variables
 from fzoo.weights.mapping import check_variables
 
 #: Seconds for each of the ways between which the time of the whole network decides.
@@ -34,12 +36,12 @@ UNTUNED = "untuned"
 
 def optimize_for_inference(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     platform: str | None = None,
     tune: bool = False,
-) -> tuple[Classifier, Any]:
+) -> tuple[Classifier, MutableVariables]:
     """Make an equivalent network that is faster, and can't be trained.
 
     Every BN that follows a convolution, with nothing between that isn't linear, is folded into its kernel (through
@@ -86,12 +88,12 @@ def optimize_for_inference(
 
 def tune(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: Any,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     progress: Callable[[str], None] = lambda line: None,
-) -> tuple[Classifier, Any]:
+) -> tuple[Classifier, MutableVariables]:
     """Make the network of `optimize_for_inference` whose convolutions take the forms that are the fastest here.
 
     Each distinct convolution is timed in every form that computes it, with what this jaxlib can be told to hand to
@@ -131,7 +133,7 @@ class Tuned:
         chosen: which of these it is.
     """
 
-    network: tuple[Classifier, Any]
+    network: tuple[Classifier, MutableVariables]
     images: int
     tuning: Tuning
     seconds: dict[str, float]
@@ -140,9 +142,9 @@ class Tuned:
 
 def tune_network(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: Any,
-    dtype: Any,
+    dtype: DTypeLike,
     platform: str | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuned:
@@ -166,7 +168,7 @@ def tune_network(
     return Tuned(network, together, shown, seconds, chosen)
 
 
-def network_key(module: Classifier, tuning: Tuning, shape: tuple[int, ...], dtype: Any) -> str:
+def network_key(module: Classifier, tuning: Tuning, shape: tuple[int, ...], dtype: DTypeLike) -> str:
     """Return what the file of times calls a network: one with the same convolutions takes the same time."""
     convolutions = [(found.layers, key_of(found.convolution, "")) for found in tuning.convolutions]
     digest = hashlib.blake2b(repr((convolutions, shape)).encode(), digest_size=8).hexdigest()
@@ -174,7 +176,7 @@ def network_key(module: Classifier, tuning: Tuning, shape: tuple[int, ...], dtyp
 
 
 def check_tuning(
-    module: Classifier, variables: Any, images: Any, dtype: Any, platform: str | None
+    module: Classifier, variables: Variables, images: Any, dtype: DTypeLike, platform: str | None
 ) -> tuple[Trace, int]:
     """Check what is to be tuned.
 
@@ -203,8 +205,8 @@ def check_tuning(
 
 
 def apply_tuning(
-    module: Classifier, found: Trace, variables: Any, dtype: Any, tuning: Tuning | None
-) -> tuple[Classifier, Any]:
+    module: Classifier, found: Trace, variables: Variables, dtype: DTypeLike, tuning: Tuning | None
+) -> tuple[Classifier, MutableVariables]:
     """Make the network with the forms that were found; with None, as it is untuned."""
     if tuning is None:
         return folded_for_inference(module, found, variables, dtype, winograd_tiles(found.nodes, dtype))
@@ -214,7 +216,7 @@ def apply_tuning(
     return tuned.clone(prepared=prepared), left
 
 
-def time_networks(ways: Mapping[str, tuple[Classifier, Any]], shape: tuple[int, ...]) -> dict[str, float]:
+def time_networks(ways: Mapping[str, tuple[Classifier, MutableVariables]], shape: tuple[int, ...]) -> dict[str, float]:
     """Run networks in turns as `predict` does, and return the least seconds of a call of each."""
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     calls = {}
@@ -226,6 +228,8 @@ def time_networks(ways: Mapping[str, tuple[Classifier, Any]], shape: tuple[int, 
     return time_in_turns(calls, SECONDS)
 
 
-def run_again(call: Any, module: Classifier, variables: Any, images: Any, turn: int) -> Any:
+def run_again(
+    call: Callable[..., PyTree], module: Classifier, variables: Variables, images: PyTree, turn: int
+) -> PyTree:
     """Run a network; every turn is the same."""
     return call(module, None, variables, images)

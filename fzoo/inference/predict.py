@@ -7,17 +7,19 @@ from typing import Any
 
 import flax.linen as nn
 from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
 from fzoo.inference.batches import Pixels, in_batches, run, taps
 from fzoo.inference.streams import apply_to_stream, is_stream
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.stages import stages
+from fzoo.types import Variables
 
 
 def predict(
     module: nn.Module,
-    variables: Any,
-    images: Pixels | Iterable[Any],
+    variables: Variables,
+    images: Pixels | Iterable[PyTree],
     *,
     batch_size: int | None = None,
     preprocess: str | bool | None = None,
@@ -76,8 +78,8 @@ def predict(
 
 def features(
     module: Classifier,
-    variables: Any,
-    images: Pixels | Iterable[Any],
+    variables: Variables,
+    images: Pixels | Iterable[PyTree],
     layers: str | Sequence[str],
     *,
     batch_size: int | None = None,
@@ -106,8 +108,8 @@ def features(
 
 def pyramid(
     module: Classifier,
-    variables: Any,
-    images: Pixels | Iterable[Any],
+    variables: Variables,
+    images: Pixels | Iterable[PyTree],
     *,
     strides: Sequence[int] = (8, 16, 32),
     batch_size: int | None = None,
@@ -130,7 +132,7 @@ def pyramid(
     options: dict[str, Any] = {"batch_size": batch_size, "preprocess": preprocess, "mesh": mesh}
     found = features(module, variables, images, [end.layer for end in ends.values()], **options)
 
-    def by_stride(maps: Any) -> dict[int, Any]:
+    def by_stride(maps: dict[str, Array]) -> dict[int, Array]:
         return {stride: maps[end.layer] for stride, end in ends.items()}
 
     return by_stride(found) if isinstance(found, dict) else map(by_stride, found)

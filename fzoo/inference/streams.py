@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,8 +10,10 @@ import jax
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from fzoo.inference.batches import (
+    What,
     arranged,
     check_batch_size,
     check_values,
@@ -26,12 +28,13 @@ from fzoo.inference.batches import (
 )
 from fzoo.inference.devices import parts_of
 from fzoo.layers.classifier import Classifier
+from fzoo.types import Variables
 
 #: What is said of a stream where arrays are traced.
 TRACED = "a stream of batches given inside of a jitted function, an array of images expected there"
 
 
-def is_stream(module: nn.Module, images: Any) -> bool:
+def is_stream(module: nn.Module, images: object) -> bool:
     """Tell whether images are a stream of batches, and not a batch.
 
     Arrays are batches, and so are a mapping, and a tuple or a list for a network of several inputs.
@@ -48,7 +51,7 @@ def has_one_input(module: nn.Module) -> bool:
     return isinstance(module, Classifier) and not isinstance(module.example_inputs, tuple)
 
 
-def is_stored(images: Any) -> bool:
+def is_stored(images: object) -> bool:
     """Tell whether this is an array on disk: with a shape, a dtype and slices, but neither NumPy's nor JAX's."""
     return (
         not isinstance(images, (np.ndarray, jax.Array))
@@ -60,13 +63,13 @@ def is_stored(images: Any) -> bool:
 
 def apply_to_stream(
     function: Callable,
-    what: Any,
-    variables: Any,
+    what: What,
+    variables: Variables,
     batches: Any,
     batch_size: int | None,
     preprocess: str | bool | None,
     mesh: Mesh | None,
-) -> Iterator[Any]:
+) -> Iterator[PyTree]:
     """Return an iterator over `function(what, variables, batch)` of a stream's batches, as trees of NumPy arrays.
 
     What is wrong with the arguments is raised here, what is wrong with a batch by the iterator.
@@ -109,7 +112,7 @@ class Program(NamedTuple):
         size: how many go through at once.
     """
 
-    call: Callable[[Any], Any]
+    call: Callable[[PyTree], PyTree]
     size: int
 
 
@@ -121,12 +124,12 @@ class Filling:
         like: a batch, for shapes and dtypes.
     """
 
-    def __init__(self, program: Program, like: Any):
+    def __init__(self, program: Program, like: PyTree):
         self.program, self.number = program, 0
         self.shares: list[Share] = []
         self.images = jax.tree.map(lambda x: np.zeros((program.size, *x.shape[1:]), x.dtype), like)
 
-    def take(self, images: Any, start: int) -> tuple[int, bool]:
+    def take(self, images: PyTree, start: int) -> tuple[int, bool]:
         """Take as many images as there is room for, from one on; returns (the next, whether none is left)."""
         count = count_of(images)
         end = min(count, start + self.program.size - self.number)
@@ -143,8 +146,8 @@ class Stream:
     def __init__(
         self,
         function: Callable,
-        what: Any,
-        variables: Any,
+        what: What,
+        variables: Variables,
         batch_size: int | None,
         preprocess: str | bool | None,
         mesh: Mesh | None,
@@ -152,10 +155,10 @@ class Stream:
         self.function, self.what, self.module, self.mesh = function, what, module_of(what), mesh
         self.batch_size, self.preprocess = batch_size, preprocess
         self.variables = jax.device_put(variables) if mesh is None else variables  # once, and not at each call
-        self.programs: dict[Any, Program] = {}
+        self.programs: dict[Hashable, Program] = {}
         self.warned = False
 
-    def results(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def results(self, batches: Iterator[PyTree]) -> Iterator[PyTree]:
         """Yield what comes of each batch."""
         parts = []
         for started in in_flight(self.started(batches)):
@@ -170,7 +173,7 @@ class Stream:
                     yield jax.tree.map(lambda *ys: np.concatenate(ys), *parts)
                     parts.clear()
 
-    def started(self, batches: Iterator[Any]) -> Iterator[tuple[Any, list[Share]] | Exception]:
+    def started(self, batches: Iterator[PyTree]) -> Iterator[tuple[PyTree, list[Share]] | Exception]:
         """Yield the outputs of each call, which are on their way, and whose they are; an error is the last of these."""
         filling, error = None, None
         while True:
@@ -202,7 +205,7 @@ class Stream:
         if error is not None:
             yield error
 
-    def start(self, program: Program, images: Any, shares: list[Share]) -> tuple[Any, list[Share]] | Exception:
+    def start(self, program: Program, images: PyTree, shares: list[Share]) -> tuple[PyTree, list[Share]] | Exception:
         """Start a call; returns (its outputs, `shares`), or what went wrong."""
         try:
             outputs = program.call(images)
@@ -212,7 +215,7 @@ class Stream:
         except Exception as e:  # in its turn, after the results that are under way
             return e
 
-    def checked(self, batch: Any) -> tuple[Any, str | None]:
+    def checked(self, batch: PyTree) -> tuple[PyTree, str | None]:
         """Check a batch, and its values; returns (its images, the model or mode that they are preprocessed for)."""
         images, preprocess = self.arrange(batch)
         if not isinstance(images, tuple) and (preprocess is not None or not self.warned):
@@ -220,7 +223,7 @@ class Stream:
             self.warned = True
         return images, preprocess
 
-    def arrange(self, batch: Any) -> tuple[Any, str | None]:
+    def arrange(self, batch: PyTree) -> tuple[PyTree, str | None]:
         """Check a batch but for its values; returns as `checked`."""
         if has_one_input(self.module) and isinstance(batch, (tuple, list)):
             raise ValueError(
@@ -237,7 +240,7 @@ class Stream:
             raise ValueError(TRACED)
         return arranged(self.module, batch, self.preprocess)
 
-    def program(self, images: Any, preprocess: str | None, count: int | None = None) -> Program:
+    def program(self, images: PyTree, preprocess: str | None, count: int | None = None) -> Program:
         """Return what a batch of images goes through; `count` are there in all, where that is known."""
         kind = preprocess, tuple((x.shape[1:], np.dtype(x.dtype)) for x in jax.tree.leaves(images))
         if kind not in self.programs:
@@ -246,7 +249,7 @@ class Stream:
             most = default_batch(platform, image_shape(images)) * devices
             size = self.batch_size or min(most, count or count_of(images) or most)
 
-            def call_with(images: Any) -> Any:
+            def call_with(images: PyTree) -> PyTree:
                 images = images if split is None else jax.device_put(images, split)
                 return call(self.what, preprocess, variables, images)
 
@@ -259,6 +262,6 @@ def as_array(array: Any) -> Any:
     return np.asarray(array) if hasattr(array, "__array__") and not isinstance(array, jax.Array) else array
 
 
-def is_on_devices(images: Any) -> bool:
+def is_on_devices(images: PyTree) -> bool:
     """Tell whether all arrays of a batch are JAX's."""
     return all(isinstance(x, jax.Array) for x in jax.tree.leaves(images))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import platformdirs
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from fzoo import ops
 from fzoo._version import __version__
@@ -34,6 +34,7 @@ from fzoo.inference.folding import prepared_tile
 from fzoo.layers.record import Node
 from fzoo.ops.platforms import traced_for
 from fzoo.ops.processor import instruction_sets, processor_name
+from fzoo.types import DTypeLike
 
 #: Which form of the file of times this is: one of another form is not read.
 FORMAT = 1
@@ -119,7 +120,7 @@ class Tuning:
 def tune_convolutions(
     nodes: Iterable[Node],
     images: int,
-    dtype: Any,
+    dtype: DTypeLike,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Tuning]:
     """Time the forms of each distinct convolution of a network, with each choice of what YNNPACK gets.
@@ -164,7 +165,9 @@ def fastest(seconds: Times, untimed: str) -> str:
     return untimed if seconds[untimed] <= seconds[form] * (1 + GAIN) else form
 
 
-def convolutions_of(nodes: Iterable[Node], images: int, dtype: Any) -> dict[ops.Convolution, list[tuple[str, bool]]]:
+def convolutions_of(
+    nodes: Iterable[Node], images: int, dtype: DTypeLike
+) -> dict[ops.Convolution, list[tuple[str, bool]]]:
     """Return the layers that each distinct convolution is of, and whether their kernels can be kept transformed.
 
     A layer that is called with several shapes is left out: its form is one for all of them.
@@ -240,7 +243,7 @@ def time_forms(
     images = draw(conv.images, conv.height, conv.width, conv.inputs)
     kernel = draw(*conv.kernel, conv.inputs // conv.groups, conv.outputs)
     bias = draw(1, 1, 1, conv.outputs)
-    calls: dict[tuple[int, str], Callable[[int], Any]] = {}
+    calls: dict[tuple[int, str], Callable[[int], PyTree]] = {}
     for form, function in candidates.items():
         own = kernel
         if form.startswith(PREPARED):
@@ -264,7 +267,7 @@ def time_forms(
     ]
 
 
-def time_in_turns(calls: Mapping[Key, Callable[[int], Any]], seconds: float) -> dict[Key, float]:
+def time_in_turns(calls: Mapping[Key, Callable[[int], PyTree]], seconds: float) -> dict[Key, float]:
     """Run calls in turns, each with the number of its turn and until its result is there; the least seconds of each.
 
     Args:
@@ -282,7 +285,7 @@ def time_in_turns(calls: Mapping[Key, Callable[[int], Any]], seconds: float) -> 
     return least
 
 
-def run_with_copy(run: Any, images: Array, kernels: Sequence[Array], bias: Array, turn: int) -> Array:
+def run_with_copy(run: Callable[..., Array], images: Array, kernels: Sequence[Array], bias: Array, turn: int) -> Array:
     """Run a layer with the next copy of its kernel."""
     return run(images, kernels[turn % len(kernels)], bias)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 from fzoo.images.preprocessing import Mode
 from fzoo.images.recipe import Recipe
 from fzoo.layers.classifier import Classifier
+from fzoo.types import Options
 from fzoo.weights.published import WeightFile, hub_file
 
 #: Licences that forbid commercial use begin so.
@@ -41,7 +40,7 @@ class Tag:
     interpolation: str = Recipe.interpolation
     preprocessing: Mode = "torch"
     licence: str = "Apache 2.0"
-    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    options: Options = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     file: WeightFile | None = None
 
 
@@ -51,9 +50,7 @@ torchvision_tag2 = partial(torchvision_tag, "tv2_in1k", crop=0.965)
 
 
 #: Facts of a network whose weights all have tags.
-UNTAGGED: Mapping[str, Any] = MappingProxyType(
-    {"top1": None, "top5": None, "weight_files": (), "licence": "of each tag"}
-)
+UNTAGGED: Options = MappingProxyType({"top1": None, "top5": None, "weight_files": (), "licence": "of each tag"})
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,7 +80,7 @@ class ModelSpec:
 
     name: str
     family: type[Classifier]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Options = dataclasses.field(default_factory=dict)
     input_size: int
     preprocessing: Mode
     interpolation: str = Recipe.interpolation
@@ -120,7 +117,7 @@ class ModelSpec:
         """Whether the licence of the weights forbids commercial use."""
         return self.licence.startswith(NONCOMMERCIAL)
 
-    def with_tags(self, source: str, options: Mapping[str, Any], parameters: int, *tags: Tag) -> tuple[ModelSpec, ...]:
+    def with_tags(self, source: str, options: Options, parameters: int, *tags: Tag) -> tuple[ModelSpec, ...]:
         """Make the records of weights that others published.
 
         Args:

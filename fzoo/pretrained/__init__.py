@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,20 +20,22 @@ from fzoo.pretrained.comparison import check_same_network
 from fzoo.pretrained.imagenet import needed, proof_of, published
 from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
+from fzoo.types import DTypeLike, MutableVariables, Options
 from fzoo.weights import WeightsMismatch, load_planned, load_variables, read_description, weights_file
 from fzoo.weights.download import fetch
-from fzoo.weights.state_dict import TORCH_ENDINGS, import_torch, is_state_dict, variables_of_state_dict
+from fzoo.weights.graph import CustomObjects
+from fzoo.weights.state_dict import TORCH_ENDINGS, StateDict, import_torch, is_state_dict, variables_of_state_dict
 from fzoo.zoo import create, list_models, spec
 
 
 def load(
     name: str | None = None,
     *,
-    weights: str | os.PathLike | Mapping[str, Any] | None = "imagenet",
+    weights: str | os.PathLike | StateDict | None = "imagenet",
     rng: jax.Array | None = None,
     adapt_channels: str | None = None,
     **create_options: Any,
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[Classifier, MutableVariables]:
     """Make a model's network with its variables.
 
     A file that fzoo wrote carries its network's options: they are taken from it, but for those that are given here. One
@@ -128,8 +130,8 @@ def warn_of_licence(name: str) -> None:
 
 
 def load_state_dict(
-    name: str | None, arrays: Mapping[str, Any], create_options: Mapping[str, Any]
-) -> tuple[Classifier, dict[str, Any]]:
+    name: str | None, arrays: StateDict, create_options: Options
+) -> tuple[Classifier, MutableVariables]:
     """Do what `load` does, of a state dict in memory."""
     if name is None:
         raise ValueError("the name of a model expected with a mapping of arrays; fzoo.list_models() has them")
@@ -138,7 +140,7 @@ def load_state_dict(
     return module, variables_of_state_dict(module, arrays, "weights")
 
 
-def check_tag(name: str, create_options: Mapping[str, Any], weights: str) -> None:
+def check_tag(name: str, create_options: Options, weights: str) -> None:
     """Refuse PyTorch's weights for a model whose own are Keras's: no array tells that they want other pixels.
 
     Raises:
@@ -157,9 +159,9 @@ def check_tag(name: str, create_options: Mapping[str, Any], weights: str) -> Non
 def load_model(
     path: str | os.PathLike,
     *,
-    dtype: Any = jnp.float32,
-    custom_objects: Mapping[str, Callable[..., Any]] | None = None,
-) -> tuple[KerasModel, dict[str, Any]]:
+    dtype: DTypeLike = jnp.float32,
+    custom_objects: CustomObjects | None = None,
+) -> tuple[KerasModel, MutableVariables]:
     """Make the network that a Keras file holds, whatever a user built of Keras's layers, with its variables.
 
     Args:

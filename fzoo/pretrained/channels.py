@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from fzoo.errors import unknown
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
+from fzoo.types import MutableVariables, Params, Variables
 from fzoo.weights.mapping import arrays_of, lookup
 
 #: By name: (kernel (h, w, c, f), channels n) to the kernel (h, w, n, f). Channels that are all equal give what they
@@ -20,7 +20,7 @@ WAYS = {
 }
 
 
-def check_adaptation(way: str, input_shape: Any) -> None:
+def check_adaptation(way: str, input_shape: object) -> None:
     """Raise ValueError unless this is a way to adapt weights, and a shape that says for how many channels."""
     if way not in WAYS:
         raise ValueError(unknown("adapt_channels", way, WAYS))
@@ -29,8 +29,8 @@ def check_adaptation(way: str, input_shape: Any) -> None:
 
 
 def with_channels(
-    module: Classifier, variables: Any, input_shape: tuple[int | None, int | None, int], way: str
-) -> tuple[Classifier, dict[str, Any]]:
+    module: Classifier, variables: Variables, input_shape: tuple[int | None, int | None, int], way: str
+) -> tuple[Classifier, MutableVariables]:
     """Change the kernel that reads the images, so that a network takes another number of channels.
 
     Args:
@@ -68,7 +68,7 @@ def with_channels(
     return adapted, with_array(variables, path, jnp.asarray(kernel))
 
 
-def with_array(tree: Any, path: tuple[str, ...], value: Any) -> Any:
+def with_array(tree: Params, path: tuple[str, ...], value: Array) -> MutableVariables:
     """Return a tree of mappings with another array at a path."""
     key, *rest = path
     return {**tree, key: with_array(tree[key], tuple(rest), value) if rest else value}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from fzoo.models.keras_model import of_a_family
 from fzoo.models.spec import ModelSpec
 from fzoo.pretrained.imagenet import is_published, needed
 from fzoo.pretrained.whole import WholeFile
+from fzoo.types import Options
 from fzoo.weights import (
     WeightsMismatch,
     kind,
@@ -32,9 +33,9 @@ from fzoo.zoo import create, family_defaults, list_models, spec
 def network_of(
     weights: str | os.PathLike,
     name: str | None = None,
-    given: Mapping[str, Any] = MappingProxyType({}),
+    given: Options = MappingProxyType({}),
     whole: WholeFile | None = None,
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, Options]:
     """Find out which network a file's weights are of.
 
     Args:
@@ -86,7 +87,7 @@ def network_of(
         raise ValueError(f"{path}: {e}") from e
 
 
-def options_of_file(name: str, path: Path, whole: WholeFile, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_of_file(name: str, path: Path, whole: WholeFile, given: Options) -> dict[str, Any]:
     """Read the options of a model that a whole model of Keras's shows: its size, its end, and a published variant.
 
     Args:
@@ -123,7 +124,7 @@ def options_of_file(name: str, path: Path, whole: WholeFile, given: Mapping[str,
     return options[0]
 
 
-def variants(name: str) -> list[dict[str, Any]]:
+def variants(name: str) -> Sequence[Options]:
     """List options of a model's published files, as far as they change its arrays; the default ones, {}, come first."""
     defaults = family_defaults(spec(name))
     changes = [{}]
@@ -134,7 +135,7 @@ def variants(name: str) -> list[dict[str, Any]]:
     return changes
 
 
-def described_network(described: Description, name: str | None = None) -> tuple[str, dict[str, Any]]:
+def described_network(described: Description, name: str | None = None) -> tuple[str, Options]:
     """Find the model, and all options, of a file that fzoo wrote; raises as `network_of`."""
     family = [record for record in map(spec, list_models()) if record.family.__name__ == described.family]
     if not family:
@@ -168,7 +169,7 @@ def described_network(described: Description, name: str | None = None) -> tuple[
 SHOWN = frozenset({"divide_by_std", "include_preprocessing"})
 
 
-def shown_options(name: str, preprocessing: Counter[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+def shown_options(name: str, preprocessing: Counter[str] | None, given: Options) -> dict[str, Any]:
     """Return what a Keras file's layers show of its network, beyond its arrays, where that is not the default.
 
     Args:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from fzoo.files import one_line
 from fzoo.models.keras_model import KerasModel, keras_model, of_a_family
+from fzoo.types import DTypeLike
 from fzoo.weights import kind, read_description, weights_file
 from fzoo.weights.config import Configuration, read_configuration
-from fzoo.weights.graph import Plan, build_graph
+from fzoo.weights.graph import CustomObjects, Plan, build_graph
 from fzoo.zoo import VARIANTS
 
 
@@ -51,7 +51,7 @@ def described_whole(path: str | os.PathLike) -> WholeFile | None:
 
 
 def network_in(
-    path: str | os.PathLike, dtype: Any = jnp.float32, custom_objects: Mapping[str, Callable[..., Any]] | None = None
+    path: str | os.PathLike, dtype: DTypeLike = jnp.float32, custom_objects: CustomObjects | None = None
 ) -> tuple[KerasModel, tuple[Plan, ...]]:
     """Make the network that a Keras file holds, and the plan of its weights, of which none is read.
 
@@ -66,8 +66,8 @@ def network_in(
 def make_network(
     configuration: Configuration,
     path: str | os.PathLike,
-    dtype: Any = jnp.float32,
-    custom_objects: Mapping[str, Callable[..., Any]] | None = None,
+    dtype: DTypeLike = jnp.float32,
+    custom_objects: CustomObjects | None = None,
 ) -> tuple[KerasModel, tuple[Plan, ...]]:
     """Make the network of a file's configuration; the rest as `network_in`."""
     try:
@@ -77,7 +77,7 @@ def make_network(
         raise ValueError(f"{path}: {e}") from e
 
 
-def is_whole_model(name: Any) -> bool:
+def is_whole_model(name: object) -> bool:
     """Tell whether this is the path of a file, and not the name of a model.
 
     Raises:

@@ -18,6 +18,7 @@ from fzoo.pretrained import load_model
 from fzoo.pretrained.whole import is_whole_model, network_in
 from fzoo.recognition import require_preprocessing
 from fzoo.training.steps import TWO_PHASES, Phase
+from fzoo.types import Options
 from fzoo.zoo import model_options, preprocessing_mode, spec
 
 #: What a run may be resumed with other values of.
@@ -155,7 +156,7 @@ class FinetuneConfig:
         return cls(**{**own, "options": options})
 
 
-def described_model(model: str, preprocess: str | None) -> tuple[dict[str, Any], int, str | None]:
+def described_model(model: str, preprocess: str | None) -> tuple[Options, int, str | None]:
     """Return (its options and their defaults, the side of its images, what preprocesses) of a model or of a file.
 
     Raises:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from fzoo.inference.onnx.graph import Side, Tensor, constant, is_number, long_axes
-from fzoo.inference.onnx.writer import OnnxWriter
+from fzoo.inference.onnx.writer import Avals, OnnxWriter, Parameters
 
 
 def with_sides(writer: OnnxWriter, x: Tensor, shape: Sequence[Side], sides: Sequence[Side]) -> Tensor:
@@ -27,7 +26,7 @@ def with_sides(writer: OnnxWriter, x: Tensor, shape: Sequence[Side], sides: Sequ
     return writer.graph.tensor("Reshape", [x.name, writer.graph.sizes(like.stored)], like)
 
 
-def broadcast(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, *_: Tensor) -> Tensor:
+def broadcast(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, *_: Tensor) -> Tensor:
     """Repeat along axes: nothing is written, since operators do it."""
     shape, places = avals[0].shape, params["broadcast_dimensions"]
     sides: list[Side] = [1] * len(shape)
@@ -36,7 +35,7 @@ def broadcast(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, *_: Tensor
     return with_sides(writer, x, shape, sides)
 
 
-def reshape(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, *_: Tensor) -> Tensor:
+def reshape(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, *_: Tensor) -> Tensor:
     """Put values into another shape."""
     shape = tuple(avals[0].shape)
     x = writer.graph.whole(x)
@@ -46,7 +45,7 @@ def reshape(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, *_: Tensor) 
     return writer.graph.tensor("Reshape", [writer.graph.stored(x), writer.graph.sizes(shape)], like)
 
 
-def transpose(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def transpose(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Change the order of the axes: nothing is written, what is stored stays."""
     permutation = tuple(params["permutation"])
     if x.value is not None:
@@ -57,7 +56,7 @@ def transpose(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
     )
 
 
-def concatenate(writer: OnnxWriter, params: Any, avals: Any, *taken: Tensor) -> Tensor:
+def concatenate(writer: OnnxWriter, params: Parameters, avals: Avals, *taken: Tensor) -> Tensor:
     """Put arrays one after the other along an axis."""
     parts, natural = [writer.graph.whole(t) for t in taken], tuple(range(len(avals[0].shape)))
     order = next((t.order for t in parts if t.value is None and t.order != natural), natural)
@@ -66,7 +65,7 @@ def concatenate(writer: OnnxWriter, params: Any, avals: Any, *taken: Tensor) -> 
     return writer.graph.tensor("Concat", names, like, axis=order.index(params["dimension"]))
 
 
-def split(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> list[Tensor]:
+def split(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> list[Tensor]:
     """Cut an array into parts along an axis."""
     x = writer.graph.whole(x)
     inputs = [writer.graph.stored(x, x.order), writer.graph.integers(params["sizes"])]
@@ -75,7 +74,7 @@ def split(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> list[Tensor
     return [Tensor(s, x.dtype, s, x.order, name) for s, name in zip(shapes, names, strict=True)]
 
 
-def pad(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, value: Tensor) -> Tensor:
+def pad(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, value: Tensor) -> Tensor:
     """Add values around an array; or take some away, where their number is below zero."""
     pads, x = params["padding_config"], writer.graph.whole(x)
     if any(inside for *_, inside in pads):
@@ -89,7 +88,12 @@ def pad(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, value: Tensor) -
 
 
 def part(
-    writer: OnnxWriter, x: Tensor, shape: Sequence[Side], starts: Sequence[int], ends: Sequence[int], steps: Any
+    writer: OnnxWriter,
+    x: Tensor,
+    shape: Sequence[Side],
+    starts: Sequence[int],
+    ends: Sequence[int],
+    steps: Sequence[int],
 ) -> Tensor:
     """Take a part of an array along those axes that are not taken as a whole."""
     x, shape = writer.graph.whole(x), tuple(shape)
@@ -103,19 +107,19 @@ def part(
     return writer.graph.tensor("Slice", [writer.graph.stored(x, x.order), *inputs], like)
 
 
-def slice(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def slice(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Take a part of an array."""
     steps = params["strides"] or (1,) * len(x.shape)
     return part(writer, x, avals[0].shape, params["start_indices"], params["limit_indices"], steps)
 
 
-def reverse(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def reverse(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Turn axes around."""
     steps = [-1 if axis in params["dimensions"] else 1 for axis in range(len(x.shape))]
     return part(writer, x, x.shape, [-1] * len(steps), [np.iinfo(np.int64).min] * len(steps), steps)
 
 
-def dynamic_slice(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, *starts: Tensor) -> Tensor:
+def dynamic_slice(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, *starts: Tensor) -> Tensor:
     """Take a part that begins at known places."""
     begins = known_places(starts, x.shape, avals[0].shape)
     ends = [b + side if is_number(side) else 0 for b, side in zip(begins, avals[0].shape, strict=True)]
@@ -123,7 +127,7 @@ def dynamic_slice(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, *start
 
 
 def dynamic_update_slice(
-    writer: OnnxWriter, params: Any, avals: Any, x: Tensor, new: Tensor, *starts: Tensor
+    writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, new: Tensor, *starts: Tensor
 ) -> Tensor:
     """Put an array in the place of a part of another, along one axis: what is before it, the part, the rest."""
     begins = known_places(starts, x.shape, new.shape)
@@ -143,7 +147,7 @@ def dynamic_update_slice(
     return concatenate(writer, {"dimension": axis}, avals, *parts)
 
 
-def gather(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, places: Tensor) -> Tensor:
+def gather(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, places: Tensor) -> Tensor:
     """Take known places along one axis, all of the others; or a single part of the array."""
     numbers, x = params["dimension_numbers"], writer.graph.whole(x)
     axes, sizes = tuple(numbers.start_index_map), params["slice_sizes"]

@@ -6,18 +6,23 @@ import dataclasses
 import importlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from fzoo._version import __version__
+from fzoo.types import DTypeLike
 
 #: The version of ONNX's operators, and that of its files which came with it: what ONNX Runtime has read since 1.14.
 OPSET, IR_VERSION = 18, 8
 
 #: An element of a shape: a number, or the symbol of an open batch.
 Side = Any
+
+#: A node of onnx, which comes with an extra.
+NodeProto = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +57,7 @@ class Tensor:
         return self.sides == self.shape
 
 
-def constant(value: Any, name: str = "", shape: tuple[Side, ...] | None = None) -> Tensor:
+def constant(value: ArrayLike, name: str = "", shape: tuple[Side, ...] | None = None) -> Tensor:
     """Make a tensor of a known array, which stands for one of `shape` if that is given."""
     array = np.asarray(value)
     shape = array.shape if shape is None else shape
@@ -77,11 +82,11 @@ class OnnxGraph:
         except ModuleNotFoundError:
             raise ModuleNotFoundError("onnx is not installed: pip install 'fzoo[onnx]'") from None
         self.scope = ""
-        self.nodes: list[Any] = []
+        self.nodes: list[NodeProto] = []
         self.inputs: dict[str, Tensor] = {}
-        self._makers: dict[str, Any] = {}  # by name of a tensor: its node
+        self._makers: dict[str, NodeProto] = {}  # by name of a tensor: its node
         self._initializers: dict[str, np.ndarray] = {}
-        self._known: dict[Any, str] = {}  # by what tells constants apart: the name of the initializer
+        self._known: dict[Hashable, str] = {}  # by what tells constants apart: the name of the initializer
         self._taken: Counter[str] = Counter()
 
     def _unique(self, name: str) -> str:
@@ -89,7 +94,7 @@ class OnnxGraph:
         self._taken[name] += 1
         return f"{name}_{number}" if number else name
 
-    def input(self, name: str, shape: tuple[Side, ...], dtype: Any) -> Tensor:
+    def input(self, name: str, shape: tuple[Side, ...], dtype: DTypeLike) -> Tensor:
         """Add an input."""
         self._taken[name] += 1
         tensor = Tensor(shape, np.dtype(dtype), shape, tuple(range(len(shape))), name)
@@ -110,7 +115,7 @@ class OnnxGraph:
         (name,) = self.node(operator, inputs, **attributes)
         return dataclasses.replace(like, name=name, value=None)
 
-    def maker(self, tensor: Tensor) -> Any:
+    def maker(self, tensor: Tensor) -> NodeProto | None:
         """Return the node whose output a tensor is; None of a constant or an input."""
         return None if tensor.value is not None else self._makers.get(tensor.name)
 

@@ -7,18 +7,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jaxtyping import Array, PyTree
 
 from fzoo.inference.onnx.graph import OnnxGraph, constant
 from fzoo.inference.onnx.rules import RULES
 from fzoo.inference.onnx.writer import OnnxWriter
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
+from fzoo.types import Variables
 from fzoo.zoo import preprocess_input
 
 
 def onnx_model(
     module: nn.Module,
-    variables: Any,
+    variables: Variables,
     images: jax.ShapeDtypeStruct,
     preprocess: str | None = None,
     layers: Sequence[str] = (),
@@ -43,7 +45,7 @@ def onnx_model(
             'optimize_for_inference(..., platform="cuda") prepares for others'
         )
 
-    def network(variables: Any, images: Any) -> Any:
+    def network(variables: Variables, images: Array) -> PyTree:
         images = images if preprocess is None else preprocess_input(images, preprocess)
         return results(module, variables, images, layers)
 
@@ -55,7 +57,7 @@ def onnx_model(
     return graph.model(dict(zip(layers or output_names(module, shapes), outputs, strict=True)))
 
 
-def results(module: nn.Module, variables: Any, images: Any, layers: Sequence[str]) -> Any:
+def results(module: nn.Module, variables: Variables, images: Array, layers: Sequence[str]) -> PyTree:
     """Call a network, each concatenation on its own: what is tapped does not grow in a buffer."""
     if not isinstance(module, Classifier):
         return module.apply(variables, images)
@@ -67,7 +69,7 @@ def results(module: nn.Module, variables: Any, images: Any, layers: Sequence[str
     return run[0]
 
 
-def output_names(module: nn.Module, shapes: Any) -> list[str]:
+def output_names(module: nn.Module, shapes: PyTree) -> list[str]:
     """Name the outputs of a network: what they are, the layers that made them, or the keys of what a module gives."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
     if isinstance(shapes, dict) or not isinstance(module, Classifier):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from fzoo.inference.onnx import axes, sums, values
+from fzoo.inference.onnx.graph import Tensor
 
 #: By the name of a primitive: from (writer, parameters, shapes and types of the outputs, inputs) to the outputs.
-RULES: dict[str, Callable[..., Any]] = {
+RULES: dict[str, Callable[..., Tensor | list[Tensor]]] = {
     "add": values.add,
     "argmax": lambda writer, params, avals, x: values.argument(writer, params, avals, x, "ArgMax"),
     "argmin": lambda writer, params, avals, x: values.argument(writer, params, avals, x, "ArgMin"),

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.core import ShapedArray
 
 from fzoo.inference.onnx.graph import Tensor, constant, size_of
-from fzoo.inference.onnx.writer import FLOAT, OnnxWriter
+from fzoo.inference.onnx.writer import FLOAT, Avals, OnnxWriter, Parameters
 
 
 def reduced(writer: OnnxWriter, operator: str, x: Tensor, axes: Sequence[int]) -> Tensor:
@@ -31,7 +32,9 @@ def averaged(writer: OnnxWriter, x: Tensor, axes: Sequence[int]) -> Tensor:
     return writer.graph.tensor("GlobalAveragePool", [x.name], dataclasses.replace(x, shape=sides, sides=sides))
 
 
-def pooled(writer: OnnxWriter, operator: str, x: Tensor, how: Any, aval: Any, **attributes: Any) -> Tensor:
+def pooled(
+    writer: OnnxWriter, operator: str, x: Tensor, how: Parameters, aval: ShapedArray, **attributes: Any
+) -> Tensor:
     """Reduce over the windows of images."""
     x, rank = writer.graph.whole(x), len(x.shape)
     window, strides, pads = how["window_dimensions"], how["window_strides"], how["padding"]
@@ -52,14 +55,14 @@ def pooled(writer: OnnxWriter, operator: str, x: Tensor, how: Any, aval: Any, **
     )
 
 
-def window_sum(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def window_sum(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Sum over windows: their average, times their size."""
     average = pooled(writer, "AveragePool", x, params, avals[0], count_include_pad=1)
     size = FLOAT.type(size_of(params["window_dimensions"]))
     return writer.elementwise("Mul", avals[0], [average, constant(size)])
 
 
-def convolution(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, kernel: Tensor) -> Tensor:
+def convolution(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, kernel: Tensor) -> Tensor:
     """Convolve; where the steps between pixels are filled, that is ConvTranspose."""
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     strides, pads, shape = params["window_strides"], params["padding"], tuple(avals[0].shape)
@@ -95,7 +98,9 @@ def convolution(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, kernel: 
     return writer.graph.tensor("ConvTranspose", names, like, **how)
 
 
-def without_padding(writer: OnnxWriter, x: Tensor, order: Sequence[int], pads: list[Any]) -> tuple[Tensor, list[Any]]:
+def without_padding(
+    writer: OnnxWriter, x: Tensor, order: Sequence[int], pads: list[tuple[int, ...]]
+) -> tuple[Tensor, list[tuple[int, ...]]]:
     """Let a convolution of what was padded by zeros pad itwriter."""
     origin = writer.origin(x, "pad")
     if origin is None:
@@ -107,7 +112,7 @@ def without_padding(writer: OnnxWriter, x: Tensor, order: Sequence[int], pads: l
     return source, [(a + int(c), b + int(d)) for (a, b), (c, d, _) in zip(pads, sides, strict=True)]
 
 
-def product(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Tensor:
+def product(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, y: Tensor) -> Tensor:
     """Multiply matrices."""
     ((left, right), (batch_left, batch_right)), shape = params["dimension_numbers"], tuple(avals[0].shape)
     x, y = writer.graph.whole(x), writer.graph.whole(y)

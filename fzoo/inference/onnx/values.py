@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,10 +10,10 @@ import numpy as np
 from fzoo.inference.onnx.axes import with_sides
 from fzoo.inference.onnx.graph import Tensor, constant, is_number, size_of
 from fzoo.inference.onnx.sums import averaged, pooled
-from fzoo.inference.onnx.writer import FLOAT, OnnxWriter
+from fzoo.inference.onnx.writer import FLOAT, Avals, OnnxWriter, Parameters
 
 
-def add(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Tensor:
+def add(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, y: Tensor) -> Tensor:
     """Add; a term for each channel of a convolution is its bias."""
     x, y = (y, x) if x.value is not None else (x, y)
     conv = writer.graph.maker(x)
@@ -27,14 +26,14 @@ def add(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Te
     return writer.elementwise("Add", avals[0], [x, y])
 
 
-def subtract(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Tensor:
+def subtract(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, y: Tensor) -> Tensor:
     """Subtract; a constant is added with the other sign."""
     if y.value is not None and y.dtype == FLOAT:
         return add(writer, params, avals, x, dataclasses.replace(y, value=np.asarray(-y.value), name=""))
     return writer.elementwise("Sub", avals[0], [x, y])
 
 
-def maximum(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Tensor:
+def maximum(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, y: Tensor) -> Tensor:
     """Take the larger of two; of values and a number, that is Relu or Clip."""
     x, y = (y, x) if x.value is not None else (x, y)
     if y.value is None or y.value.size != 1 or x.dtype != FLOAT:
@@ -47,7 +46,7 @@ def maximum(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -
     return writer.graph.tensor("Clip", [x.name, writer.graph.initializer(number)], x)
 
 
-def minimum(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Tensor:
+def minimum(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, y: Tensor) -> Tensor:
     """Take the smaller of two; of values and a number, that is Clip, together with a maximum before it."""
     x, y = (y, x) if x.value is not None else (x, y)
     if y.value is None or y.value.size != 1 or x.dtype != FLOAT:
@@ -59,12 +58,12 @@ def minimum(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -
     return writer.graph.tensor("Clip", [x.name, *bounds], x)
 
 
-def clamp(writer: OnnxWriter, params: Any, avals: Any, low: Tensor, x: Tensor, high: Tensor) -> Tensor:
+def clamp(writer: OnnxWriter, params: Parameters, avals: Avals, low: Tensor, x: Tensor, high: Tensor) -> Tensor:
     """Hold values between two bounds."""
     return minimum(writer, params, avals, maximum(writer, params, avals, x, low), high)
 
 
-def divide(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Tensor:
+def divide(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, y: Tensor) -> Tensor:
     """Divide; Softmax, a mean, and an average of windows are written as such."""
     exp, total = writer.origin(x, "exp"), writer.sum_of(y)
     if exp is not None and total is not None and total[0].name == x.name and len(axes := total[1]) == 1:
@@ -87,46 +86,46 @@ def divide(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) ->
     return writer.elementwise("Div", avals[0], [x, y])
 
 
-def power(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def power(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Raise to a whole power, 2 if it is not given."""
     if (exponent := params.get("y", 2)) == 2:
         return writer.elementwise("Mul", avals[0], [x, x])
     return writer.elementwise("Pow", avals[0], [x, constant(FLOAT.type(exponent))])
 
 
-def inverse_root(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def inverse_root(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Divide 1 by the square root."""
     return writer.elementwise("Reciprocal", avals[0], [writer.elementwise("Sqrt", avals[0], [x])])
 
 
-def complementary_error(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def complementary_error(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Subtract the error function from 1."""
     return writer.elementwise("Sub", avals[0], [constant(FLOAT.type(1)), writer.elementwise("Erf", avals[0], [x])])
 
 
-def log_plus_one(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def log_plus_one(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Take the logarithm of one more."""
     return writer.elementwise("Log", avals[0], [writer.elementwise("Add", avals[0], [x, constant(FLOAT.type(1))])])
 
 
-def exp_minus_one(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def exp_minus_one(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Take one less than the exponential."""
     return writer.elementwise("Sub", avals[0], [writer.elementwise("Exp", avals[0], [x]), constant(FLOAT.type(1))])
 
 
-def different(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, y: Tensor) -> Tensor:
+def different(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, y: Tensor) -> Tensor:
     """Compare for inequality."""
     return writer.elementwise("Not", avals[0], [writer.elementwise("Equal", avals[0], [x, y])])
 
 
-def select(writer: OnnxWriter, params: Any, avals: Any, which: Tensor, *cases: Tensor) -> Tensor:
+def select(writer: OnnxWriter, params: Parameters, avals: Avals, which: Tensor, *cases: Tensor) -> Tensor:
     """Choose one of two values."""
     if which.dtype != bool or len(cases) != 2:
         raise ValueError(f"a choice of {len(cases)} values by {which.dtype}: ONNX has one of two by a condition")
     return writer.elementwise("Where", avals[0], [which, cases[1], cases[0]])
 
 
-def converted(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
+def converted(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor) -> Tensor:
     """Change the type of values."""
     if x.dtype == avals[0].dtype:
         return x
@@ -135,7 +134,7 @@ def converted(writer: OnnxWriter, params: Any, avals: Any, x: Tensor) -> Tensor:
     return writer.graph.tensor("Cast", [writer.graph.stored(x, x.order)], dataclasses.replace(x, dtype=dtype), to=to)
 
 
-def argument(writer: OnnxWriter, params: Any, avals: Any, x: Tensor, operator: str) -> Tensor:
+def argument(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, operator: str) -> Tensor:
     """Find the place of the largest or the smallest value."""
     (axis,), x = params["axes"], writer.graph.whole(x)
     shape = tuple(avals[0].shape)

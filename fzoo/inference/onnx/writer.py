@@ -12,10 +12,18 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.typing import ArrayLike
 
 from fzoo.inference.onnx.graph import OnnxGraph, Tensor, constant, is_number
 from fzoo.layers.computation import inner_computation
+
+#: Parameters of a primitive, by JAX's names.
+Parameters = Mapping[str, Any]
+
+#: Shapes and types of what a primitive gives.
+Avals = Sequence[ShapedArray]
 
 #: Primitives of one value each that are an operator of ONNX.
 ELEMENTWISE = {
@@ -67,22 +75,24 @@ class Origin:
 
     primitive: str
     taken: tuple[Tensor, ...]
-    params: Any
+    params: Parameters
 
 
 class OnnxWriter:
     """Writes what a jaxpr computes into a graph; a method for each primitive that is no operator by itself."""
 
-    def __init__(self, graph: OnnxGraph, rules: Mapping[str, Callable[..., Any]], root: str = ""):
+    def __init__(self, graph: OnnxGraph, rules: Mapping[str, Callable[..., Tensor | list[Tensor]]], root: str = ""):
         self.graph, self._rules, self._root = graph, rules, root
         self._origins: dict[str, Origin] = {}  # by the names of tensors
 
-    def jaxpr(self, jaxpr: Any, constants: Sequence[Any], inputs: Sequence[Tensor], scope: str = "") -> list[Tensor]:
+    def jaxpr(
+        self, jaxpr: Jaxpr, constants: Sequence[ArrayLike], inputs: Sequence[Tensor], scope: str = ""
+    ) -> list[Tensor]:
         """Write a jaxpr; returns its outputs."""
-        known: dict[Any, Tensor] = dict(zip(jaxpr.invars, inputs, strict=True))
+        known: dict[Var, Tensor] = dict(zip(jaxpr.invars, inputs, strict=True))
         known.update(zip(jaxpr.constvars, map(constant, constants), strict=True))
 
-        def read(atom: Any) -> Tensor:
+        def read(atom: Var | Literal) -> Tensor:
             if not isinstance(atom, Literal):
                 return known[atom]
             aval: Any = atom.aval
@@ -94,7 +104,7 @@ class OnnxWriter:
             known.update(zip(equation.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, equation: Any, taken: list[Tensor], scope: str) -> list[Tensor]:
+    def equation(self, equation: JaxprEqn, taken: list[Tensor], scope: str) -> list[Tensor]:
         """Write an equation; returns its outputs."""
         name, params = equation.primitive.name, equation.params
         if (inner := inner_computation(equation)) is not None:
@@ -143,7 +153,7 @@ class OnnxWriter:
         summed = self.origin(tensor, "reduce_sum")
         return (summed.taken[0], summed.params["axes"]) if summed is not None and tensor.shape == shape else None
 
-    def elementwise(self, operator: str, aval: Any, taken: Sequence[Tensor], **attributes: Any) -> Tensor:
+    def elementwise(self, operator: str, aval: ShapedArray, taken: Sequence[Tensor], **attributes: Any) -> Tensor:
         """Apply an operator to each value; all operands are stored in the order of the largest."""
         natural = tuple(range(len(aval.shape)))
         moving = [t for t in taken if t.value is None and t.shape]
@@ -160,7 +170,7 @@ def layer_of(scope: str) -> str:
     return parts[-1] if parts else ""
 
 
-def fold(equation: Any, taken: Sequence[Tensor], avals: Sequence[Any]) -> list[Tensor] | None:
+def fold(equation: JaxprEqn, taken: Sequence[Tensor], avals: Avals) -> list[Tensor] | None:
     """Compute an equation of constants; None where that is left to the graph: for sides that are open."""
     name = equation.primitive.name
     if name in ("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims"):
