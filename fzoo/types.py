@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from jax.typing import DTypeLike
 
-__all__ = ["DTypeLike", "Json", "Mask", "MutableVariables", "Options", "Params", "Variables"]
+__all__ = ["DTypeLike", "Json", "Mask", "MutableVariables", "Options", "Params", "Variables", "Weights"]
 
 #: A tree of one collection, by names of layers and of their arrays; its leaves are arrays or what stands in their
 #: places: their shapes, a mask.
@@ -27,3 +28,7 @@ Options = Mapping[str, Any]
 
 #: What JSON can say: null, a boolean, a number, a text, a list, a dict. Who reads it checks what it is.
 Json = Any
+
+#: Which weights a network gets: "imagenet" for what was published, a file or the folder of a fine-tuning, a state dict
+#: by PyTorch's names, or None for new ones.
+Weights = str | os.PathLike | Mapping[str, Any] | None

@@ -60,9 +60,7 @@ def run(module: nn.Module, variables: Variables, images: Pixels) -> PyTree:
     return module.apply(variables, images)
 
 
-def taps(
-    module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Variables, images: Pixels
-) -> PyTree:
+def taps(module_and_layers: tuple[Classifier, tuple[str, ...]], variables: Variables, images: Pixels) -> PyTree:
     """Run the forward pass up to some layers."""
     module, layers = module_and_layers
     return module.apply(variables, images, layers, method="endpoints")

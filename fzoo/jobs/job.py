@@ -10,7 +10,6 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from fzoo.jobs.pipeline import Done, Reading, Report, cut, none_of, prepare, str
 from fzoo.jobs.results import check_out, read_rows
 from fzoo.jobs.shards import Failure, Shard, Shards, had_no_share, parts_of, plan_addition, read_finished
 from fzoo.layers.classifier import Classifier
+from fzoo.types import Variables
 
 #: A shard's images, and bytes; fewer images where they would be more bytes, but a batch at least.
 SHARD_IMAGES, SHARD_BYTES = 1024, 64 << 20
@@ -33,7 +33,7 @@ SHARD_IMAGES, SHARD_BYTES = 1024, 64 << 20
 
 def run_job(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: Iterable[str | os.PathLike],
     out: str | os.PathLike,
     *,
@@ -184,7 +184,7 @@ def run_job(
     return report
 
 
-def identify(module: Classifier, variables: Any, processes: int) -> str:
+def identify(module: Classifier, variables: Variables, processes: int) -> str:
     """Return by what the job's network is known again: its fingerprint, or what no other network is known by, and why.
 
     Raises:

@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +14,14 @@ from fzoo.files import one_line
 from fzoo.images.preprocessing import MODES, MODES_IN_WORDS, RGB_MODES, Mode
 from fzoo.images.reading import check_size
 from fzoo.images.recipe import Recipe, change_recipe
-from fzoo.models.keras_model import of_a_family
+from fzoo.layers.classifier import Classifier
+from fzoo.models.keras_model import KerasModel, of_a_family
 from fzoo.pretrained import load, load_model
 from fzoo.pretrained.options import described_network
 from fzoo.pretrained.whole import own_configuration
 from fzoo.recognition import PixelsWanted, recognize_preprocessing, require_preprocessing, usual_recipe
 from fzoo.training.runs import is_run, load_run
+from fzoo.types import MutableVariables, Options
 from fzoo.weights import kind, read_description
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import NO_OPTIONS
@@ -42,8 +44,8 @@ class LoadedNetwork(NamedTuple):
         notes: what was found out, and not said by the user, a line each.
     """
 
-    module: Any
-    variables: Any
+    module: Classifier
+    variables: MutableVariables
     preprocess: str | None
     names: Sequence[tuple[str, str]] | None
     recipe: Recipe
@@ -51,7 +53,7 @@ class LoadedNetwork(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def write_argument(name: str, value: Any = ...) -> str:
+def write_argument(name: str, value: object = ...) -> str:
     """Write an argument as in Python, for messages."""
     return f"{name}=..." if value is ... else f"{name}={value!r}"
 
@@ -81,7 +83,7 @@ class Request:
     classes: int | None = None
     preprocess: str | None = None
     size: int | tuple[int, int] | None = None
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Options = dataclasses.field(default_factory=dict)
     include_top: bool = True
     pixels: bool = True
     write: Callable[..., str] = write_argument
@@ -219,7 +221,7 @@ def load_whole(request: Request) -> LoadedNetwork:
     return LoadedNetwork(module, variables, preprocess, names, recipe, notes=(note,))
 
 
-def read_whole(weights: str) -> tuple[Any, Any, Sequence[tuple[str, str]] | None]:
+def read_whole(weights: str) -> tuple[KerasModel, MutableVariables, Sequence[tuple[str, str]] | None]:
     """Read (module, variables, names of the classes or None) of a whole model, also inside Teachable Machine's zip."""
     members = teachable_members(weights)
     if not members:
@@ -253,7 +255,7 @@ def mode_of(request: Request) -> Mode:
         raise ValueError(f"{request.write('preprocess', request.preprocess)} given: {e}") from None
 
 
-def chosen_preprocessing(request: Request, module: Any, model: str) -> str:
+def chosen_preprocessing(request: Request, module: Classifier, model: str) -> str:
     """Return what a model wants of its pixels; what the request says is that, or an error.
 
     Where the model's own preprocessing was left out of it, the request has to say what is wanted instead.
@@ -277,7 +279,7 @@ def chosen_preprocessing(request: Request, module: Any, model: str) -> str:
     return mode
 
 
-def taken_options(weights: str, model: str, options: Mapping[str, Any], module: Any) -> str:
+def taken_options(weights: str, model: str, options: Options, module: Classifier) -> str:
     """Say which options of a network were taken from a file of Keras's, and not given; empty for none.
 
     Args:

@@ -14,14 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from fzoo.inference.batches import output_shapes
 from fzoo.inference.devices import replicate
 from fzoo.inference.predict import features, predict
 from fzoo.layers.classifier import Classifier
+from fzoo.types import DTypeLike, Variables
 
 #: Outputs of one batch: name -> (N, ...), on their way from the device.
-Outputs = Mapping[str, Any]
+Outputs = Mapping[str, Array | np.ndarray]
 
 
 class Network:
@@ -36,7 +38,7 @@ class Network:
     def __init__(
         self,
         module: Classifier,
-        variables: Any,
+        variables: Variables,
         layers: str | Sequence[str] | None,
         top: int,
         preprocess: str | None,
@@ -49,7 +51,7 @@ class Network:
         self.devices, self.platform = mesh.size, mesh.devices.flat[0].platform
         self.options: dict[str, Any] = {"preprocess": preprocess, "mesh": mesh}
 
-    def __call__(self, pixels: Any) -> Outputs:
+    def __call__(self, pixels: np.ndarray) -> Outputs:
         """Start with a batch (N, H, W, C) of a fixed size; the results are on their way."""
         options = {**self.options, "batch_size": pixels.shape[0]}
         if self.layers is None:
@@ -120,7 +122,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], names: Sequence[str], tapped:
         )
 
 
-def on_disk(dtype: Any) -> np.dtype:
+def on_disk(dtype: DTypeLike) -> np.dtype:
     """Return the dtype that files have; NumPy's has no bfloat16."""
     return np.dtype(np.float32) if dtype == jnp.bfloat16 else np.dtype(dtype)
 
@@ -137,7 +139,7 @@ def class_labels(labels: Sequence[tuple[str, str]] | None, network: Network) -> 
     return labels
 
 
-def fingerprint(module: Classifier, variables: Any) -> str:
+def fingerprint(module: Classifier, variables: Variables) -> str:
     """Return a hash of a network and the values of its variables, the same in each process.
 
     Raises:

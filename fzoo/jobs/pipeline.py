@@ -25,10 +25,11 @@ from fzoo.images.walk import find_images
 from fzoo.inference.batches import default_batch, in_flight
 from fzoo.inference.devices import mesh as local_mesh
 from fzoo.jobs.listing import Entry, Listing, State, is_changed, is_member, join_batches, list_images, look_at
-from fzoo.jobs.network import Network, class_labels
+from fzoo.jobs.network import Network, Outputs, class_labels
 from fzoo.jobs.results import label_rows
 from fzoo.jobs.shards import Failure
 from fzoo.layers.classifier import Classifier
+from fzoo.types import Variables
 from fzoo.zoo import recipe as model_recipe
 
 #: Of the threads that decode.
@@ -104,7 +105,7 @@ class Batch(NamedTuple):
 
 def classify(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: Iterable[str | os.PathLike],
     *,
     top: int = 5,
@@ -230,7 +231,7 @@ def stream(network: Network, reading: Reading, batches: Iterable[Batch], report:
     """Yield results of batches in order, while images ahead of them are decoded; `report` has what was measured."""
     begin, busy = time.perf_counter(), 0.0
 
-    def started() -> Iterator[Any]:
+    def started() -> Iterator[tuple[Done, Outputs]]:
         nonlocal busy
         for batch, pixels, states, outcomes in decoded(reading, batches, report):
             done = Done(batch, [], {}, [], states, [isinstance(outcome, float) for outcome in outcomes])

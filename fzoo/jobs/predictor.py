@@ -28,6 +28,7 @@ from fzoo.jobs.pipeline import available_cores, round_up, step_back
 from fzoo.layers.graph import layer_names
 from fzoo.pretrained.whole import is_whole_model, network_in
 from fzoo.training.runs import is_run, read_run
+from fzoo.types import DTypeLike
 from fzoo.zoo import VARIANTS, create
 
 #: The column of why an image could not be read.
@@ -35,6 +36,10 @@ ERROR = "error"
 
 #: Networks that a process keeps, for all predictors that are told the same.
 KEPT = 4
+
+
+#: What an image is read from; None for a row without one.
+Source = str | os.PathLike | io.BytesIO | np.ndarray | Image.Image | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,13 +57,13 @@ class Settings:
     top: int
     labels: Sequence[tuple[str, str]] | None
     preprocess: str | None
-    size: Any
+    size: int | tuple[int, int] | None
     recipe: Recipe | None
-    dtype: Any
+    dtype: np.dtype
     optimize: bool
     tune: bool
     devices: int | None
-    state: tuple[Any, ...]
+    state: tuple[tuple[str, int, int], ...]
 
     def __eq__(self, other: object) -> bool:
         return repr(self) == repr(other)
@@ -152,7 +157,7 @@ class Predictor:
         size: int | tuple[int, int] | None = None,
         recipe: Recipe | None = None,
         batch_size: int | None = None,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         optimize: bool = False,
         tune: bool = False,
         devices: int | None = None,
@@ -236,7 +241,7 @@ class Predictor:
             )
         return {**kept, **results}
 
-    def sources(self, batch: Any) -> list[Any]:
+    def sources(self, batch: Any) -> list[Source]:
         """Return what each image of a batch is read from."""
         if not isinstance(batch, Mapping):
             raise ValueError(f"{type(batch).__name__} given, a mapping from columns to their values expected")
@@ -250,7 +255,7 @@ class Predictor:
             raise ValueError(f"{self.image_column!r} is {type(column).__name__}, a column of images expected")
         return [as_source(image) for image in column]
 
-    def results(self, loaded: Loaded, sources: Sequence[Any]) -> dict[str, np.ndarray]:
+    def results(self, loaded: Loaded, sources: Sequence[Source]) -> dict[str, np.ndarray]:
         """Compute the columns of results."""
         network, recipe = loaded.network, loaded.recipe
         size = round_up(self.batch_size or 1, network.devices)
@@ -301,7 +306,7 @@ def chosen_source(model: Any, weights: Any) -> tuple[str | None, str]:
     return None, os.path.abspath(model)
 
 
-def state_of(weights: str) -> tuple[Any, ...]:
+def state_of(weights: str) -> tuple[tuple[str, int, int], ...]:
     """Return what changes with the files of weights: their sizes and times of change."""
     if weights == "imagenet":
         return ()
@@ -356,7 +361,7 @@ def keep_loaded(settings: Settings) -> Loaded:
     return Loaded(network, found.recipe, labels)
 
 
-def as_source(image: Any) -> Any:
+def as_source(image: object) -> Source:
     """Return what an image of a column is read from: a path, an open file, an array of pixels or Pillow's image.
 
     Raises:
@@ -382,7 +387,7 @@ def as_source(image: Any) -> Any:
     )
 
 
-def read_into(recipe: Recipe, source: Any, pixels: np.ndarray) -> str:
+def read_into(recipe: Recipe, source: Source, pixels: np.ndarray) -> str:
     """Read an image into an array of the batch's; returns the reason why it can't be, else an empty text."""
     try:
         if source is None:

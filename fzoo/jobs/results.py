@@ -98,13 +98,15 @@ def as_object(image: str, found: Sequence[tuple[str, str, float]]) -> str:
     return json.dumps({"image": image, "predictions": [dict(zip(keys, row, strict=True)) for row in found]})
 
 
-def write_jsonl(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
+def write_jsonl(
+    path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Sequence[tuple[str, str]]
+) -> None:
     """Write an object a line, with the image and its predictions."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(as_object(*row) + "\n" for row in predictions(parts, labels))
 
 
-def write_csv(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
+def write_csv(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Sequence[tuple[str, str]]) -> None:
     """Write a line for each prediction, the likeliest of an image first."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         write_rows(file, [("image", "wnid", "label", "probability")])
@@ -112,7 +114,9 @@ def write_csv(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
             write_rows(file, [(image, wnid, label, f"{p:.9g}") for wnid, label, p in found])
 
 
-def write_class_parquet(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
+def write_class_parquet(
+    path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Sequence[tuple[str, str]]
+) -> None:
     """Write a row for each prediction, as in a .csv; a row group for each shard."""
     pa, parquet = pyarrow()
     text = pa.string()
@@ -127,7 +131,7 @@ def write_class_parquet(path: Path, parts: Sequence[Path], count: int, shapes: S
                 writer.write_table(pa.table(columns, schema=schema))
 
 
-def write_layer_parquet(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
+def write_layer_parquet(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: None) -> None:
     """Write a column for each layer, of lists of fixed size; the shape is the column's metadata."""
     pa, parquet = pyarrow()
     fields = [pa.field("image", pa.string())]
@@ -145,7 +149,7 @@ def write_layer_parquet(path: Path, parts: Sequence[Path], count: int, shapes: S
                 writer.write_table(pa.table(columns, schema=schema))
 
 
-def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
+def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: None) -> None:
     """Write an array for each layer, and `images`; one array of one shard at a time.
 
     NumPy's arrays of text have the longest one's width. On the disk that is compressed. Where it would take more than
@@ -179,7 +183,7 @@ def write_npz(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
                     file.write(np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(-1).view(np.uint8).data)
 
 
-def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: Any) -> None:
+def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labels: None) -> None:
     """Write a dataset for each layer, and `images`."""
     text = sum(len(os.fsencode(name)) for names in arrays_of(parts, IMAGES) for name in names)
     rows = sum(int(np.prod(aval.shape)) * np.dtype(aval.dtype).itemsize for aval in shapes.values())

@@ -25,7 +25,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -43,6 +43,7 @@ from fzoo.jobs.listing import (
     look_at,
 )
 from fzoo.jobs.results import CLASSES, IMAGES, LAYERS, Shapes, arrays_of, encode_names
+from fzoo.types import Json
 
 try:
     import fcntl
@@ -126,7 +127,7 @@ class Shards:
     def __init__(
         self,
         out: Path,
-        job: Mapping[str, Any],
+        job: Mapping[str, Json],
         images: Listing,
         size: int,
         *,
@@ -167,7 +168,7 @@ class Shards:
                 self.close()
                 raise
 
-    def _create(self, job: Mapping[str, Any], images: Listing, size: int) -> None:
+    def _create(self, job: Mapping[str, Json], images: Listing, size: int) -> None:
         """Make the folder; one that is there stays as it is."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if any(self.folder.iterdir()):
@@ -197,7 +198,7 @@ class Shards:
                 held.callback(os.close, descriptor)
             remove(self.folder)
 
-    def _enter(self, job: Mapping[str, Any], manifest: Mapping[str, Any], images: Listing, size: int | None) -> None:
+    def _enter(self, job: Mapping[str, Json], manifest: Mapping[str, Json], images: Listing, size: int | None) -> None:
         """Compare the job with the one that is there, and take that one's images and size of shards."""
         ways_out = "--restart (restart=True, of one process) removes them, or give another name to write"
         written = self._is_written(manifest)
@@ -223,7 +224,7 @@ class Shards:
         check_same_images(self.images, images, self.folder)
         self._drop_changed()
 
-    def _is_written(self, manifest: Mapping[str, Any]) -> bool:
+    def _is_written(self, manifest: Mapping[str, Json]) -> bool:
         """Tell whether the output is there, and only the folder was left."""
         return "id" in manifest and self.out.exists() and read_header(self.record).get("id") == manifest["id"]
 
@@ -281,7 +282,7 @@ class Shards:
         self._remove()
         return found
 
-    def _join(self, parts: Sequence[Path], shapes: Shapes, labels: Any) -> tuple[int, int]:
+    def _join(self, parts: Sequence[Path], shapes: Shapes, labels: Sequence[tuple[str, str]] | None) -> tuple[int, int]:
         """Write the errors, the record and the output, in this order; (rows, images that could not be read)."""
         failed = 0
         with whole(self.folder / "errors", self.errors) as file:
@@ -340,7 +341,7 @@ class Shards:
             ) from e
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Json]:
     """Return the description of the job in a folder; none where it can't be read."""
     try:
         found = json.loads((folder / MANIFEST).read_bytes())
@@ -349,7 +350,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def read_header(record: Path) -> dict[str, Any]:
+def read_header(record: Path) -> dict[str, Json]:
     """Return the description of the job that wrote an output; none where it can't be read."""
     try:
         with record.open("rb") as file:
@@ -359,13 +360,13 @@ def read_header(record: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def other_than(job: Mapping[str, Any], described: Mapping[str, Any], *ignored: str) -> list[str]:
+def other_than(job: Mapping[str, Json], described: Mapping[str, Json], *ignored: str) -> list[str]:
     """Return in what a job differs from one that is described."""
     ignored += OWN
     return [key for key in {*described, *job} if key not in ignored and described.get(key) != job.get(key)]
 
 
-def had_no_share(out: Path, job: Mapping[str, Any], number: int) -> bool:
+def had_no_share(out: Path, job: Mapping[str, Json], number: int) -> bool:
     """Return whether a job is done that had no shard for the process of this number, which came too late for it."""
     header = read_header(record_of(out))
     if parts_of(out).exists() or not out.exists() or not header:
@@ -375,7 +376,7 @@ def had_no_share(out: Path, job: Mapping[str, Any], number: int) -> bool:
     return same and number >= -(-header["images"] // header["shard_size"])
 
 
-def read_finished(out: Path, job: Mapping[str, Any]) -> tuple[dict[str, Any], list[Entry]]:
+def read_finished(out: Path, job: Mapping[str, Json]) -> tuple[dict[str, Json], list[Entry]]:
     """Return what is written down of an output that is to grow: the description of its job, the images of its rows.
 
     Raises:
@@ -460,7 +461,7 @@ def unfinished(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole(path: Path, target: Path | None = None) -> Iterator[Any]:
+def whole(path: Path, target: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a file to write bytes to, which gets its name when it is on the disk."""
     # Several processes may write the same: each has its own.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")

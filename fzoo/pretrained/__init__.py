@@ -20,7 +20,7 @@ from fzoo.pretrained.comparison import check_same_network
 from fzoo.pretrained.imagenet import needed, proof_of, published
 from fzoo.pretrained.options import network_of
 from fzoo.pretrained.whole import described_whole, network_in
-from fzoo.types import DTypeLike, MutableVariables, Options
+from fzoo.types import DTypeLike, MutableVariables, Options, Weights
 from fzoo.weights import WeightsMismatch, load_planned, load_variables, read_description, weights_file
 from fzoo.weights.download import fetch
 from fzoo.weights.graph import CustomObjects
@@ -31,7 +31,7 @@ from fzoo.zoo import create, list_models, spec
 def load(
     name: str | None = None,
     *,
-    weights: str | os.PathLike | StateDict | None = "imagenet",
+    weights: Weights = "imagenet",
     rng: jax.Array | None = None,
     adapt_channels: str | None = None,
     **create_options: Any,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,7 +18,7 @@ from fzoo.pretrained import load_model
 from fzoo.pretrained.whole import is_whole_model, network_in
 from fzoo.recognition import require_preprocessing
 from fzoo.training.steps import TWO_PHASES, Phase
-from fzoo.types import Options
+from fzoo.types import DTypeLike, Options, Weights
 from fzoo.zoo import model_options, preprocessing_mode, spec
 
 #: What a run may be resumed with other values of.
@@ -66,7 +66,7 @@ class FinetuneConfig:
     """
 
     model: str = "MobileNetV2"
-    weights: Any = "imagenet"
+    weights: Weights = "imagenet"
     phases: Sequence[Phase] = TWO_PHASES
     head: Head | None = None
     classes: int | None = None
@@ -80,7 +80,7 @@ class FinetuneConfig:
     batch_size: int = 32
     accumulate: int = 1
     label_smoothing: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     validation_split: float = 0.2
     steps_per_epoch: int | None = None
     cache_features: bool | None = None
@@ -88,7 +88,7 @@ class FinetuneConfig:
     workers: int = 4
     seed: int = 0
     checkpoint_every: int | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Options = dataclasses.field(default_factory=dict)
     preprocess: str | None = None
 
     def __post_init__(self):
@@ -143,7 +143,7 @@ class FinetuneConfig:
         return {name: getattr(self, name) for name in FIELDS if name not in elsewhere} | {"recipe": self.recipe()}
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> FinetuneConfig:
+    def of(cls, given: Options, usual: Options | None = None) -> FinetuneConfig:
         """Make one from keyword arguments, those that are none of its fields being options of the model.
 
         Args:

@@ -10,10 +10,11 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, PyTree, UInt8
 
 from fzoo.errors import unknown
 from fzoo.images.files import PassedOver
@@ -30,7 +31,7 @@ class DataSource(Protocol):
         """The class of each."""
         ...
 
-    def read(self, index: int, rng: np.random.Generator | None = None) -> Any:
+    def read(self, index: int, rng: np.random.Generator | None = None) -> PyTree:
         """Read an image (H, W, C), with `rng` augmented, or a tree of arrays; None for what can't be read."""
         ...
 
@@ -203,7 +204,7 @@ class Replayed:
             next(self)
 
 
-def check_labels(labels: Any, classes: int | None) -> Int[np.ndarray, " n"]:
+def check_labels(labels: object, classes: int | None) -> Int[np.ndarray, " n"]:
     """Return labels as int32.
 
     Raises:
@@ -307,7 +308,7 @@ def with_classes(files: Files, names: Sequence[str], numbered: bool = False) -> 
     return dataclasses.replace(files, labels=order[files.labels], class_names=tuple(names))
 
 
-def grain() -> Any:
+def grain() -> ModuleType:
     """Import the library, an extra."""
     try:
         import grain
@@ -318,7 +319,7 @@ def grain() -> Any:
 
 def training_batches(
     source: DataSource, batch_size: int, *, seed: int, workers: int, part: tuple[int, int] = (0, 1)
-) -> Any:
+) -> Read:
     """Make an endless Grain iterator over (inputs, labels) batches, each pass in another order.
 
     Its `get_state` and `set_state` are the position.
@@ -332,7 +333,7 @@ def training_batches(
     """
     library, labels = grain(), source.labels
 
-    def read(index: np.integer, rng: np.random.Generator) -> Any:
+    def read(index: np.integer, rng: np.random.Generator) -> tuple[PyTree, np.integer] | None:
         image = source.read(int(index), rng)
         if image is not None:
             return image, labels[index]
@@ -348,13 +349,13 @@ def training_batches(
 
 def in_order(
     source: DataSource | Batches, batch_size: int, workers: int, part: tuple[int, int] = (0, 1)
-) -> Iterator[tuple[Any, Int[np.ndarray, " n"]]]:
+) -> Iterator[tuple[PyTree, Int[np.ndarray, " n"]]]:
     """Iterate over (inputs, labels) batches of all that can be read, once, in their order; or of a share of them."""
     if isinstance(source, Batches):
         return itertools.islice(source, source.steps)
     labels = source.labels
 
-    def read(index: np.integer) -> Any:
+    def read(index: np.integer) -> tuple[PyTree, np.integer] | None:
         found = source.read(int(index))
         return None if found is None else (found, labels[index])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,13 +15,14 @@ from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import check_classifier
 from fzoo.training.data import check_labels
 from fzoo.training.results import Evaluation, NotFinite
-from fzoo.training.steps import logits_of
+from fzoo.training.steps import StepInputs, logits_of
+from fzoo.types import Variables
 
 
 def evaluate(
     module: Classifier,
-    variables: Any,
-    batches: Iterable[tuple[Any, Int[np.ndarray, " n"]]],
+    variables: Variables,
+    batches: Iterable[tuple[StepInputs, Int[np.ndarray, " n"]]],
     *,
     preprocess: str | None = None,
     batch_size: int = 32,
@@ -73,7 +73,12 @@ def evaluate(
 
 
 def outputs(
-    module: Classifier, variables: Any, inputs: Any, preprocess: str | None, batch_size: int, mesh: Mesh | None
+    module: Classifier,
+    variables: Variables,
+    inputs: StepInputs,
+    preprocess: str | None,
+    batch_size: int,
+    mesh: Mesh | None,
 ) -> Array:
     """Compute logits for images, or for the outputs of a frozen part."""
     if not isinstance(inputs, Mapping):
@@ -86,6 +91,8 @@ def outputs(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def above(module: Classifier, variables: Any, given: Any) -> Float[Array, "n classes"]:
+def above(
+    module: Classifier, variables: Variables, given: Mapping[str, Array | np.ndarray]
+) -> Float[Array, "n classes"]:
     """Run the part of a network above its frozen part."""
     return logits_of(module, variables, given)[0]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from fzoo.inference import devices
 from fzoo.inference.compiler import compiler_options
@@ -37,17 +37,19 @@ from fzoo.training.data import (
     DataSource,
     Features,
     Files,
+    Read,
     Replayed,
     in_order,
     training_batches,
 )
 from fzoo.training.evaluate import evaluate
-from fzoo.training.inputs import sources
+from fzoo.training.inputs import Data, sources
 from fzoo.training.results import Evaluation, Finetuned, NotFinite
 from fzoo.training.runs import Progress, Run, describe, is_run, load_run, options_of, settings_of
 from fzoo.training.steps import (
     Flow,
     Phase,
+    StepInputs,
     TrainState,
     flow,
     merge_params,
@@ -57,6 +59,7 @@ from fzoo.training.steps import (
     trained_layers,
 )
 from fzoo.training.transfer import transfer
+from fzoo.types import MutableVariables, Options, Params, Variables
 from fzoo.weights.mapping import slots, without_top
 from fzoo.zoo import preprocess_input
 
@@ -73,12 +76,12 @@ LONG_EPOCH_SECONDS = 300
 
 
 def finetune(
-    data: Any,
+    data: Data,
     model: str | os.PathLike | None = None,
     *,
     config: FinetuneConfig | None = None,
     out: str | os.PathLike | None = None,
-    validation: Any = None,
+    validation: Data | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
     report: Callable[[str], None] = lambda line: None,
@@ -165,19 +168,19 @@ def finetune(
     return result
 
 
-def configured(options: Mapping[str, Any]) -> FinetuneConfig:
+def configured(options: Options) -> FinetuneConfig:
     """Make the configuration of keyword arguments; what they leave out is as in the run that they start from."""
     folder = folder_of_run(options.get("weights"))
     usual = settings_of(folder) if folder else {}
     return FinetuneConfig.of(options, usual if options.get("model") in (None, usual.get("model")) else {})
 
 
-def folder_of_run(weights: Any) -> Path | None:
+def folder_of_run(weights: object) -> Path | None:
     """Return the folder of a run, where weights are given as one."""
     return Path(weights) if isinstance(weights, (str, os.PathLike)) and is_run(weights) else None
 
 
-def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Classifier, Any, str]:
+def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Classifier, MutableVariables, str]:
     """Make the network that training starts from: (module, variables, a line on its head or "").
 
     A file's head is kept where it fits, a run's where its classes are these, too.
@@ -207,8 +210,8 @@ def starting_network(config: FinetuneConfig, names: Sequence[str]) -> tuple[Clas
 
 
 def network_of_run(
-    folder: Path, names: Sequence[str], module: Classifier, fresh: Any, model: str
-) -> tuple[Classifier, Any, str]:
+    folder: Path, names: Sequence[str], module: Classifier, fresh: Variables, model: str
+) -> tuple[Classifier, MutableVariables, str]:
     """Put what a run has trained into a network with new variables; its head too, where the classes are the same."""
     run = load_run(folder)
     free = ("classes", "head", "input_shape", *OF_RUNS, *module.weightless)
@@ -256,7 +259,7 @@ def optimizer_of(plan: Plan, phase: Phase) -> optax.GradientTransformation:
     ).gradient_transformation()
 
 
-def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress: Progress) -> Any:
+def train_phase(plan: Plan, number: int, phase: Phase, variables: Variables, progress: Progress) -> MutableVariables:
     """Train a phase from where `progress` is, which goes along; returns the variables after it.
 
     Raises:
@@ -300,7 +303,7 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
         """Tell whether a checkpoint is, by the clock; processes save together, and theirs differ."""
         return plan.run is not None and alone and time.monotonic() - saved_at > seconds
 
-    def whole() -> Any:
+    def whole() -> MutableVariables:
         return {
             **variables,
             "params": merge_params(state.trained, frozen),
@@ -353,10 +356,10 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Any, progress:
 
 def pixels_step(
     module_and_model: tuple[Classifier, str],
-    optimizer: Any,
+    optimizer: optax.GradientTransformation,
     state: TrainState,
-    frozen: Any,
-    inputs: Any,
+    frozen: Params,
+    inputs: StepInputs,
     *rest: Any,
     **options: Any,
 ) -> tuple[TrainState, tuple[Array, Array]]:
@@ -366,24 +369,24 @@ def pixels_step(
     return state, (metrics["loss"], metrics["accuracy"])
 
 
-def preprocessed(inputs: Any, model: str) -> Any:
+def preprocessed(inputs: StepInputs, model: str) -> StepInputs:
     """Preprocess pixels as the model wants them; what is no integers is already."""
     if isinstance(inputs, Mapping) or not jnp.issubdtype(inputs.dtype, jnp.integer):
         return inputs
     return preprocess_input(jnp.asarray(inputs), model)
 
 
-def collection(name: str, tree: Any) -> dict[str, Any]:
+def collection(name: str, tree: Params) -> MutableVariables:
     """Return a collection of variables under its name; nothing where it is empty."""
     return {name: tree} if tree else {}
 
 
-def local(variables: Any) -> Any:
+def local(variables: PyTree) -> PyTree:
     """Return variables as they are on one device of this process."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), variables)
 
 
-def check_finite(values: Any, progress: Progress, plan: Plan) -> None:
+def check_finite(values: PyTree, progress: Progress, plan: Plan) -> None:
     """Raise ValueError where a number is NaN or infinite, with what to do."""
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(values)):
         place = f"phase {progress.phase + 1}, epoch {progress.epoch + 1}, step {progress.step}"
@@ -391,14 +394,14 @@ def check_finite(values: Any, progress: Progress, plan: Plan) -> None:
         raise ValueError(f"the loss is not finite any more ({place}): a lower learning_rate would do{kept}")
 
 
-def in_words(row: Mapping[str, Any]) -> str:
+def in_words(row: Mapping[str, float]) -> str:
     """Write a row of the history."""
     return ", ".join(
         f"{name} {value:.4f}" for name, value in row.items() if name not in ("phase", "epoch", "seconds")
     ) + (f", {row['seconds']:.1f} s")
 
 
-def batches_of(plan: Plan, source: DataSource | Batches, phase: int) -> Any:
+def batches_of(plan: Plan, source: DataSource | Batches, phase: int) -> Read | Replayed:
     """Make the endless training input of a phase."""
     if isinstance(source, Batches):
         return Replayed(source)
@@ -429,7 +432,7 @@ def should_cache(plan: Plan, stream: Flow) -> bool:
     return True
 
 
-def cached(plan: Plan, variables: Any, source: Any, stream: Flow) -> Features | Batches:
+def cached(plan: Plan, variables: Variables, source: DataSource | Batches, stream: Flow) -> Features | Batches:
     """Compute what the trained part needs of the frozen one, for all images."""
     if isinstance(source, Batches):
         return source
@@ -452,12 +455,12 @@ def cached(plan: Plan, variables: Any, source: Any, stream: Flow) -> Features | 
     return Features({name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(all_labels))
 
 
-def preprocess_option(images: Any, model: str) -> dict[str, Any]:
+def preprocess_option(images: Array | np.ndarray, model: str) -> dict[str, Any]:
     """Return `predict`'s option for images, where they are pixels."""
     return {"preprocess": model} if np.issubdtype(images.dtype, np.integer) else {}
 
 
-def validate(plan: Plan, variables: Any, source: DataSource | Batches) -> Evaluation:
+def validate(plan: Plan, variables: Variables, source: DataSource | Batches) -> Evaluation:
     """Evaluate the network on validation images, each process on its share."""
     batches = in_order(source, plan.config.batch_size, plan.config.workers, plan.part)
     options = {"preprocess": plan.config.pixels_for, "batch_size": plan.config.batch_size, "mesh": devices.mesh()}

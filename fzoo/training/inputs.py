@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,9 +16,12 @@ from fzoo.training.data import Arrays, Batches, Broken, Files, check_labels, rea
 from fzoo.training.splits import hold_out, report_data, train_and_validation
 from fzoo.zoo import preprocessing_mode
 
+#: A folder of images, (images, labels), or an iterable of batches of such.
+Data = str | os.PathLike | Iterable[Any]
+
 
 def sources(
-    data: Any, validation: Any, config: FinetuneConfig, broken: Broken, report: Callable[[str], None]
+    data: Data, validation: Data | None, config: FinetuneConfig, broken: Broken, report: Callable[[str], None]
 ) -> tuple[Files | Arrays | Batches, Files | Arrays | Batches | None]:
     """Make (training data, validation data or None) of what the user gave, and report what was found.
 
@@ -36,7 +39,7 @@ def sources(
 
 
 def training_data(
-    data: Any, split: bool, config: FinetuneConfig, broken: Broken, report: Callable[[str], None]
+    data: Data, split: bool, config: FinetuneConfig, broken: Broken, report: Callable[[str], None]
 ) -> tuple[Files | Arrays | Batches, Files | Arrays | None]:
     """Return (what to train on, what was split off)."""
     share = config.validation_split if split else None
@@ -62,7 +65,7 @@ def training_data(
 
 
 def validation_data(
-    validation: Any, train: Files | Arrays | Batches, config: FinetuneConfig, broken: Broken
+    validation: Data, train: Files | Arrays | Batches, config: FinetuneConfig, broken: Broken
 ) -> Files | Arrays | Batches:
     """Return what the user gave to validate on, its labels those of the training data."""
     count = train.classes if isinstance(train, Batches) else len(train.class_names)
@@ -79,7 +82,7 @@ def validation_data(
     return with_classes(files, train.class_names)
 
 
-def is_arrays(data: Any) -> bool:
+def is_arrays(data: object) -> TypeGuard[tuple[Any, ...]]:
     """Tell whether these are images and labels, and not an iterable of such."""
     try:
         return isinstance(data, tuple) and len(data) > 0 and np.ndim(data[0]) == 4

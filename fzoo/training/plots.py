@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fzoo.figures import make_figure, save_figure
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Draw loss and accuracy over the epochs, with a line where a phase begins."""
     figure = make_figure(9, 3.4, extra="finetune", dpi=120)
     epochs = np.arange(1, len(history) + 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from fzoo.layers.classifier import Classifier
+from fzoo.types import MutableVariables
 
 
 class NotFinite(ValueError):
@@ -68,6 +69,10 @@ class Evaluation(NamedTuple):
         return np.divide(np.diag(self.confusion), totals, where=totals > 0, out=np.full(len(totals), np.nan))
 
 
+#: A row of the history: numbers by their names.
+Row = dict[str, float]
+
+
 class Finetuned(NamedTuple):
     """What `finetune` gives.
 
@@ -81,8 +86,8 @@ class Finetuned(NamedTuple):
     """
 
     module: Classifier
-    variables: Any
+    variables: MutableVariables
     class_names: tuple[str, ...]
-    history: list[dict[str, Any]]
+    history: list[Row]
     evaluation: Evaluation | None
     broken: tuple[Path, ...]

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from fzoo.figures import make_figure
 from fzoo.files import one_line, replacing
@@ -35,6 +36,7 @@ from fzoo.layers.classifier import Classifier, Head
 from fzoo.models.keras_model import KerasModel, keras_model
 from fzoo.training.config import IN_RECIPE
 from fzoo.training.plots import draw_confusion, draw_curves
+from fzoo.types import Json, MutableVariables, Options, Variables
 from fzoo.weights import load_keras_weights, save_keras_weights
 from fzoo.weights.graph import build_graph
 from fzoo.weights.rewrite import configuration_of
@@ -69,7 +71,7 @@ class Progress:
     loss_sum: float = 0.0
     accuracy_sum: float = 0.0
     last_loss: float = 0.0
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def took(self, loss: float, accuracy: float) -> None:
         """Count a step."""
@@ -81,7 +83,7 @@ class Progress:
         """Return the means of the epoch so far."""
         return {"loss": self.loss_sum / self.step, "accuracy": self.accuracy_sum / self.step}
 
-    def end_of_epoch(self, row: dict[str, Any]) -> None:
+    def end_of_epoch(self, row: dict[str, float]) -> None:
         """Go to the next epoch."""
         self.history.append(row)
         self.epoch, self.step, self.loss_sum, self.accuracy_sum = self.epoch + 1, 0, 0.0, 0.0
@@ -106,7 +108,7 @@ class Run:
         OSError: it can't be written; of several processes, it is not for all to see, or the first has failed.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], resume: bool):
+    def __init__(self, folder: Path, config: Mapping[str, Json], resume: bool):
         make_figure(1, 1, extra="finetune")  # what is missing at the end is missed at the start
         self.folder, self.config = folder.absolute(), dict(config)
         self.writes = jax.process_index() == 0
@@ -144,7 +146,7 @@ class Run:
         except Exception as e:  # of many classes
             raise ValueError(f"{self.folder}/checkpoints/{latest} can't be read: {one_line(e)}") from e
 
-    def restore(self, item: str, like: Any) -> Any:
+    def restore(self, item: str, like: PyTree) -> PyTree:
         """Read what the last checkpoint has as "variables" or "optimizer": a tree of `like`'s shapes and placement."""
         import orbax.checkpoint as ocp
 
@@ -158,7 +160,7 @@ class Run:
         except Exception as e:  # of many classes
             raise ValueError(f"{self.folder}/checkpoints/{latest} is not of this network: {one_line(e)}") from e
 
-    def save(self, progress: Progress, variables: Any, opt_state: Any) -> None:
+    def save(self, progress: Progress, variables: Variables, opt_state: optax.OptState) -> None:
         """Write a checkpoint; the one before is kept until it is whole."""
         import orbax.checkpoint as ocp
 
@@ -176,7 +178,7 @@ class Run:
         except Exception as e:  # of many classes
             raise OSError(f"the checkpoint {self.folder}/checkpoints/{number} can't be written: {one_line(e)}") from e
 
-    def write_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+    def write_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
         """Write metrics.jsonl."""
         if self.writes:
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
@@ -208,7 +210,7 @@ class LoadedRun(NamedTuple):
     """
 
     module: Classifier
-    variables: Any
+    variables: MutableVariables
     model: str
     class_names: tuple[str, ...]
     recipe: Recipe
@@ -241,7 +243,7 @@ def read_run(folder: Path) -> tuple[Classifier, str, tuple[str, ...], Recipe]:
         raise ValueError(f"{folder}/config.json is damaged: {one_line(e)}") from e
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path) -> Options:
     """Return what a run says of `FinetuneConfig`'s fields for one that starts from it: its network, and its recipe.
 
     Raises as `load_run`.
@@ -257,7 +259,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return {"model": model, "head": module.head, "size": recipe.size[0], **read, "options": own}
 
 
-def options_of(module: Classifier, model: str) -> dict[str, Any]:
+def options_of(module: Classifier, model: str) -> Options:
     """Return what makes a network differ from the model as it is by default, beyond its classifier; for `describe`.
 
     Of one that came from a file, all that makes it.
@@ -269,7 +271,7 @@ def options_of(module: Classifier, model: str) -> dict[str, Any]:
     return {"input_shape": module.input_shape, "dtype": module.dtype, **own}
 
 
-def network(config: Mapping[str, Any]) -> Classifier:
+def network(config: Mapping[str, Json]) -> Classifier:
     """Make the network of a configuration, with a softmax at its end."""
     if "graph" in config["options"]:
         graph, _ = build_graph(configuration_of(config["options"]["graph"]))
@@ -280,7 +282,7 @@ def network(config: Mapping[str, Any]) -> Classifier:
     return create(config["model"], classes=len(config["classes"]), head=Head(**config["head"]), **options)
 
 
-def as_it_was(value: Any, default: Any) -> Any:
+def as_it_was(value: Json, default: Any) -> Any:
     """Return an option that JSON held: a list is a tuple, of rows where the default has such."""
     if not isinstance(value, list):
         return value
@@ -293,7 +295,7 @@ def is_run(folder: str | os.PathLike) -> bool:
     return Path(folder, "config.json").is_file()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Json]:
     """Read config.json.
 
     Raises:
@@ -313,10 +315,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def describe(**settings: Any) -> dict[str, Any]:
+def describe(**settings: Any) -> dict[str, Json]:
     """Return settings as what JSON can hold, and reads back equal."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: Any) -> Json:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, Mapping):
@@ -335,7 +337,7 @@ def describe(**settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps({"format": FORMAT, **{name: plain(value) for name, value in settings.items()}}))
 
 
-def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(there: Mapping[str, Json], wanted: Mapping[str, Json], prefix: str = "") -> list[str]:
     """Say where two configurations differ, in words."""
     found = []
     for key in dict.fromkeys([*there, *wanted]):
@@ -349,7 +351,7 @@ def differences(there: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
     return found
 
 
-def shortened(value: Any) -> str:
+def shortened(value: Json) -> str:
     """Write a value for one line."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -370,7 +372,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def csv_text(rows: Sequence[Sequence[Any]]) -> str:
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
     """Write rows as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from fzoo.errors import unknown
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import layer_names, trace
 from fzoo.layers.keras import Training
+from fzoo.types import Mask, Options, Params, Variables
 from fzoo.weights.mapping import slots, without_top
 from fzoo.zoo import create, list_models, spec
 
@@ -56,7 +57,7 @@ class Phase:
     optimizer: str | optax.GradientTransformation = "adam"
     learning_rate: float | None = None
     schedule: str | optax.Schedule = "constant"
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Options = dataclasses.field(default_factory=dict)
     batch_statistics: bool = False
 
     def __post_init__(self):
@@ -130,7 +131,7 @@ TWO_PHASES = (
 )
 
 
-def phase_mask(module: Classifier, variables: Any, phase: Phase) -> Any:
+def phase_mask(module: Classifier, variables: Variables, phase: Phase) -> Mask:
     """Mark which parameters a phase trains: a tree of bool like `variables["params"]`.
 
     Raises:
@@ -151,7 +152,7 @@ def phase_mask(module: Classifier, variables: Any, phase: Phase) -> Any:
     return {layer: jax.tree.map(lambda _, on=layer in chosen: on, arrays) for layer, arrays in params.items()}
 
 
-def trained_layers(mask: Any) -> set[str]:
+def trained_layers(mask: Mask) -> set[str]:
     """Return the layers that a mask over params marks."""
     return {layer for layer, marks in mask.items() if any(jax.tree.leaves(marks))}
 
@@ -163,7 +164,7 @@ def last_stage(module: Classifier) -> set[str]:
     return {node.name for node in maps if node.shape[:2] == maps[-1].shape[:2]}
 
 
-def partition_params(params: Any, mask: Any) -> tuple[Any, Any]:
+def partition_params(params: Params, mask: Mask) -> tuple[Params, Params]:
     """Partition parameters into those that train and those that don't.
 
     A gradient with respect to the first is a gradient of these alone, and an optimizer keeps nothing of the others.
@@ -181,13 +182,13 @@ def partition_params(params: Any, mask: Any) -> tuple[Any, Any]:
     if jax.tree.structure(mask) != jax.tree.structure(params):
         raise ValueError('a mask of another tree given: trainable_mask(variables["params"], ...) makes one of params')
 
-    def where(wanted: bool) -> Any:
+    def where(wanted: bool) -> Params:
         return jax.tree.map(lambda on, leaf: leaf if on == wanted else optax.MaskedNode(), mask, params)
 
     return where(True), where(False)
 
 
-def merge_params(trained: Any, frozen: Any) -> Any:
+def merge_params(trained: Params, frozen: Params) -> Params:
     """Merge what `partition_params` took apart.
 
     Args:
@@ -198,7 +199,7 @@ def merge_params(trained: Any, frozen: Any) -> Any:
         The tree of all parameters.
     """
 
-    def masked(leaf: Any) -> bool:
+    def masked(leaf: object) -> bool:
         return isinstance(leaf, optax.MaskedNode)
 
     return jax.tree.map(lambda a, b: b if masked(a) else a, trained, frozen, is_leaf=masked)
@@ -235,7 +236,7 @@ def flow(module: Classifier, trained: set[str], batch_statistics: bool = False) 
     return Flow(frozenset(training), tuple(node.name for node in nodes if node.name in frontier))
 
 
-def training_layers(module: Classifier, mask: Any, *, batch_statistics: bool = False) -> frozenset[str]:
+def training_layers(module: Classifier, mask: Mask, *, batch_statistics: bool = False) -> frozenset[str]:
     """Find the layers that behave as in training while the parameters that a mask marks train.
 
     These are the layers that drop (Dropout, StochasticDepth) above the lowest that trains, and, where asked for, the
@@ -281,12 +282,16 @@ class TrainState(NamedTuple):
         opt_state: the optimizer's; it has nothing of what is frozen.
     """
 
-    trained: Any
-    batch_stats: Any
-    opt_state: Any
+    trained: Params
+    batch_stats: Params
+    opt_state: optax.OptState
 
 
-def logits_of(module: Classifier, variables: Any, inputs: Any, **options: Any) -> tuple[Array, Any]:
+#: Preprocessed images (N, H, W, C), or {layer: its outputs (N, ...)} of the frozen part of a network.
+StepInputs = Array | np.ndarray | Mapping[str, Array | np.ndarray]
+
+
+def logits_of(module: Classifier, variables: Variables, inputs: StepInputs, **options: Any) -> tuple[Array, PyTree]:
     """Compute (logits, batch statistics) for images, or for the outputs of some layers as {layer: (N, ...)}.
 
     Args:
@@ -310,8 +315,8 @@ def train_step(
     module: Classifier,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    frozen: Any,
-    inputs: Any,
+    frozen: Params,
+    inputs: StepInputs,
     labels: Int[Array, " n"],
     rng: Array,
     *,
@@ -338,7 +343,7 @@ def train_step(
         (the new state, {"loss": mean over the batch, "accuracy": the share whose class alone is the likeliest}).
     """
 
-    def loss_of(trained: Any) -> tuple[Array, tuple[Array, Any]]:
+    def loss_of(trained: Params) -> tuple[Array, tuple[Array, PyTree]]:
         variables = {"params": merge_params(trained, frozen), "batch_stats": state.batch_stats}
         logits, batch_stats = logits_of(module, variables, inputs, train=train, rngs={"dropout": rng})
         return cross_entropy(logits, labels, label_smoothing).mean(), (logits, batch_stats)
@@ -353,12 +358,12 @@ def train_step(
 
 
 def trainable_mask(
-    variables: Any,
+    variables: Variables,
     *,
     from_layer: str | int | None = None,
     pattern: str | Sequence[str] | None = None,
     module: Classifier | None = None,
-) -> Any:
+) -> Mask:
     """Mark which variables to train, as a tree of bool for `optax.masked` or `optax.multi_transform`.
 
     Batch statistics are never trained. For what is frozen, keep BN from moving, too: call the network with
@@ -406,7 +411,7 @@ def patterns_of(pattern: str | Sequence[str]) -> tuple[str, ...]:
     return patterns
 
 
-def matching_layers(params: Any, pattern: str | Sequence[str]) -> set[str]:
+def matching_layers(params: Params, pattern: str | Sequence[str]) -> set[str]:
     """Return the layers whose names match a pattern, or one of several; ValueError for one that matches none."""
     matching: set[str] = set()
     for one in patterns_of(pattern):
@@ -430,7 +435,7 @@ def _from(layer: str | int, module: Classifier) -> set[str]:
     return set(names[names.index(layer) :])
 
 
-def _recognise(params: Any) -> Classifier:
+def _recognise(params: Params) -> Classifier:
     """Find the model of the registry with these layers; which is told by their names, not by their shapes."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
     likely = [

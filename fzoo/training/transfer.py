@@ -14,6 +14,7 @@ from fzoo.layers.options import is_count
 from fzoo.models.keras_model import KerasModel, keras_model
 from fzoo.pretrained import load, load_model
 from fzoo.pretrained.whole import is_whole_model
+from fzoo.types import DTypeLike, MutableVariables, Variables, Weights
 from fzoo.weights.mapping import check_variables, slots, without_top
 from fzoo.weights.rewrite import with_head
 from fzoo.zoo import create
@@ -24,12 +25,12 @@ def transfer(
     *,
     classes: int,
     head: Head | None = None,
-    weights: Any = "imagenet",
+    weights: Weights = "imagenet",
     rng: jax.Array | None = None,
-    variables: Any = None,
+    variables: Variables | None = None,
     cut: str | None = None,
     **create_options: Any,
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[Classifier, MutableVariables]:
     """Put a new classifier on a pretrained backbone, as one network with one tree of variables.
 
     It is what Keras users build as `Dense(classes)(GlobalAveragePooling2D()(base.output))`, with the same names and
@@ -67,7 +68,7 @@ def transfer(
         given = "variables" if cut is None else f"cut={cut!r}"
         raise ValueError(f"{given} given, which goes with a network of load_model, {name!r} given")
     name = os.fspath(name)
-    backbone: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    backbone: MutableVariables = {"params": {}, "batch_stats": {}}
     if weights is not None:
         below = {k: v for k, v in create_options.items() if k != "classifier_activation"}
         loaded, backbone = load(name, weights=weights, include_top=False, **below)
@@ -85,15 +86,15 @@ def transfer(
 
 def transfer_model(
     module: KerasModel,
-    variables: Any,
+    variables: Variables,
     classes: int,
     head: Head,
     rng: jax.Array,
     cut: str | None,
     classifier_activation: str | None = "softmax",
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     **others: Any,
-) -> tuple[KerasModel, dict[str, Any]]:
+) -> tuple[KerasModel, MutableVariables]:
     """Do what `transfer` does, for the network of a file."""
     run = {name: others.pop(name) for name in OF_RUNS if name in others}
     for name, value in others.items():
