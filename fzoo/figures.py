@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from fzoo.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.axis import Axis as Axis
     from matplotlib.figure import Figure
 else:
-    Figure = Any  # to what checks while it runs: matplotlib comes with an extra
+    Axes = Axis = Figure = Any  # to what checks while it runs: matplotlib comes with an extra
 
 
 def make_figure(

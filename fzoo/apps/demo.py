@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 import fzoo
 from fzoo.inference.explain import feature_sheet
 from fzoo.layers.classifier import Classifier
+from fzoo.types import MutableVariables, Variables
 
 SIZE = 32  # the digits are enlarged to what MobileNet takes at the least
 
@@ -69,7 +70,7 @@ def load_digits(seed: int = 0) -> Digits:
 
 def train(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: Float[np.ndarray, "n h w c"],
     labels: Int[np.ndarray, " n"],
     *,
@@ -78,7 +79,7 @@ def train(
     learning_rate: float = 1e-2,
     seed: int = 0,
     report: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> Any:
+) -> MutableVariables:
     """Train every parameter by Adam with a cosine schedule, on shifted images; returns the new variables.
 
     Keras's BN keeps 0.99 of its moving statistics at each step, so after a few hundred steps the initial variance of 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fzoo.apps.blocks import KERNELS, WORDS, Block, blocks, kernel_shapes, shape_text, short, span, words_of
-from fzoo.figures import make_figure, save_figure
+from fzoo.figures import Figure, make_figure, save_figure
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.layers.record import OPERATION
@@ -154,7 +154,7 @@ def repeats(graph: Sequence[Block], shapes: Mapping[str, tuple[int, ...]]) -> li
     found: list[Unit] = [list(same) for _, same in itertools.groupby(graph, key=lambda block: block.unit)]
     place = {block.name: (i, j) for i, unit in enumerate(found) for j, block in enumerate(unit)}
 
-    def form(i: int, block: Block) -> Any:
+    def form(i: int, block: Block) -> tuple[object, ...]:
         inputs = [place[name] for name in block.inputs]
         kinds = [node.kind for node in block.nodes]
         shape = block.shape[:-1] if len(found[i]) > 1 else block.shape
@@ -350,7 +350,7 @@ def best_columns(drawings: Sequence[Drawing]) -> list[list[Drawing]]:
     return min(lowest.values(), key=off)
 
 
-def render(drawing: Drawing) -> Any:
+def render(drawing: Drawing) -> Figure:
     """Draw as a figure of matplotlib, in which a unit is a point."""
     figure = make_figure(drawing.width / 72, drawing.height / 72, extra="picture", dpi=144, layout=None)
     from matplotlib.lines import Line2D

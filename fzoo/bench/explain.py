@@ -16,6 +16,7 @@ from fzoo.inference.export import export
 from fzoo.inference.optimize import Tuned, tune_network
 from fzoo.inference.tuning import TunedConvolution, in_words
 from fzoo.layers.classifier import Classifier
+from fzoo.types import DTypeLike, Variables
 
 #: Calls of OpenVINO, of which the least time of each of its layers counts.
 CALLS = 20
@@ -59,9 +60,9 @@ HEADERS = ("layers", "convolution", "form", "ms", "GFLOP/s", "OpenVINO, ms", "GF
 
 def explain_model(
     module: Classifier,
-    variables: Any,
+    variables: Variables,
     images: Any,
-    dtype: Any,
+    dtype: DTypeLike,
     progress: Callable[[str], None] = lambda line: None,
 ) -> tuple[Tuned, list[Explained]]:
     """Tune a network, and ask OpenVINO for the times of its layers, on as many images together.
@@ -97,7 +98,9 @@ class LayerTime:
     kernel: str
 
 
-def time_openvino(module: Classifier, variables: Any, shape: tuple[int, ...], precision: str) -> dict[str, LayerTime]:
+def time_openvino(
+    module: Classifier, variables: Variables, shape: tuple[int, ...], precision: str
+) -> dict[str, LayerTime]:
     """Return what OpenVINO takes for each layer of a network with a kernel.
 
     Nothing where it is not installed, or computes in no such precision on this processor.

@@ -12,14 +12,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fzoo.bench.engines import ENGINES
 from fzoo.ops.processor import instruction_sets, processor_name
+from fzoo.types import Json
 
-Row = dict[str, Any]
+#: What was measured of an engine; `results.schema.json` says it of each field.
+Row = dict[str, Json]
 
 
 def versions(name: str) -> dict[str, str]:
@@ -56,7 +57,7 @@ def accelerator() -> str:
         return ""
 
 
-def machine(rows: Sequence[Row]) -> dict[str, Any]:
+def machine(rows: Sequence[Row]) -> dict[str, Json]:
     """Describe what it ran on, and how. The instruction sets decide which way of computing is the fastest."""
     meminfo = Path("/proc/meminfo")
     numbers = {key: value for each in rows for key, value in versions(each["engine"]).items()}

@@ -14,9 +14,10 @@ import fzoo
 from fzoo.bench.engines import ENGINES
 from fzoo.bench.facts import Row
 from fzoo.bench.runner import KEY
-from fzoo.figures import make_figure, save_figure
+from fzoo.figures import Axes, Axis, Figure, make_figure, save_figure
 from fzoo.files import replacing
 from fzoo.ops.processor import instruction_sets
+from fzoo.types import Json
 
 REFERENCE = "keras-jax"
 
@@ -120,7 +121,7 @@ def merged(older: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
     return sorted({tuple(r[key] for key in KEY): r for r in (*older, *newer)}.values(), key=order)
 
 
-def read_results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Json]:
     """Read the results of a folder: {"machine": ..., "rows": ...}.
 
     Raises:
@@ -138,7 +139,7 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not what `fzoo bench --out` writes") from None
 
 
-def write(folder: Path, rows: Sequence[Row], machine: dict[str, Any], reference: str = REFERENCE) -> list[Row]:
+def write(folder: Path, rows: Sequence[Row], machine: dict[str, Json], reference: str = REFERENCE) -> list[Row]:
     """Put rows to those that the folder has, and write results.json, results.csv and results.md; returns all rows."""
     older = read_results(folder)["rows"] if (folder / "results.json").exists() else []
     rows = merged(older, rows)
@@ -155,7 +156,7 @@ def write(folder: Path, rows: Sequence[Row], machine: dict[str, Any], reference:
     return rows
 
 
-def processor_of(machine: dict[str, Any]) -> str:
+def processor_of(machine: dict[str, Json]) -> str:
     """Describe in a line the kind of processor that a table is of."""
     sets = ", ".join(machine.get("instruction_sets") or ["instruction sets unknown"])
     return f"Processor: {machine.get('processor') or 'unknown'} ({sets}), {machine.get('cores') or '?'} cores"
@@ -226,7 +227,7 @@ def title(task: str, batch: int | None, devices: int) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def plain_numbers(axis: Any) -> None:
+def plain_numbers(axis: Axis) -> None:
     """Write 10 and 100 along a logarithmic axis, and what lies between where there is room."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -235,7 +236,7 @@ def plain_numbers(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def draw_throughput(rows: Sequence[Row]) -> Any:
+def draw_throughput(rows: Sequence[Row]) -> Figure | None:
     """Draw bars of images/s: a panel for each task and batch size, a group for each model."""
     panels = group_rows(rows, "task", "devices", "batch")
     if not panels:
@@ -269,7 +270,7 @@ def draw_throughput(rows: Sequence[Row]) -> Any:
     return fig
 
 
-def draw_accuracy(rows: Sequence[Row]) -> Any:
+def draw_accuracy(rows: Sequence[Row]) -> Figure | None:
     """Draw the published top-1 against images/s, of the batch size with the most rows."""
     known = {row["model"]: fzoo.spec(row["model"]) for row in rows}
     published = {name: 100 * record.top1 for name, record in known.items() if record.top1 is not None}
@@ -327,7 +328,7 @@ def spread_apart(values: Sequence[float], gap: float) -> list[float]:
     return [fmean(c) + gap * (i - (len(c) - 1) / 2) for c in clusters for i in range(len(c))]
 
 
-def draw_batches(rows: Sequence[Row]) -> Any:
+def draw_batches(rows: Sequence[Row]) -> Figure | None:
     """Draw images/s over the batch size: a panel for each model and task of which several were measured."""
     panels = {
         key: found
@@ -361,14 +362,14 @@ def draw_batches(rows: Sequence[Row]) -> Any:
     return fig
 
 
-def finish(ax: Any) -> None:
+def finish(ax: Axes) -> None:
     """Set a light grid, and no box."""
     ax.grid(color="#e5e5e5", lw=0.7)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def legend(fig: Any, axes: Sequence[Any]) -> None:
+def legend(fig: Figure, axes: Sequence[Axes]) -> None:
     """Set one for all panels, above them."""
     found = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     names = [name for engine in COLOURS for name in found if name.split(",")[0] == engine]

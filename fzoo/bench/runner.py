@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from fzoo.bench.facts import Row, machine, versions
 from fzoo.bench.peaks import published_peak
 from fzoo.bench.worker import CEILING
 from fzoo.errors import unknown
+from fzoo.types import Json
 
 #: Seconds of a turn, of the pause before it (in which the threads of the last one fall asleep), and for an answer.
 TURN, PAUSE, PATIENCE = 0.5, 0.25, 1200.0
@@ -81,7 +82,7 @@ class Worker:
         self.times: list[float] = []
         self.in_flight_times: list[float] = []
         self.spent = 0.0
-        self.last: dict[str, Any] = {}
+        self.last: dict[str, Json] = {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         start = time.perf_counter()
         self.process = subprocess.Popen(
@@ -100,7 +101,7 @@ class Worker:
             raise
         self.first_answer_s = time.perf_counter() - start
 
-    def ask(self, request: str) -> dict[str, Any]:
+    def ask(self, request: str) -> dict[str, Json]:
         """Return the answer to a request.
 
         Raises:
@@ -180,7 +181,7 @@ def bench(
     devices: int = 1,
     size: int | None = None,
     profile: str | os.PathLike | None = None,
-    finished: Callable[[list[Row], dict[str, Any]], object] = lambda rows, machine: None,
+    finished: Callable[[list[Row], dict[str, Json]], object] = lambda rows, machine: None,
     say: Callable[[str], object] = lambda line: None,
     progress: Callable[[str], object] = lambda line: None,
 ) -> list[Row]:
@@ -265,7 +266,7 @@ def available(engines: Sequence[str], say: Callable[[str], object]) -> list[str]
 
 def measure(
     job: Job,
-    known: dict[str, Any],
+    known: dict[str, Json],
     engines: Sequence[str],
     seconds: float,
     folder: Path,
@@ -374,7 +375,7 @@ def start(job: Job, folder: Path) -> Worker:
                 w.stop()
 
 
-def prepared(what: str, job: Job, folder: Path) -> dict[str, Any]:
+def prepared(what: str, job: Job, folder: Path) -> dict[str, Json]:
     """Return what one of `PREPARATIONS` answers."""
     done = Worker(dataclasses.replace(job, engine=what), environment(what, folder))
     done.stop()
@@ -396,7 +397,7 @@ def environment(name: str, folder: Path) -> dict[str, str]:
     }
 
 
-def row(job: Job, name: str, known: dict[str, Any], measured: Measured | None, failure: NoAnswer | None = None) -> Row:
+def row(job: Job, name: str, known: dict[str, Json], measured: Measured | None, failure: NoAnswer | None = None) -> Row:
     """Make the row of an engine: what was measured, or why nothing was; `results.schema.json` says it of each field.
 
     images/s come from the median: of calls one by one, or of turns with several in flight. The first call compiles; the
@@ -442,7 +443,7 @@ def row(job: Job, name: str, known: dict[str, Any], measured: Measured | None, f
     return {key: tidy(value) for key, value in found.items()}
 
 
-def tidy(value: Any) -> Any:
+def tidy(value: Json) -> Json:
     """Round a number for a file, to four digits; None where it is not known."""
     if not isinstance(value, float):
         return value

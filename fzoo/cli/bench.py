@@ -7,13 +7,19 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from fzoo.cli.console import command, complain, prepare_process, show
 from fzoo.cli.options import Network, Option, Reading, Size, parse_options
+
+if TYPE_CHECKING:
+    from fzoo.bench.facts import Row
+    from fzoo.inference.optimize import Tuned
+    from fzoo.layers.classifier import Classifier
+    from fzoo.types import Json, Variables
 
 
 @command
@@ -94,7 +100,7 @@ def bench(
         reports.check(out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # which stops what was started, and removes its files
 
-    def finished(rows: list[Any], machine: Any) -> None:
+    def finished(rows: list[Row], machine: dict[str, Json]) -> None:
         if out is not None:
             reports.write(out, rows, machine, reference)
 
@@ -164,7 +170,7 @@ def check_dtype(dtype: str) -> None:
         raise ValueError(unknown("dtype", dtype, DTYPES))
 
 
-def whole_network(tuned: Any) -> str:
+def whole_network(tuned: Tuned) -> str:
     """Say what a network takes as a whole."""
     times = [f"{1e3 * seconds:.1f} ms {in_short(way)}" for way, seconds in tuned.seconds.items()]
     return f"{tuned.images} images together: {', '.join(times)}; taken: {in_short(tuned.chosen)}"
@@ -219,7 +225,7 @@ def in_short(way: str) -> str:
     return "untuned" if way == "untuned" else f"tuned, YNNPACK gets {way}"
 
 
-def network_to_tune(name: str, option: list[str] | None, size: int | None) -> tuple[Any, Any]:
+def network_to_tune(name: str, option: list[str] | None, size: int | None) -> tuple[Classifier, Variables]:
     """Return a network and variables, random ones for a model by its name: times don't depend on them."""
     import fzoo
     from fzoo.cli.loading import load_network

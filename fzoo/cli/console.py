@@ -90,7 +90,7 @@ def complain(line: str) -> None:
     print(f"fzoo: {on_one_line(line)}", file=sys.stderr, flush=True)
 
 
-def show(headers: Sequence[str], rows: Sequence[Sequence[Any]], footer: str = "") -> None:
+def show(headers: Sequence[str], rows: Sequence[Sequence[object]], footer: str = "") -> None:
     """Print a table on a terminal; in a pipe a line for each row, its cells separated by tabs, without the headers.
 
     A cell that holds a tab, a quotation mark or the end of a line is quoted, as `csv.reader` with the dialect

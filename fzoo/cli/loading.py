@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fzoo.cli.console import complain
 from fzoo.cli.options import Network, Reading, parse_options
 
 if TYPE_CHECKING:
     from fzoo.jobs.loading import LoadedNetwork
+    from fzoo.layers.classifier import Classifier
+    from fzoo.types import Options
 
 
 def load_network(network: Network, reading: Reading, include_top: bool = True, pixels: bool = True) -> LoadedNetwork:
@@ -47,13 +49,13 @@ def load_network(network: Network, reading: Reading, include_top: bool = True, p
     return loaded
 
 
-def write_option(name: str, value: Any = ...) -> str:
+def write_option(name: str, value: object = ...) -> str:
     """Write an option as on the command line."""
     option = f"--{name.replace('_', '-')}"
     return option if value is ... else f"--no-{option[2:]}" if value is False else f"{option} {value}"
 
 
-def report_taken(weights: str, model: str, options: Mapping[str, Any], module: Any) -> None:
+def report_taken(weights: str, model: str, options: Options, module: Classifier) -> None:
     """Say on standard error which options of a network were taken from a file; arguments as for `taken_options`."""
     from fzoo.jobs.loading import taken_options
 

@@ -13,7 +13,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 from fzoo.cli import bench, demo, models, predict, train, weights  # each registers its commands
 from fzoo.cli.console import INTERRUPTED, app, complain, silence
@@ -57,7 +56,7 @@ def interruptible() -> Iterator[None]:
     """Raise again a Ctrl-C that comes while Python runs one of JAX's callbacks, whose exceptions it ignores."""
     report = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
         else:

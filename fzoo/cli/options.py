@@ -6,9 +6,12 @@ import ast
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from fzoo.training.steps import Phase
 
 Model = Annotated[
     str | None,
@@ -191,7 +194,7 @@ def require_images(images: Sequence[Path] | None) -> Sequence[Path]:
     return images
 
 
-def parse_phase(text: str) -> Any:
+def parse_phase(text: str) -> Phase:
     """Make a `fzoo.Phase` from 'NAME=VALUE NAME=VALUE'; what is none of its fields is the optimizer's.
 
     `pattern` may come more than once.

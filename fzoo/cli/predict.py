@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,12 @@ from rich.progress import Progress
 from fzoo.cli.console import command, complain, prepare_process, show
 from fzoo.cli.loading import class_names, join_processes, load_network
 from fzoo.cli.options import Cache, Images, Job, Labels, Network, Reading, Tune, require_images
+
+if TYPE_CHECKING:
+    from fzoo.images.recipe import Recipe
+    from fzoo.jobs.pipeline import Report
+    from fzoo.layers.classifier import Classifier
+    from fzoo.types import Variables
 
 
 @command
@@ -190,7 +196,9 @@ def explain(
     show(("picture", "id", "label", "probability"), rows)
 
 
-def tuned(module: Any, variables: Any, batch_size: int | None, recipe: Any) -> tuple[Any, Any]:
+def tuned(
+    module: Classifier, variables: Variables, batch_size: int | None, recipe: Recipe
+) -> tuple[Classifier, Variables]:
     """Tune a network for images as they are read."""
     import jax
     import numpy as np
@@ -215,7 +223,7 @@ def class_number(text: str, names: Sequence[tuple[str, str]]) -> int:
     raise ValueError(unknown("class", text, [label for _, label in names]))
 
 
-def batch_job(module: Any, variables: Any, paths: Sequence[Path], out: Path, **options: Any) -> Any:
+def batch_job(module: Classifier, variables: Variables, paths: Sequence[Path], out: Path, **options: Any) -> Report:
     """Do what `run_job` does, with a progress bar; the first images that can't be read are named."""
     from fzoo.jobs.job import run_job
 
@@ -231,8 +239,8 @@ def batch_job(module: Any, variables: Any, paths: Sequence[Path], out: Path, **o
 
 
 def print_classes(
-    module: Any,
-    variables: Any,
+    module: Classifier,
+    variables: Variables,
     paths: Sequence[Path],
     as_json: bool,
     *,
@@ -281,7 +289,7 @@ def watching() -> Iterator[Callable]:
     with bar if shown else contextlib.nullcontext():  # some versions of rich end one that is not shown with a line
         task, failed = bar.add_task("images"), 0
 
-        def watch(report: Any, failures: Sequence[tuple[str, str]]) -> None:
+        def watch(report: Report, failures: Sequence[tuple[str, str]]) -> None:
             nonlocal failed
             if report.images > 1:
                 for _, error in failures[: max(0, NAMED - failed)]:

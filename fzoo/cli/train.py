@@ -116,7 +116,7 @@ def finetune(
         mesh=mesh(devices) if devices else None,
         report=complain,
     )
-    rows: list[tuple[str, Any]] = [("weights, as Keras h5", out / "model.h5"), ("curves", out / "curves.png")]
+    rows: list[tuple[str, object]] = [("weights, as Keras h5", out / "model.h5"), ("curves", out / "curves.png")]
     if result.evaluation is not None:
         rows.insert(0, ("accuracy on held-out images", f"{result.evaluation.top1:.1%} of {result.evaluation.images}"))
     show(("", ""), rows)
