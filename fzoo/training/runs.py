@@ -160,7 +160,7 @@ class Run:
         except Exception as e:  # of many classes
             raise ValueError(f"{self.folder}/checkpoints/{latest} is not of this network: {one_line(e)}") from e
 
-    def save(self, progress: Progress, variables: Variables, opt_state: optax.OptState) -> None:
+    def save(self, progress: Progress, variables: Variables, opt_state: PyTree) -> None:
         """Write a checkpoint; the one before is kept until it is whole."""
         import orbax.checkpoint as ocp
 
