@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 import secrets
 import unicodedata
@@ -50,7 +51,7 @@ def same_looks(one: str, other: str) -> bool:
     return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
-def write_rows(file: TextIO, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
+def write_rows(file: TextIO | io.TextIOBase, rows: Iterable[Iterable[object]], delimiter: str = ",") -> None:
     """Write a line for each row, which `csv.reader` reads as it was, whatever is in its cells.
 
     Args:

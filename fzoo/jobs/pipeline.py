@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import os
 import sys
 import threading
@@ -200,7 +201,7 @@ class Loader(NamedTuple):
 
     recipe: Recipe
 
-    def __call__(self, source: Callable[[], Any], pixels: np.ndarray) -> float:
+    def __call__(self, source: Callable[[], str | io.BytesIO], pixels: np.ndarray) -> float:
         """Decode into an array of the batch's; returns the seconds that it took."""
         start = time.perf_counter()
         pixels[:] = self.recipe.load(source())
@@ -271,7 +272,7 @@ def decoded(
     pending: deque[tuple[Batch, np.ndarray, list[State], list[Future[float] | Exception]]] = deque()
     reader, pool = ArchiveReader(), ThreadPoolExecutor(workers, "decode", step_back)
 
-    def load_unchanged(entry: Entry, prepared: Any, pixels: np.ndarray) -> float:
+    def load_unchanged(entry: Entry, prepared: Callable[[], str | io.BytesIO], pixels: np.ndarray) -> float:
         try:
             return load(prepared, pixels)
         finally:
