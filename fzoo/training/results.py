@@ -69,10 +69,6 @@ class Evaluation(NamedTuple):
         return np.divide(np.diag(self.confusion), totals, where=totals > 0, out=np.full(len(totals), np.nan))
 
 
-#: A row of the history: numbers by their names.
-Row = dict[str, float]
-
-
 class Finetuned(NamedTuple):
     """What `finetune` gives.
 
@@ -88,6 +84,6 @@ class Finetuned(NamedTuple):
     module: Classifier
     variables: MutableVariables
     class_names: tuple[str, ...]
-    history: list[Row]
+    history: list[dict[str, float]]
     evaluation: Evaluation | None
     broken: tuple[Path, ...]
