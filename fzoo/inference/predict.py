@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
@@ -132,7 +133,7 @@ def pyramid(
     options: dict[str, Any] = {"batch_size": batch_size, "preprocess": preprocess, "mesh": mesh}
     found = features(module, variables, images, [end.layer for end in ends.values()], **options)
 
-    def by_stride(maps: dict[str, Array]) -> dict[int, Array]:
+    def by_stride(maps: Mapping[str, Array | np.ndarray]) -> dict[int, Array | np.ndarray]:
         return {stride: maps[end.layer] for stride, end in ends.items()}
 
     return by_stride(found) if isinstance(found, dict) else map(by_stride, found)
