@@ -28,11 +28,12 @@ def accelerator():
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
-        patch.syspath_prepend("")
+        patch.syspath_prepend(SCRIPT.parent)  # as where a script is run
         sys.modules["accelerator"] = module  # where its dataclasses look
         spec.loader.exec_module(module)
     yield module
-    del sys.modules["accelerator"]
+    for name in [name for name in sys.modules if name.split(".")[0] in ("accelerator", "on_device")]:
+        del sys.modules[name]
 
 
 def answer(job, accelerator, seconds=0.5):
