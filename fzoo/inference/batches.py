@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 
 
 #: A network, or one with what is wanted of it: what a program is compiled for.
-What = nn.Module | tuple[Any, ...]
+Target = nn.Module | tuple[Any, ...]
 
 
 #: Images, preprocessed or not, or an array for each of several inputs, in their order or by their names.
@@ -84,7 +84,7 @@ def compiled(
     """
 
     @traced_for(platform)
-    def program(what: What, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
+    def program(what: Target, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
         def step(images: PyTree) -> PyTree:
             return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
@@ -98,7 +98,7 @@ def compiled(
         out = lax.map(step, jax.tree.map(lambda x: x.reshape(parts, micro, *x.shape[1:]), filled))
         return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
 
-    def spread(what: What, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
+    def spread(what: Target, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
         assert split is not None
         part, specs = functools.partial(program, what, preprocess), (PartitionSpec(), split.spec)
         run = jax.shard_map(part, mesh=split.mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
@@ -118,7 +118,7 @@ def images_together(count: int, most: int) -> int:
 
 def in_batches(
     function: Callable,
-    what: What,
+    what: Target,
     variables: Variables,
     images: PyTree,
     batch_size: int | None,
@@ -270,7 +270,7 @@ def default_batch(platform: str, shape: Sequence[int]) -> int:
 
 
 def for_devices(
-    function: Callable, what: What, variables: Variables, images: PyTree, mesh: Mesh | None
+    function: Callable, what: Target, variables: Variables, images: PyTree, mesh: Mesh | None
 ) -> tuple[Any, str, Variables, NamedSharding | None]:
     """Arrange where a network is computed.
 
@@ -315,12 +315,12 @@ def output_shapes(
     return call.eval_shape(what, preprocess, variables, images)
 
 
-def module_of(what: What) -> nn.Module:
+def module_of(what: Target) -> nn.Module:
     """Return the network of `run`'s or `taps`' first argument."""
     return what[0] if isinstance(what, tuple) else what
 
 
-def micro_batch(what: What) -> int:
+def micro_batch(what: Target) -> int:
     """Return how many images a CPU computes together: more fall out of its cache."""
     module = module_of(what)
     if isinstance(module, Classifier) and module.narrow_micro_batch and module.dtype == jnp.bfloat16:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from fzoo.inference.batches import (
-    What,
+    Target,
     arranged,
     check_batch_size,
     check_values,
@@ -63,7 +63,7 @@ def is_stored(images: object) -> bool:
 
 def apply_to_stream(
     function: Callable,
-    what: What,
+    what: Target,
     variables: Variables,
     batches: Any,
     batch_size: int | None,
@@ -146,7 +146,7 @@ class Stream:
     def __init__(
         self,
         function: Callable,
-        what: What,
+        what: Target,
         variables: Variables,
         batch_size: int | None,
         preprocess: str | bool | None,
