@@ -15,6 +15,12 @@ from compiled_once import shared_cache
 
 os.environ["KERAS_BACKEND"] = "jax"
 
+#: Files of tests, those first that take longest with the slow ones.
+LONGEST = ("test_mutants.py", "test_models.py", "test_documentation.py", "test_keras_graphs.py", "test_options.py")
+
+#: Bytes with which a worker is left as it is.
+ENOUGH = 2.5e9
+
 
 def pytest_configure(config):
     """For a worker: strictness; for all and the processes that they start: hurry, and a cache of the session's own."""
@@ -60,23 +66,44 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
-    """The longest first, so that no worker is left with it."""
-    order = ("test_mutants.py", "test_documentation.py")
-    items.sort(key=lambda item: order.index(item.path.name) if item.path.name in order else len(order))
+    """The longest files first, so that no worker is left with one; in a file, the tests of a network together."""
+
+    def order(item) -> tuple[int, str, str]:
+        file = item.path.name
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST), file, network_of(item)
+
+    items.sort(key=order)
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector off what was imported: it would walk through it, a third of a second each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """Forget what was compiled for a file or a group that ends here: a worker would grow by gigabytes."""
+    """Forget what was compiled for a file that ends here, or for a network in a worker that has grown by gigabytes."""
     import jax
 
-    if nextitem is None or scope(item) != scope(nextitem):
+    same_file = nextitem is not None and item.path == nextitem.path
+    if not same_file or (network_of(item) != network_of(nextitem) and resident_bytes() > ENOUGH):
         jax.clear_caches()
         gc.collect()
 
 
-def scope(item) -> tuple[str, ...]:
-    """Of tests that share networks."""
-    return str(item.path), *(mark.args[0] for mark in item.iter_markers("xdist_group"))
+def network_of(item) -> str:
+    """The name of the network that a test shares with others, if there is one."""
+    return next((mark.args[0] for mark in item.iter_markers("network")), "")
+
+
+def resident_bytes() -> float:
+    """What this process holds in memory; without end where that can't be read."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return float("inf")
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ class Mutant(NamedTuple):
         old, new: its text, which is there once, and what takes its place.
         tests: the file of tests whose subject it is.
         chosen: which of its tests, as for `pytest -k`; all by default.
+        slow: whether they are of the slow tier.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Mutant(NamedTuple):
     new: str
     tests: str
     chosen: str = ""
+    slow: bool = False
 
 
 MUTANTS = (
@@ -405,7 +407,8 @@ MUTANTS = (
         "(*init_args, self.param_dtype)[:2]",
         "(*init_args, float)[:2]",
         "test_inference.py",
-        "x64",
+        "x64 and MobileNet",
+        slow=True,
     ),
     Mutant(
         "files: what they say of their network is not compared",
@@ -429,7 +432,8 @@ MUTANTS = (
         "return Counter(match[1] for match in found) if listed else None",
         "return None",
         "test_description.py",
-        "preprocessing_that_is_left_out",
+        "preprocessing_that_is_left_out and ConvNeXtTiny",
+        slow=True,
     ),
     Mutant(
         "files: a scalar in safetensors becomes an array",
@@ -510,6 +514,7 @@ MUTANTS = (
         "even = [n % 2 if",
         "test_models.py",
         "test_options and MobileNetV2-options2",
+        slow=True,
     ),
     Mutant(
         "optimized: the bias from the BN is dropped",
@@ -518,6 +523,7 @@ MUTANTS = (
         '(layer.get("bias", 0) * scale + 0 * shift)',
         "test_optimize.py",
         "is_a_module_like_any",
+        slow=True,
     ),
     Mutant(
         "optimized: BN's variance without its root",
@@ -526,6 +532,7 @@ MUTANTS = (
         'scale = 1 / (stats["var"].astype(np.float64) + node.config["epsilon"])',
         "test_optimize.py",
         "is_a_module_like_any",
+        slow=True,
     ),
     Mutant(
         "average pooling counts the padding",
@@ -668,6 +675,7 @@ MUTANTS = (
         "for number in range(len(config.phases)):",
         "test_finetune.py",
         "long_epoch",
+        slow=True,
     ),
     Mutant(
         "fine-tuning: no smoothing of labels",
@@ -1021,6 +1029,7 @@ MUTANTS = (
         "(pads[1] - r, pads[0] - r, 0)",
         "test_ops.py",
         "derivatives_of_a_depthwise and more",
+        slow=True,
     ),
     Mutant(
         "tuning: forms are not taken",
@@ -1179,12 +1188,13 @@ def import_peers(cache: Path) -> None:
     assert not any(name.split(".")[0] == "fzoo" for name in sys.modules)
 
 
-def run_tests(tree: Path, tests: str, chosen: str) -> Outcome:
-    """Run some tests of a copy, those of the default tier, up to the first that fails, in a process of their own."""
+def run_tests(tree: Path, tests: str, chosen: str, slow: bool) -> Outcome:
+    """Run some tests of a copy, up to the first that fails, in a process of their own."""
     options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--durations=0", "--durations-min=9999"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are there from the fork on
     options += ["-p", "no:unraisableexception", "-p", "no:threadexception"]  # what a failure leaves open is no matter
-    arguments = [*options, *(["-k", chosen] if chosen else []), f"tests/{tests}"]
+    options += [*(["-k", chosen] if chosen else []), *(["-m", ""] if slow else [])]
+    arguments = [*options, f"tests/{tests}"]
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
         pid = os.fork()
@@ -1226,11 +1236,11 @@ def run_pytest(tree: Path, arguments: list[str], output: int) -> NoReturn:
 
 
 def try_unchanged(trees: queue.Queue[Path], mutants: Iterable[Mutant]) -> str:
-    """Run the tests of some mutants of one file where nothing is wrong; what is wrong with them, or nothing."""
+    """Run the tests of mutants of one file and tier where nothing is wrong; what is wrong with them, or nothing."""
     mutants, tree = list(mutants), trees.get()
     chosen = " or ".join(dict.fromkeys(f"({mutant.chosen})" for mutant in mutants if mutant.chosen))
     try:
-        found = run_tests(tree, mutants[0].tests, chosen)
+        found = run_tests(tree, mutants[0].tests, chosen, mutants[0].slow)
     finally:
         trees.put(tree)
     return f"without a mutant, exit code {found.code} of {mutants[0].tests}\n{found.output}" if found.code else ""
@@ -1243,7 +1253,7 @@ def try_mutant(trees: queue.Queue[Path], mutant: Mutant) -> Outcome:
     text = path.read_text()
     try:
         path.write_text(text.replace(mutant.old, mutant.new))
-        return run_tests(tree, mutant.tests, mutant.chosen)
+        return run_tests(tree, mutant.tests, mutant.chosen, mutant.slow)
     finally:
         path.write_text(text)
         trees.put(tree)
@@ -1262,11 +1272,14 @@ def main(words: list[str]) -> int:
         except OutOfDate as e:
             print(f"mutants: {e}", file=sys.stderr)
             return 2
-        by_file = {tests: [each for each in mutants if each.tests == tests] for tests in {m.tests for m in mutants}}
-        wrong = dict(zip(by_file, pool.map(lambda each: try_unchanged(trees, each), by_file.values()), strict=True))
+        together = {(each.tests, each.slow): [] for each in mutants}
+        for each in mutants:
+            together[each.tests, each.slow].append(each)
+        found_wrong = pool.map(lambda some: try_unchanged(trees, some), together.values())
+        wrong = dict(zip(together, found_wrong, strict=True))
         for said in filter(None, wrong.values()):
             print(said, flush=True)
-        left = [mutant for mutant in mutants if not wrong[mutant.tests]]
+        left = [mutant for mutant in mutants if not wrong[mutant.tests, mutant.slow]]
         survivors, broken = 0, len(mutants) - len(left)
         width = max(len(mutant.name) for mutant in mutants)
         for mutant, found in zip(left, pool.map(lambda mutant: try_mutant(trees, mutant), left), strict=True):

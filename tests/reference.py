@@ -59,10 +59,10 @@ FAMILIES = tuple(SMALL)
 
 
 def by_model(names: Iterable[str], quick: Iterable[str] = FAMILIES) -> list[Any]:
-    """Parameters of a test, those of one model in one process, so that they share its networks; slow but for some."""
+    """Parameters of a test, those of one model in a row, so that they share its networks; slow but for some."""
     quick = frozenset(quick)
     return [
-        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([] if name in quick else [pytest.mark.slow])])
+        pytest.param(name, marks=[pytest.mark.network(name), *([] if name in quick else [pytest.mark.slow])])
         for name in names
     ]
 

@@ -43,6 +43,7 @@ def test_what_openvino_says_of_its_layers():
     assert found == {"conv1_bn": (0.002, "brgconv"), "net/conv_dw_1": (0.001, "brgconv")}
 
 
+@pytest.mark.slow
 def test_times_of_both_are_put_together(small, monkeypatch):
     """OpenVINO calls a convolution as the BN that is folded into it; the mean of the layers of a shape counts."""
     theirs = {

@@ -213,6 +213,7 @@ def test_numbers_under_vmap(small):
     assert_close(found[1], np.asarray(other), "second weights")
 
 
+@pytest.mark.slow
 def test_numbers_of_gradients(small):
     """Of all weights, by a step along them; recomputed, they are the same."""
     module, variables, images, _ = small

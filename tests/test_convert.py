@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from reference import assert_equal, build, keras_model, randomise, save_weights_only, variables_of
+from tiers import slow, slow_but
 
 import fzoo
 from fzoo.convert import convert
@@ -127,14 +128,14 @@ def test_a_tree_of_nonsense(module, tmp_path):
             fzoo.load_variables(module, tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("ending", [".h5", ".weights.h5", ".keras"])
+@pytest.mark.parametrize("ending", slow_but([".h5", ".weights.h5", ".keras"], ".h5", ".keras"))
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("MobileNet", {"alpha": 0.25, "classes": 4}),
         ("MobileNetV3Small", {"minimalistic": True, "classes": 3}),
         ("MobileNetV2", {"include_top": False, "input_shape": (224, 224, 1)}),
-        ("EfficientNetB0", {"include_top": False}),
+        slow("EfficientNetB0", {"include_top": False}),
         ("ConvNeXtTiny", {"classes": 2}),
         ("VGG16", {"include_top": False}),
     ],

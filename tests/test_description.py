@@ -1,6 +1,5 @@
 """What files say of their networks: fzoo's in words, Keras's by their layers."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from networks import network, small_options
 from reference import assert_equal, build, save_weights_only, small_keras_model
+from tiers import slow, slow_but
 
 import fzoo
 from fzoo.convert import convert
@@ -20,7 +20,6 @@ from fzoo.weights import WeightsMismatch, read_description
 from fzoo.weights.description import describe
 from fzoo.weights.files import KEY
 
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 ENDINGS = (".h5", ".weights.h5", ".keras", ".safetensors", ".orbax")
 
 EFFICIENTNET = {**small_options("EfficientNetB0"), "divide_by_std": True, "classifier_activation": "sigmoid"}
@@ -57,7 +56,7 @@ def random(name, **options):
     return fzoo.load(name, weights=None, **options)
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", slow_but(TOLD, "ResNet50"))
 def test_files_carry_their_network(name, tmp_path):
     module, variables = random(name, **TOLD[name])
     for ending in ENDINGS:
@@ -283,10 +282,8 @@ def test_inspect_tells_what_layers_show(tmp_path):
         assert fzoo.load(weights=tmp_path / "w.safetensors")[0].divide_by_std
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ConvNeXtTiny", *(pytest.param(n, marks=pytest.mark.slow) for n in ("EfficientNetV2B0", "MobileNetV3Small"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ConvNeXtTiny", "EfficientNetV2B0", "MobileNetV3Small"])
 def test_keras_shows_a_preprocessing_that_is_left_out(name, tmp_path):
     options = small_options(name)
     for included in (True, False):

@@ -16,6 +16,7 @@ from hurry import COMPILER_OPTIONS
 from networks import SMALL, assert_alive, images_for, network
 from reference import assert_close, assert_equal
 from stored_tf_keras import SMALL as OTHERS
+from tiers import slow, slow_but
 
 import fzoo
 from fzoo import ops
@@ -79,7 +80,7 @@ def mean_of_plain(self, x, *, keepdims=False, name=None):
 
 def of_model(name):
     """Tests of one model share its network."""
-    return pytest.mark.xdist_group(f"dense {name}")
+    return pytest.mark.network(f"dense {name}")
 
 
 def families():
@@ -109,7 +110,7 @@ def test_every_rth_value_is_the_plain_networks(name, output_stride, monkeypatch)
     assert_alive(found[0].reshape(-1, found.shape[-1]))  # the values between are others
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", slow_but(SIZES, "ConvNeXtTiny", "MobileNetV3Small", "Xception", "ResNet50V2"))
 def test_shapes_of_every_layer(name):
     """All layers have as many values as it takes for every r-th to be the plain network's."""
     side, options = SIZES[name]
@@ -297,7 +298,7 @@ def test_before_the_first_squeeze_beyond_nothing_differs():
     assert 1e-4 < difference < 0.5
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=of_model(name)) for name in ("DenseNet121", "RegNetX080")])
+@pytest.mark.parametrize("name", ["RegNetX080", slow("DenseNet121")])
 def test_optimized(name):
     """Kernels that are dilated are not prepared, those of strides left out may be."""
     module, variables = small(name)

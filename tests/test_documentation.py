@@ -25,6 +25,7 @@ import pytest
 from networks import random_images, random_variables
 from PIL import Image
 from reference import build
+from tiers import slow
 
 import fzoo
 from fzoo.apps import demo
@@ -115,8 +116,9 @@ def random_weights(folder: Path, url: str) -> Path:
     return path
 
 
-#: The recipes that take least, with what is in them; those with the other networks are slow.
+#: The recipes that take least, with what is in them; those with the other networks are slow, and those of some pages.
 QUICK = ("VGG16", "VGG19", "ResNet50", "load_model", "ten.h5", '"weights": None')
+LONG_PAGES = ("devices", "nnx", "streams", "training-loops")
 
 
 #: Libraries that call fzoo, and that the tests do without where they are not installed.
@@ -134,6 +136,11 @@ def needs(block: str) -> list[str]:
     return written + [package for package in ("onnxruntime", "openvino") if f"import {package}" in block]
 
 
+def is_quick(page: Path, block: str) -> bool:
+    """Whether a recipe is run by default."""
+    return page.stem not in LONG_PAGES and any(name in block for name in QUICK)
+
+
 def recipes() -> list[Any]:
     """The blocks of Python, by their page and the model that each loads."""
     return [
@@ -141,7 +148,7 @@ def recipes() -> list[Any]:
             block,
             id=", ".join([page.stem, *re.findall(r'load(?:_model)?\("(\w+)', block)]),
             marks=[
-                *([] if any(name in block for name in QUICK) else [pytest.mark.slow]),
+                *([] if is_quick(page, block) else [pytest.mark.slow]),
                 *([pytest.mark.filterwarnings("ignore")] if imported(block) else []),
             ],
         )
@@ -179,12 +186,16 @@ JOBS = {
     "12": ("gradients", None),
 }
 
+#: Those that take long.
+LONG_JOBS = ("5", "10", "11", "12")
+
 #: The heading of a job, its number, and its program.
 JOB = re.compile(r"^## ((\d+)\..*?)$.*?```python\n(.*?)```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize(
-    ("title", "number", "block"), [pytest.param(*job, id=job[1]) for job in JOB.findall(TWELVE_JOBS.read_text())]
+    ("title", "number", "block"),
+    [(slow if job[1] in LONG_JOBS else pytest.param)(*job, id=job[1]) for job in JOB.findall(TWELVE_JOBS.read_text())],
 )
 def test_twelve_jobs(title, number, block, recipe_folder):
     """Each does what it says, in as many lines as the table says."""

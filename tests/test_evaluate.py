@@ -10,6 +10,7 @@ import optax
 import pytest
 from networks import network, random_images
 from PIL import Image
+from tiers import slow_but
 
 import fzoo
 
@@ -46,7 +47,7 @@ def fill(twelve, root, names):
     return root
 
 
-@pytest.mark.parametrize("pad", [1, 3], ids=["plain", "padded"])
+@pytest.mark.parametrize("pad", slow_but([1, 3], 3), ids=["plain", "padded"])
 def test_numbers_are_numbers(twelve, tmp_path, command_line, pad):
     """Of bare weights: class 10 is the eleventh, wherever its name is sorted; a part of the classes will do."""
     for count in (12, 11):

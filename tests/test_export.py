@@ -15,6 +15,7 @@ from hurry import COMPILER_OPTIONS
 from networks import SMALL, assert_alive, images_for, network, random_images, random_variables, small_options
 from reference import FAMILIES, assert_close, by_model
 from stored import small_network
+from tiers import slow_but
 
 import fzoo
 from fzoo import ops
@@ -96,7 +97,7 @@ def test_a_training_step_of_any_batch():
     assert jax.tree.map(jnp.shape, exported.out_avals) == jax.tree.map(jnp.shape, tuple(jax.tree.leaves(variables)))
 
 
-@pytest.mark.parametrize("optimized", [False, True])
+@pytest.mark.parametrize("optimized", slow_but([False, True], True))
 def test_a_file_gives_what_predict_gives(small, images, optimized, tmp_path):
     """For one image and for three, from one file; also with JAX's own compiler options."""
     module, variables = fzoo.optimize_for_inference(*small) if optimized else small

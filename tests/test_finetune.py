@@ -532,6 +532,7 @@ def test_ten_kills(folder, mobilenet, tmp_path):
     assert_equal(*(fzoo.load_run(tmp_path / run).variables for run in ("whole", "killed")))
 
 
+@pytest.mark.slow
 def test_long_epoch(arrays, tiny, tmp_path, monkeypatch):
     """It is saved in the middle, too: what stops there goes on from the last step, of the phase that it was in."""
     (images, labels), validation = arrays

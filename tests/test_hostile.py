@@ -42,7 +42,7 @@ from fzoo.weights.mapping import slots
 MEMORY, SECONDS, WARM = 512 << 20, 30, 5
 
 #: Files of a run, and of a slow one, unless `FZOO_FUZZ` says another number.
-MUTATIONS, MANY_MUTATIONS = 400, 4000
+MUTATIONS, MANY_MUTATIONS = 200, 4000
 
 #: A run is split for the processes of pytest; not by a divisor of the number of layouts, 7, which take turns.
 PARTS = 4
@@ -461,6 +461,7 @@ def test_a_million_names(originals, loader, tmp_path):
         assert_refused(loader.load(tmp_path / "many.h5"), tmp_path / "many.h5", f"more than {MAX_NAMES} names")
 
 
+@pytest.mark.slow
 def test_many_names_of_one_group(loader, tmp_path):
     """16,000 names for one group of 2,000 names for one array."""
     path = tmp_path / "many.h5"
@@ -521,6 +522,7 @@ def test_groups_that_hold_themselves(originals, loader, tmp_path, layout):
     assert_refused(loader.load(path), path, "nested deeper|more than")
 
 
+@pytest.mark.slow
 def test_groups_that_hold_themselves_twice(originals, loader, tmp_path):
     """As wide as deep, so that the number is met before the depth."""
 

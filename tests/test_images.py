@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from networks import assert_alive, network
 from PIL import Image
+from tiers import slow
 
 import fzoo
 from fzoo.images.recipe import Recipe
@@ -155,7 +156,7 @@ def test_a_pipe_is_no_image(tmp_path):
         fzoo.load_image(tmp_path / "b.jpg")
 
 
-@pytest.mark.parametrize("shape", [(1, 30000, 3), (30000, 1, 3)])
+@pytest.mark.parametrize("shape", [(1, 30000, 3), slow((30000, 1, 3))])
 def test_a_thin_image_takes_little_memory(tmp_path, shape):
     """In a process of its own, whose memory is counted; the whole, resized, would take gigabytes."""
     path = tmp_path / "thin.png"

@@ -14,6 +14,7 @@ from hurry import COMPILER_OPTIONS
 from jax.sharding import NamedSharding, PartitionSpec
 from networks import assert_alive, images_for, network, random_images, small_options
 from reference import assert_close, assert_equal, by_model
+from tiers import slow_but
 
 import fzoo
 from fzoo.inference import devices
@@ -34,10 +35,16 @@ def images():
     return random_images((7, 32, 32, 3))
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 3, 7, 50])
-def test_any_batch_size_gives_the_same(small, images, batch_size):
+@pytest.fixture(scope="module")
+def wanted(small, images):
+    """What the images give: a layer, and the output."""
+    layers = ("conv_dw_3_relu", "predictions")
+    return quick(functools.partial(small[0].apply, method="endpoints"), static_argnums=2)(small[1], images, layers)
+
+
+@pytest.mark.parametrize("batch_size", slow_but([None, 1, 3, 7, 50], None, 3, 50))
+def test_any_batch_size_gives_the_same(small, images, wanted, batch_size):
     module, variables = small
-    wanted = module.apply(variables, images, ("conv_dw_3_relu", "predictions"), method="endpoints")
     expected = wanted["predictions"]
     assert_alive(expected)
     for kind in (np.asarray, jnp.asarray):
@@ -50,12 +57,12 @@ def test_any_batch_size_gives_the_same(small, images, batch_size):
 
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
-@pytest.mark.parametrize("count", [0, 1, 9])
+@pytest.mark.parametrize("count", slow_but([0, 1, 9], 0, 9))
 def test_results_stay_where_images_were_computed(small, count, kind):
     """Whatever their number: committed to no device, unless the images or the variables are; split on a mesh."""
     module, variables = small
     images = random_images((9, 32, 32, 3))[:count]
-    expected = np.asarray(module.apply(variables, images)) if count else np.zeros((0, 5), np.float32)
+    expected = np.asarray(quick(module.apply)(variables, images)) if count else np.zeros((0, 5), np.float32)
     first, second = jax.local_devices()
     found = fzoo.predict(module, variables, kind(images))
     assert not found.committed and found.devices() == {first} and found.dtype == np.float32
@@ -113,7 +120,7 @@ def test_micro_batches_are_even(small):
     assert [convolved(count) for count in (15, 16, 13, 9, 6, 5, 3)] == [{3}, {4}, {3}, {3}, {3}, {3}, {3}]
     images = random_images((13, 32, 32, 3))
     found = fzoo.predict(module, variables, images, batch_size=13)
-    np.testing.assert_allclose(found, module.apply(variables, images), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found, quick(module.apply)(variables, images), rtol=1e-4, atol=1e-6)
 
 
 def test_the_program_is_for_its_platform_alone(small):
@@ -125,11 +132,10 @@ def test_the_program_is_for_its_platform_alone(small):
     assert "platform_index" in str(jax.make_jaxpr(module.apply)(variables, images))
 
 
-def test_frozen_variables_everywhere(small, images, tmp_path):
+def test_frozen_variables_everywhere(small, images, wanted, tmp_path):
     """Flax's FrozenDict."""
     module, variables = small
-    frozen = flax.core.freeze(variables)
-    expected = np.asarray(module.apply(variables, images))
+    frozen, expected = flax.core.freeze(variables), wanted["predictions"]
     np.testing.assert_allclose(fzoo.predict(module, frozen, images), expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(
         fzoo.features(module, frozen, images, "predictions")["predictions"], expected, rtol=1e-4, atol=1e-6
@@ -143,7 +149,7 @@ def test_frozen_variables_everywhere(small, images, tmp_path):
     assert fzoo.export(module, frozen, tmp_path / "w.stablehlo", platforms="cpu").platforms == ("cpu",)
 
 
-@pytest.mark.parametrize("name", by_model(("MobileNet", "ConvNeXtTiny", "EfficientNetB0"), quick=("MobileNet",)))
+@pytest.mark.parametrize("name", by_model(("MobileNet", "ConvNeXtTiny", "EfficientNetB0"), quick=()))
 def test_x64_changes_nothing(name, tmp_path):
     """Variables are float32 with `jax_enable_x64`: files written without are read, and the other way round."""
     module = fzoo.create(name, **small_options(name))

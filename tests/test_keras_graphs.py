@@ -21,6 +21,7 @@ from networks import (
 )
 from reference import assert_close, assert_equal, outputs, set_variables, small_keras_model
 from test_keras_model import BRIGHTNESS, randomise
+from tiers import slow, slow_but
 
 import fzoo
 from fzoo.layers.computation import computation_of
@@ -69,7 +70,7 @@ def check_family(path, name: str, numbers: bool) -> None:
 WHOLE = ("ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "MobileNetV2", "MobileNetV3Small")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", slow_but(WHOLE, "ConvNeXtTiny", "EfficientNetB0", "MobileNetV2"))
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_families(tmp_path, name):
     ending = "keras" if len(name) % 2 else "h5"
@@ -307,7 +308,7 @@ def compare_layers(path, model: keras.Model, seed: int = 0) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-@pytest.mark.parametrize("ending", [".keras", pytest.param(".h5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ending", [".keras", slow(".h5")])
 def test_each_layer(tmp_path, ending):
     image = L.Input(IMAGE)
     sequence = L.Reshape((-1, 4))(image)
@@ -319,7 +320,7 @@ def test_each_layer(tmp_path, ending):
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-@pytest.mark.parametrize("ending", [".keras", ".h5"])
+@pytest.mark.parametrize("ending", [".keras", slow(".h5")])
 def test_each_operation(tmp_path, ending):
     image = L.Input(IMAGE)
     x, y = L.Conv2D(4, 3, padding="same")(image), L.Conv2D(4, 1)(image)
@@ -484,7 +485,7 @@ def check_random(path, seed: int) -> None:
     raise AssertionError(f"seed {seed}: its networks are all dead")
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", slow_but(range(8), 0, 3, 4, 5))
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_random_graphs(tmp_path, seed):
     check_random(tmp_path / ("model.keras" if seed % 2 else "model.h5"), seed)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import pytest
 from networks import SMALL
+from tiers import slow_but
 
 EIGHT = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
 
@@ -150,7 +151,8 @@ def test_a_split_batch(name):
         assert forward == {} and training.keys() == {"all-reduce"}
 
 
-@pytest.mark.parametrize("name", ["MobileNet", pytest.param("ResNet50", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MobileNet", "ResNet50"])
 def test_a_training_step_on_explicit_axes(name):
     """Equal to that on one device: BNs see the whole batch, and gradients are summed over it."""
     import jax
@@ -180,7 +182,7 @@ def test_a_training_step_on_explicit_axes(name):
         np.testing.assert_allclose(ours, apart, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("over", ["shard_map", "pmap", "vmap"])
+@pytest.mark.parametrize("over", slow_but(["shard_map", "pmap", "vmap"], "shard_map"))
 def test_statistics_over_an_axis(over):
     """With `axis_name`, BNs of each part of a batch take the whole batch's statistics; without, their own."""
     import jax

@@ -47,6 +47,7 @@ from stored import (
     stored_values,
     summarise,
 )
+from tiers import slow
 
 import fzoo
 import fzoo.weights.mapping
@@ -88,7 +89,7 @@ def small_without_top(name: str, **options: Any) -> Pair:
     return pair(name, small_keras_model(name, options), options)
 
 
-@pytest.fixture(params=by_model((*QUICK, "InceptionV3", "VGG16", "Xception"), quick=QUICK))
+@pytest.fixture(params=by_model((*QUICK, "InceptionV3", "VGG16", "Xception"), quick=("ConvNeXtTiny",)))
 def family(request) -> Pair:
     return small_pair(request.param)
 
@@ -375,10 +376,6 @@ def test_a_file_without_top(name, tmp_path):
         fzoo.load(name, weights=path, **small_options(name))
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -386,7 +383,7 @@ def slow(*values):
             "MobileNet", {"alpha": 0.5, "depth_multiplier": 2, "dropout": 0.5, "input_shape": (40, 33, 3), "classes": 3}
         ),
         ("MobileNet", {"classifier_activation": None, "alpha": 0.25, "input_shape": (32, 32, 1), "classes": 3}),
-        ("MobileNetV2", {"alpha": 0.35, "include_top": False, "pooling": "max", "input_shape": (33, 50, 4)}),
+        slow("MobileNetV2", {"alpha": 0.35, "include_top": False, "pooling": "max", "input_shape": (33, 50, 4)}),
         slow("MobileNetV2", {"alpha": 1.4, "classifier_activation": "sigmoid", "input_shape": (64, 64, 3)}),
         slow("MobileNetV2", {"include_top": False}),  # Keras builds it for an unknown size
         slow("MobileNetV3Small", {"minimalistic": True, "dropout_rate": 0.0, "input_shape": (33, 50, 3), "classes": 3}),

@@ -152,6 +152,7 @@ def test_layers_and_features(small, tmp_path):
     assert {*jax.jit(exported.call)(images)} == {"out_relu"}
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_growing_concatenation_and_a_module_of_the_user(small, tmp_path):
     class Logits(nn.Module):
@@ -234,6 +235,7 @@ def test_what_is_refused_in_one_line(small, tmp_path):
         fzoo.export(*small, tmp_path / "net.tflite")
 
 
+@pytest.mark.slow
 def test_without_onnx(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ModuleNotFoundError, match=r"onnx is not installed: pip install 'fzoo\[onnx\]'"):

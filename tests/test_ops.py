@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 from networks import images_for, network
 from reference import assert_close
+from tiers import slow_but
 
 import fzoo
 from fzoo import ops
@@ -201,7 +202,7 @@ def forms_of_platforms(function, *arguments):
     return str(jax.make_jaxpr(lambda *given: function(*given))(*arguments)).count("platform_index")
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform", slow_but(["cpu", "gpu"], "cpu"))
 def test_only_the_forms_of_a_known_platform_are_traced(platform):
     """Of convolutions, pools and sums, forward and backward, whatever was traced before; the sums are the same."""
     module, variables = network("DenseNet121", blocks=(1, 1, 1, 1), input_shape=(32, 32, 3), classes=5)
@@ -252,9 +253,10 @@ DEPTHWISE = {
 }
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding", "apart", "times"), DEPTHWISE.values(), ids=DEPTHWISE)
-def test_derivatives_of_a_depthwise_convolution(kernel, stride, padding, apart, times):
+@pytest.mark.parametrize("case", slow_but(DEPTHWISE, "stride 2", "a multiplier"))
+def test_derivatives_of_a_depthwise_convolution(case):
     """Of the first and the second order, forward and backward, alone and of several: as XLA's own."""
+    kernel, stride, padding, apart, times = DEPTHWISE[case]
     keys = jax.random.split(jax.random.key(0), 4)
     x, dx = (jax.random.normal(key, (2, 9, 8, 6)) for key in keys[:2])
     w, dw = (jax.random.normal(key, (*kernel, 1, 6 * times)) for key in keys[2:])

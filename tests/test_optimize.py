@@ -34,6 +34,7 @@ def test_kernels_prepared_for_winograd_give_the_same(blocks, tiles):
         assert_close(fzoo.predict(fast, prepared, images), expected, f"{size}")
 
 
+@pytest.mark.slow
 def test_is_a_module_like_any(small):
     module, variables = small
     fast, prepared = fzoo.optimize_for_inference(module, variables)

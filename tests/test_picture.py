@@ -102,6 +102,7 @@ def test_without_the_extra(tmp_path, monkeypatch, command_line, package, message
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_same_network_gives_the_same_file(tmp_path):
     module = fzoo.create("MobileNet")
     for name in ("a.svg", "b.svg"):

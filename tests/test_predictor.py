@@ -18,6 +18,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 from reference import randomise
+from tiers import slow_but
 
 import fzoo
 from fzoo.inference.batches import compiled
@@ -93,7 +94,7 @@ def as_batch(files, images=None):
     return {"name": [file.name for file in files], "image": images or [file.read_bytes() for file in files]}
 
 
-@pytest.mark.parametrize("batch_size", [None, 5, 64])
+@pytest.mark.parametrize("batch_size", slow_but([None, 5, 64], 5))
 def test_classes_are_those_of_classify(files, classified, command_line, batch_size):
     """With those that can't be read in their places."""
     predictor = fzoo.Predictor("MobileNet", weights="weights.h5", top=3, batch_size=batch_size, **OPTIONS)

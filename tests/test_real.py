@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiers import slow_but
 
 import fzoo
 
@@ -12,7 +13,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("file", MODELS)
+@pytest.mark.parametrize("file", slow_but(MODELS, "mobilenet_v2_imagenet.h5"))
 def test_top_3_is_what_keras_says(real, file):
     name, options, size = MODELS[file]
     module, variables = fzoo.load(name, weights=real / file, **options)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from reference import CASES, FAMILIES, build
+from tiers import slow
 
 import fzoo
 from fzoo import models
@@ -85,21 +86,21 @@ def test_records_are_kerass(name):
     ("name", "options"),
     [
         ("MobileNet", {"alpha": 0.5, "input_shape": (160, 160, 3)}),
-        ("MobileNet", {"alpha": 1.0, "include_top": False, "input_shape": (100, 128, 3)}),
-        ("MobileNetV2", {"alpha": 1.4}),
+        slow("MobileNet", {"alpha": 1.0, "include_top": False, "input_shape": (100, 128, 3)}),
+        slow("MobileNetV2", {"alpha": 1.4}),
         ("MobileNetV2", {"alpha": 0.35, "include_top": False, "input_shape": (96, 96, 3)}),
-        pytest.param("NASNetMobile", {}, marks=pytest.mark.slow),
+        slow("NASNetMobile", {}),
         ("VGG16", {"include_top": False, "pooling": "max"}),
-        ("MobileNetV3Large", {"input_shape": (224, 224, 3)}),
+        slow("MobileNetV3Large", {"input_shape": (224, 224, 3)}),
         ("MobileNetV3Large", {"alpha": 0.75, "include_top": False, "input_shape": (224, 224, 3)}),
-        ("MobileNetV3Small", {"minimalistic": True, "include_preprocessing": False, "input_shape": (224, 224, 3)}),
+        slow("MobileNetV3Small", {"minimalistic": True, "include_preprocessing": False, "input_shape": (224, 224, 3)}),
         ("EfficientNetB0", {}),
-        pytest.param("EfficientNetB7", {"include_top": False}, marks=pytest.mark.slow),
-        pytest.param("EfficientNetV2S", {}, marks=pytest.mark.slow),
-        ("EfficientNetV2B3", {"include_top": False, "pooling": "avg"}),
-        pytest.param("ConvNeXtXLarge", {}, marks=pytest.mark.slow),
+        slow("EfficientNetB7", {"include_top": False}),
+        slow("EfficientNetV2S", {}),
+        slow("EfficientNetV2B3", {"include_top": False, "pooling": "avg"}),
+        slow("ConvNeXtXLarge", {}),
         ("ConvNeXtTiny", {"include_top": False}),
-        pytest.param("ResNet152V2", {}, marks=pytest.mark.slow),
+        slow("ResNet152V2", {}),
     ],
 )
 def test_the_file_is_the_one_keras_asks_for(name, options, monkeypatch):

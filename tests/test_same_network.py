@@ -1,6 +1,5 @@
 """A whole model of Keras's, loaded by the name of a model: it is that network, or an error says where it is not."""
 
-import functools
 import json
 import re
 import warnings
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 from networks import assert_alive
 from reference import build, keras_model, random_images
+from tiers import slow
 
 import fzoo
 from fzoo.layers.computation import computation_of
 
 layers = keras.layers
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 OPTIONS = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 4}
 
 
@@ -93,10 +92,10 @@ SIDE = r"conv_pad_2 \(ZeroPadding2D\) .*padding=\(\(1, 0\), \(1, 0\)\), \(\(0, 1
     ("change", "message"),
     [
         (set_option("conv1_bn", epsilon=1e-5), r"conv1_bn \(BatchNormalization\) .*epsilon=1e-05, 0.001 wanted"),
-        (without_six, r"conv1_relu \(ReLU\) .*max_value=None, 6 wanted"),
+        slow(without_six, r"conv1_relu \(ReLU\) .*max_value=None, 6 wanted"),
         slow(set_option("conv_pad_2", padding=[[1, 0], [1, 0]]), SIDE),
         slow(set_option("conv_pw_3", activation="relu"), r"conv_pw_3 \(Conv2D\) .*activation='relu', 'linear' wanted"),
-        (swap_order, "conv1_relu is a ReLU, conv1_bn a BatchNormalization"),
+        slow(swap_order, "conv1_relu is a ReLU, conv1_bn a BatchNormalization"),
     ],
     ids=["epsilon", "no six", "side of padding", "activation", "order"],
 )
@@ -127,6 +126,7 @@ def test_padding_of_its_own_is_the_same(mobilenet, tmp_path):
     np.testing.assert_allclose(fzoo.predict(module, variables, images()), mobilenet[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_dilation_of_one_pixel_is_nothing(mobilenet, tmp_path):
     """Of a 1x1 kernel; of a 3x3 it is another network."""
     path = edited(mobilenet[0], tmp_path / "m.keras", set_option("conv_pw_3", dilation_rate=[2, 2]))
@@ -152,7 +152,8 @@ def test_a_head_with_another_pooling(tmp_path):
         fzoo.load("MobileNetV2", weights=tmp_path / "m.keras", include_top=False)  # which is as it should be
 
 
-@pytest.mark.parametrize("ending", [".keras", pytest.param(".h5", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
 def test_a_network_inside_is_compared(tmp_path, ending):
     """What is done before it is left out, and said."""
     options = {"include_top": False, "alpha": 0.25}
@@ -178,8 +179,9 @@ def test_a_network_inside_is_compared(tmp_path, ending):
         assert wrong or any("resizing before the network left out" in one for one in said)
 
 
-@pytest.mark.parametrize("ending", [".weights.h5", ".keras"])
-@pytest.mark.parametrize("hidden", [None, 7])
+@pytest.mark.parametrize(
+    ("hidden", "ending"), [(7, ".keras"), slow(7, ".weights.h5"), slow(None, ".keras"), slow(None, ".weights.h5")]
+)
 def test_a_head_around_a_backbone(tmp_path, ending, hidden):
     """As Keras's guide makes it: both are loaded, and the end is the file's."""
     options = {"alpha": 0.25, "input_shape": (32, 32, 3)}

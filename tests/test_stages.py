@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from networks import SMALL, images_for, network, small_options
 from stored_torch import small_torch_network
+from tiers import slow_but
 from torch_cases import CASES
 
 import fzoo
@@ -53,7 +54,9 @@ LAYERS = {
 has_timm = importlib.util.find_spec("timm") is not None
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize(
+    "name", slow_but(TIMM, *(name for name in TIMM if name not in ("DenseNet121", "EfficientNetV2S", "NASNetLarge")))
+)
 def test_channels_are_timms(name):
     found = fzoo.stages(fzoo.create(name))
     assert list(found) == [4, 8, 16, 32]
@@ -106,9 +109,7 @@ def test_layers(name):
     assert [end.layer for end in fzoo.stages(fzoo.create(name)).values()] == expected
 
 
-@pytest.mark.parametrize(
-    "name", ["ConvNeXtTiny", pytest.param("NASNetMobile", marks=pytest.mark.slow), "MobileNetV3Small"]
-)
+@pytest.mark.parametrize("name", slow_but(["ConvNeXtTiny", "NASNetMobile", "MobileNetV3Small"], "MobileNetV3Small"))
 def test_a_pyramid(name):
     """Maps of a fourth, an eighth, ... of the image, those of the layers; of the network with its top as without."""
     module, variables = network(name, **small_options(name))

@@ -53,27 +53,29 @@ SMALL = "ResNet50.tv2_in1k torchvision"
 ROUND_TRIPS = {
     SMALL,
     "VGG11.tv_in1k timm",
-    "VGG11_BN.tv_in1k torchvision",
     "EfficientNetB0.ns_jft_in1k timm",
     "ConvNeXtTiny.in12k_ft_in1k timm",
 }
 
 
+#: Networks that take long to trace.
+DEEP = ("DenseNet121", "InceptionV3", "EfficientNetV2B0", "ResNetRS50")
+
+
 def graphs():
-    """One tag of each network; those beyond one of each family are slow."""
-    return [
-        pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.slow, id=timm_name(name))
-        for name in GRAPHS
-    ]
+    """One tag of each network; those beyond one of each family are slow, and the deepest."""
+    quick = [name for name in FIRST.values() if not name.startswith(DEEP)]
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow, id=timm_name(name)) for name in GRAPHS]
 
 
 # -- what PyTorch gave -------------------------------------------------------------------------------------------------
 
 
 def forms():
-    """Every case as it stands, and in its form for inference: beyond one of each family, and some, slow."""
+    """Every case as it stands, and in its form for inference: beyond one of most families, and two, slow."""
     first = {fzoo.spec(name.split()[0]).family: name for name in reversed(CASES)}
-    folded = ("ResNet50.tv2_in1k torchvision", "ConvNeXtTiny.in12k_ft_in1k timm", "MobileNetV3Small.lamb_in1k timm")
+    first = {family: name for family, name in first.items() if family.__name__ not in ("InceptionV3", "ResNetRS")}
+    folded = ("ResNet50.tv2_in1k torchvision", "ConvNeXtTiny.in12k_ft_in1k timm")
     return [
         pytest.param(
             name,

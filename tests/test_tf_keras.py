@@ -32,6 +32,7 @@ from stored_tf_keras import (
     stored_layers,
     stored_values,
 )
+from tiers import slow_but
 
 import fzoo
 from fzoo.layers.graph import trace
@@ -68,7 +69,7 @@ def test_layers(name):
     assert {file.include_top for file in spec.weight_files} == {True, False}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", slow_but(SMALL, "RegNetX080", "RegNetY002"))
 def test_every_layer_of_a_small_version(name):
     """Those of the network, and those that are left in its form for inference; Keras's RegNet gives logits."""
     module, variables = small_network(name)

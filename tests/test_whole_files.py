@@ -17,6 +17,7 @@ from PIL import Image
 from reference import keras_model, random_images
 from stored import stored_layers
 from test_keras_model import randomise
+from tiers import slow
 
 import fzoo
 from fzoo.cli.loading import load_network
@@ -130,7 +131,8 @@ def test_landmarks_tell_families_apart():
         assert {fzoo.spec(model).preprocessing for model in fitting} == ({wanted} - {"none"}), name
 
 
-@pytest.mark.parametrize("nested", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("nested", [True, False])
 def test_a_backbone_is_recognised(photos, tmp_path, command_line, nested):
     """Nested, and laid flat as in Keras's own guide."""
     base = keras_model("MobileNetV2", include_top=False, input_shape=(32, 32, 3), alpha=0.35)
@@ -497,8 +499,9 @@ def test_folders_that_are_not_keras(tmp_path):
     ("activation", "ending"),
     [
         ("sigmoid", ".keras"),
-        (None, ".h5"),
-        *(pytest.param(*values, marks=pytest.mark.slow) for values in (("hard_sigmoid", ".keras"), ("softmax", ".h5"))),
+        slow(None, ".h5"),
+        slow("hard_sigmoid", ".keras"),
+        slow("softmax", ".h5"),
     ],
 )
 def test_a_files_classifier_is_taken_from_it(tmp_path, activation, ending):
