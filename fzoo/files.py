@@ -1,4 +1,4 @@
-"""The one way in which fzoo writes a file, and a table of text; one line from an exception."""
+"""The one way in which fzoo writes a file, and a table of text; the one lock; one line from an exception."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import csv
 import io
 import os
 import secrets
+import sys
+import time
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 
 def one_line(error: BaseException) -> str:
@@ -89,3 +91,87 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: BinaryIO) -> bool:
+        """Lock a file that no other process has locked."""
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError:
+            return False
+        return True
+
+    def _release(file: BinaryIO, path: Path) -> None:
+        """Unlock and remove; Windows removes no file that a process has open."""
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        file.close()
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO) -> bool:
+        """Lock a file that no other process has locked."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _release(file: BinaryIO, path: Path) -> None:
+        """Remove and unlock, in this order: who waits for the lock of a file that is gone looks for the new one."""
+        path.unlink(missing_ok=True)
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing does not, if the process was forked meanwhile
+        file.close()
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
+    """Hold the lock of a file, which is made and removed; False where the file system has no locks.
+
+    The system takes the lock from a process that dies; the file that is left is the next holder's.
+
+    Args:
+        path: of the file.
+        waiting: is called once where another process has the lock, before its end is waited for.
+    """
+    locked, waited = True, False
+    while True:
+        file = path.open("ab")
+        try:
+            while not _lock(file):
+                if not waited:
+                    waiting()
+                waited = True
+                time.sleep(0.1)
+            if _same(file, path):
+                break
+        except OSError:  # some network file systems have no locks
+            locked = False
+            break
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    try:
+        yield locked
+    finally:
+        if locked:
+            _release(file, path)
+        else:
+            file.close()
+            path.unlink(missing_ok=True)
+
+
+def _same(file: BinaryIO, path: Path) -> bool:
+    """Tell whether an open file is the one that has a name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -20,6 +20,7 @@ from networks import random_variables
 from reference import assert_equal, build, randomise, save_weights_only, variables_of
 
 import fzoo
+from fzoo import files
 from fzoo.pretrained.imagenet import published
 from fzoo.weights import download
 from fzoo.weights.download import cache_dir, cached, checked_by, fetch
@@ -470,17 +471,17 @@ def test_who_waits_goes_on_when_the_holder_is_killed(server, offline):
 
 def test_the_lock_of_a_file_that_is_gone_is_no_lock(offline, monkeypatch):
     """Who waits for the file of a holder that has left, while the next holder has made a new one, waits on."""
-    path, lock, answers, entered = offline / ".file.h5.lock", download._lock, [], threading.Event()
+    path, lock, answers, entered = offline / ".file.h5.lock", files._lock, [], threading.Event()
 
     def enter():
-        with download._turn(path):
+        with files.hold_lock(path):
             entered.set()
 
     with path.open("ab") as old:
         assert lock(old)
         waiting = threading.Thread(target=enter)
         with monkeypatch.context() as patch:
-            patch.setattr(download, "_lock", lambda file: answers.append(lock(file)) or answers[-1])
+            patch.setattr(files, "_lock", lambda file: answers.append(lock(file)) or answers[-1])
             waiting.start()
             until(lambda: answers)
             path.unlink()
@@ -497,7 +498,7 @@ def test_a_file_system_without_locks(server, offline, monkeypatch):
     def unsupported(file):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(download, "_lock", unsupported)
+    monkeypatch.setattr(files, "_lock", unsupported)
     server.pause, server.script = 0.005, {"slow": ["break"]}
     threads = [threading.Thread(target=fetch, args=(url(server, "slow"), "file.h5", MD5)) for _ in range(3)]
     for thread in threads:

@@ -187,6 +187,7 @@ def test_bad_arguments_are_told_at_once(tmp_path, monkeypatch):
         ("MobileNet", {"layers": "conv_pw_77"}, "unknown layer 'conv_pw_77'"),
         ("MobileNet", {"layers": []}, "no layers given"),
         ("MobileNet", {"top": 0}, "top=0 given"),
+        ("MobileNet", {"top": True}, "top=True given"),
         ("MobileNet", {"batch_size": -1}, "batch_size=-1 given"),
         ("MobileNet", {"size": 0}, "size=0 given"),
         ("MobileNet", {"size": 20}, "32 x 32 is the least"),

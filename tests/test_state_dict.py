@@ -49,10 +49,10 @@ needs_torch = pytest.mark.skipif(not has_torch, reason="PyTorch, timm and torchv
 SMALL = "ResNet50.tv2_in1k torchvision"
 
 
-#: The cases whose way through a file is quick: kernels, a map that is flattened or a convolution, constants, parts.
+#: The cases whose way through a file is quick: kernels, a map that is flattened, constants, parts.
 ROUND_TRIPS = {
     SMALL,
-    "VGG11.tv_in1k timm",
+    "VGG11_BN.tv_in1k torchvision",
     "EfficientNetB0.ns_jft_in1k timm",
     "ConvNeXtTiny.in12k_ft_in1k timm",
 }

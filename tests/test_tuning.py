@@ -5,7 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -219,6 +222,36 @@ def test_a_damaged_file_of_times_is_written_anew(text):
     assert file.read() == {"conv": {"library": 0.5, "product": 0.25}, "other": {"library": 1.0}}
     assert json.loads(path.read_text())["format"] == tuning.FORMAT
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_no_times_are_lost_between_processes():
+    """Several that add to a file at once: threads here, whose locks are as those of processes."""
+    path = times_path()
+    together = threading.Barrier(8)
+
+    def add(number):
+        together.wait()
+        for i in range(6):
+            TimesFile(path).add({f"{number} {i}": {"library": 1.0}})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(8)))
+    assert set(TimesFile(path).read()) == {f"{number} {i}" for number in range(8) for i in range(6)}
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_bfloat16_without_units_is_said(choose, small, monkeypatch):
+    """As `optimize_for_inference` says it, by the line of the caller."""
+    monkeypatch.setattr(optimize.sys, "platform", "linux")
+    choose(lambda conv, forms: ops.LIBRARY)
+    for units in (False, True):
+        monkeypatch.setattr(optimize, "has_bfloat16", lambda units=units: units)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fzoo.tune(*small, images_for(small[0], 2), dtype=jnp.bfloat16)
+        assert [(each.filename, str(each.message)[:18]) for each in caught] == [(__file__, "bfloat16 asked for")] * (
+            not units
+        )
 
 
 def test_a_choice_goes_with_the_weights(choose, small, tmp_path):

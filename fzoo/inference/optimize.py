@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fzoo.inference.batches import check_images, for_devices, images_together, micro_batch, run
-from fzoo.inference.compiler import usual_fusions
+from fzoo.inference.compiler import on_cpu, usual_fusions
 from fzoo.inference.devices import beside, device_of
 from fzoo.inference.folding import folded_for_inference, winograd_tiles
 from fzoo.inference.tuning import TimesFile, Tuning, fastest, key_of, time_in_turns, times_path, tune_convolutions
@@ -70,19 +70,15 @@ def optimize_for_inference(
     Warns:
         UserWarning: bfloat16 for a CPU that has no units for it.
     """
-    on_cpu = (platform or device_of(variables).platform) == "cpu"
-    if on_cpu and jnp.dtype(dtype) == jnp.bfloat16 and sys.platform == "linux" and not has_bfloat16():
-        warnings.warn(
-            "bfloat16 asked for on a processor without units for it (AVX512_BF16, AMX): it saves memory, and is slower "
-            "than float32",
-            stacklevel=2,
-        )
+    is_on_cpu = (platform or device_of(variables).platform) == "cpu"
+    if is_on_cpu:
+        warn_without_units(dtype)
     if tune:
         images = jax.ShapeDtypeStruct((micro_batch(module.clone(dtype=dtype)), *module.example_shape), jnp.float32)
         return tune_network(module, variables, images, dtype, platform).network
     found = trace(module)
     check_variables(module, variables)
-    tiles = winograd_tiles(found.nodes, dtype) if on_cpu and not module.plain_convolutions else {}
+    tiles = winograd_tiles(found.nodes, dtype) if is_on_cpu and not module.plain_convolutions else {}
     return folded_for_inference(module, found, variables, dtype, tiles)
 
 
@@ -117,8 +113,22 @@ def tune(
     Raises:
         ValueError: this is no plain network of this package, the variables are not its own or not on a CPU, or these
             are no images of its size.
+
+    Warns:
+        UserWarning: bfloat16 for a CPU that has no units for it.
     """
+    warn_without_units(dtype)
     return tune_network(module, variables, images, dtype, progress=progress).network
+
+
+def warn_without_units(dtype: DTypeLike) -> None:
+    """Tell the caller of a function here that this CPU has no units for bfloat16, where that is asked for."""
+    if jnp.dtype(dtype) == jnp.bfloat16 and sys.platform == "linux" and not has_bfloat16():
+        warnings.warn(
+            "bfloat16 asked for on a processor without units for it (AVX512_BF16, AMX): it saves memory, and is slower "
+            "than float32",
+            stacklevel=3,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +231,8 @@ def time_networks(ways: Mapping[str, tuple[Classifier, MutableVariables]], shape
     images = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
     calls = {}
     for name, (module, variables) in ways.items():
+        if device_of(variables).platform != "cpu":  # what is tuned for a CPU need not lie there
+            variables = jax.tree.map(on_cpu, variables)
         placed = beside(images, variables)
         call, _, variables, _ = for_devices(run, module, variables, placed, None)
         calls[name] = functools.partial(run_again, call, module, variables, placed)

@@ -28,7 +28,7 @@ from jaxtyping import Array, PyTree
 
 from fzoo import ops
 from fzoo._version import __version__
-from fzoo.files import replacing
+from fzoo.files import hold_lock, replacing
 from fzoo.inference.compiler import compiler_options, fusion_choices, on_cpu
 from fzoo.inference.folding import prepared_tile
 from fzoo.layers.record import Node
@@ -347,10 +347,11 @@ class TimesFile:
         Raises:
             OSError: the file can't be written.
         """
-        known = self.read()
-        for name, seconds in times.items():
-            known[name] = {**known.get(name, {}), **seconds}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps({"format": FORMAT, "seconds": known}, indent=1))
+        with hold_lock(self.path.with_name(f".{self.path.name}.lock")):
+            known = self.read()
+            for name, seconds in times.items():
+                known[name] = {**known.get(name, {}), **seconds}
+            with replacing(self.path) as temporary:
+                temporary.write_text(json.dumps({"format": FORMAT, "seconds": known}, indent=1))
         return known

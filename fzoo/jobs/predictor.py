@@ -26,6 +26,7 @@ from fzoo.jobs.loading import Request, load_network, mode_of, model_of, teachabl
 from fzoo.jobs.network import Network, class_labels
 from fzoo.jobs.pipeline import available_cores, round_up, step_back
 from fzoo.layers.graph import layer_names
+from fzoo.layers.options import is_count
 from fzoo.pretrained.whole import is_whole_model, network_in
 from fzoo.training.runs import is_run, read_run
 from fzoo.types import DTypeLike
@@ -173,7 +174,7 @@ class Predictor:
         if "input_shape" in options:
             raise ValueError(f"input_shape={options['input_shape']!r} given: size=(height, width) expected")
         for argument, value in (("top", top), ("workers", workers), ("devices", devices)):
-            if value is not None and not (isinstance(value, int) and value > 0):
+            if value is not None and not is_count(value):
                 raise ValueError(f"{argument}={value!r} given, a positive number expected")
         check_batch_size(batch_size)
         names = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)

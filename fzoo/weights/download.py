@@ -8,6 +8,7 @@ that the system releases when its holder dies. The next attempt goes on where a 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -17,9 +18,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import url2pathname
+
+from fzoo.files import hold_lock
 
 #: What a published file is known by: its hash, "md5:..." or "sha256:..." (without the algorithm, the number of digits
 #: tells it), or its first digits, `DIGITS` or more, where no more are published ("sha256:7ebf99e0"); or, where none is
@@ -130,7 +132,7 @@ def fetch(url: str, name: str, proof: Proof, otherwise: str = "") -> Path:
     url = source(url, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(path.with_name(f".{name}.lock")) as shared:
+        with hold_lock(path.with_name(f".{name}.lock"), functools.partial(_waiting, name)) as shared:
             if not cached(name, proof):  # the holder before may have downloaded it
                 # Where there are no locks, each process has a partial file of its own.
                 unique = "" if shared else f".{uuid.uuid4().hex}"
@@ -332,6 +334,12 @@ def _words(error: BaseException) -> str:
     return text.split("): ", 1)[-1] or type(error).__name__
 
 
+def _waiting(name: str) -> None:
+    """Say on a terminal why nothing moves."""
+    if sys.stderr.isatty():
+        print(f"fzoo: waiting for another process: it downloads {name}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal; gives what to call with each number of bytes."""
@@ -345,83 +353,3 @@ def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], No
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=total, completed=done)
         yield lambda step: progress.advance(task, step)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: BinaryIO) -> bool:
-        """Lock a file that no other process has locked."""
-        file.seek(0)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-
-    def _release(file: BinaryIO, path: Path) -> None:
-        """Unlock and remove; Windows removes no file that a process has open."""
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        file.close()
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-else:
-    import fcntl
-
-    def _lock(file: BinaryIO) -> bool:
-        """Lock a file that no other process has locked."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _release(file: BinaryIO, path: Path) -> None:
-        """Remove and unlock, in this order: who waits for the lock of a file that is gone looks for the new one."""
-        path.unlink(missing_ok=True)
-        fcntl.flock(file, fcntl.LOCK_UN)  # closing does not, if the process was forked meanwhile
-        file.close()
-
-
-@contextlib.contextmanager
-def _turn(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file, which is made and removed; False where the file system has no locks.
-
-    The system takes the lock from a process that dies; the file that is left is the next holder's.
-    """
-    locked, waiting = True, False
-    while True:
-        file = path.open("ab")
-        try:
-            while not _lock(file):
-                if not waiting and sys.stderr.isatty():
-                    print(f"fzoo: waiting for another process: it downloads {path.stem[1:]}", file=sys.stderr)
-                waiting = True
-                time.sleep(0.1)
-            if _same(file, path):
-                break
-        except OSError:  # some network file systems have no locks
-            locked = False
-            break
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-    try:
-        yield locked
-    finally:
-        if locked:
-            _release(file, path)
-        else:
-            file.close()
-            path.unlink(missing_ok=True)
-
-
-def _same(file: BinaryIO, path: Path) -> bool:
-    """Tell whether an open file is the one that has a name now."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
