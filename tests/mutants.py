@@ -1,7 +1,8 @@
 """Mutants: mistakes put into a copy of fzoo, each of which must fail a test of the file whose subject it is.
 
 `python tests/mutants.py` tries all, `python tests/mutants.py WORD ...` those with one of these in their names. It says
-which test caught which, and exits with 1 if one survives, with 2 if the text of one is not there any more.
+which test caught which, and exits with 1 if one survives, or if a test that caught one fails without it, too; with 2 if
+the text of one is not there any more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import functools
 import importlib
 import os
 import queue
-import re
 import shutil
 import signal
 import subprocess
@@ -1164,13 +1164,13 @@ class Outcome(NamedTuple):
 
     Attributes:
         code: its exit code.
-        failed: the first test that failed.
+        failed: the tests that failed, in their order.
         seconds: how long it took.
         output: the end of it.
     """
 
     code: int
-    failed: str | None
+    failed: list[str]
     seconds: float
     output: str
 
@@ -1188,34 +1188,51 @@ def import_peers(cache: Path) -> None:
     assert not any(name.split(".")[0] == "fzoo" for name in sys.modules)
 
 
-def run_tests(tree: Path, tests: str, chosen: str, slow: bool) -> Outcome:
-    """Run some tests of a copy, up to the first that fails, in a process of their own."""
-    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--durations=0", "--durations-min=9999"]
+class Failures:
+    """A plugin that writes the name of each test that fails, on a line of its own."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Look at the end of a test, or of what it is set up with."""
+        if report.failed:
+            os.write(self.descriptor, f"{report.nodeid}\n".encode())
+
+
+def run_tests(tree: Path, arguments: Iterable[str], limit: float) -> Outcome:
+    """Run tests of a copy, in a process of their own.
+
+    Args:
+        tree: the copy.
+        arguments: for pytest.
+        limit: seconds.
+    """
+    options = ["-q", "-n0", "-p", "no:cacheprovider", "--durations=0", "--durations-min=9999"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are there from the fork on
     options += ["-p", "no:unraisableexception", "-p", "no:threadexception"]  # what a failure leaves open is no matter
-    options += [*(["-k", chosen] if chosen else []), *(["-m", ""] if slow else [])]
-    arguments = [*options, f"tests/{tests}"]
     start = time.monotonic()
-    with tempfile.TemporaryFile() as output:
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as failures:
         pid = os.fork()
         if pid == 0:
-            run_pytest(tree, arguments, output.fileno())
+            run_pytest(tree, [*options, *arguments], output.fileno(), failures.fileno())
         ended, status = 0, 0
-        while not ended and time.monotonic() - start < LIMIT:
+        while not ended and time.monotonic() - start < limit:
             time.sleep(0.05)
             ended, status = os.waitpid(pid, os.WNOHANG)
         if not ended:
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            return Outcome(-1, None, LIMIT, f"no end after {LIMIT} s")
-        output.seek(0)
-        said = output.read().decode(errors="replace")
-    failed = re.search(r"^FAILED tests/(\S+)", said, re.MULTILINE)
-    lines = "\n".join(said.strip().splitlines()[-25:])
-    return Outcome(os.waitstatus_to_exitcode(status), failed and failed[1], time.monotonic() - start, lines)
+            return Outcome(-1, [], limit, f"no end after {limit} s")
+        texts = []
+        for file in (output, failures):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    lines = "\n".join(texts[0].strip().splitlines()[-25:])
+    return Outcome(os.waitstatus_to_exitcode(status), texts[1].splitlines(), time.monotonic() - start, lines)
 
 
-def run_pytest(tree: Path, arguments: list[str], output: int) -> NoReturn:
+def run_pytest(tree: Path, arguments: list[str], output: int, failures: int) -> NoReturn:
     """Be pytest in a copy, from the fork on."""
     code = 70
     try:
@@ -1226,7 +1243,7 @@ def run_pytest(tree: Path, arguments: list[str], output: int) -> NoReturn:
         os.environ |= environment(tree)
         sys.path.insert(0, str(tree))
         sys.dont_write_bytecode = True
-        code = int(pytest.main(arguments))
+        code = int(pytest.main(arguments, plugins=[Failures(failures)]))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -1235,27 +1252,26 @@ def run_pytest(tree: Path, arguments: list[str], output: int) -> NoReturn:
         os._exit(code)  # none of the parent's threads and files is this process's to end
 
 
-def try_unchanged(trees: queue.Queue[Path], mutants: Iterable[Mutant]) -> str:
-    """Run the tests of mutants of one file and tier where nothing is wrong; what is wrong with them, or nothing."""
-    mutants, tree = list(mutants), trees.get()
-    chosen = " or ".join(dict.fromkeys(f"({mutant.chosen})" for mutant in mutants if mutant.chosen))
-    try:
-        found = run_tests(tree, mutants[0].tests, chosen, mutants[0].slow)
-    finally:
-        trees.put(tree)
-    return f"without a mutant, exit code {found.code} of {mutants[0].tests}\n{found.output}" if found.code else ""
-
-
 def try_mutant(trees: queue.Queue[Path], mutant: Mutant) -> Outcome:
-    """Run a mutant's tests on it."""
+    """Run a mutant's tests on it, up to the first that fails."""
+    arguments = [*(["-k", mutant.chosen] if mutant.chosen else []), *(["-m", ""] if mutant.slow else [])]
     tree = trees.get()
     path = tree / "fzoo" / mutant.file
     text = path.read_text()
     try:
         path.write_text(text.replace(mutant.old, mutant.new))
-        return run_tests(tree, mutant.tests, mutant.chosen, mutant.slow)
+        return run_tests(tree, ["-x", *arguments, f"tests/{mutant.tests}"], LIMIT)
     finally:
         path.write_text(text)
+        trees.put(tree)
+
+
+def try_unchanged(trees: queue.Queue[Path], tests: list[str]) -> Outcome:
+    """Run the tests that caught mutants where nothing is wrong."""
+    tree = trees.get()
+    try:
+        return run_tests(tree, ["-m", "", *tests], LIMIT * len(tests))
+    finally:
         trees.put(tree)
 
 
@@ -1272,24 +1288,26 @@ def main(words: list[str]) -> int:
         except OutOfDate as e:
             print(f"mutants: {e}", file=sys.stderr)
             return 2
-        together = {(each.tests, each.slow): [] for each in mutants}
-        for each in mutants:
-            together[each.tests, each.slow].append(each)
-        found_wrong = pool.map(lambda some: try_unchanged(trees, some), together.values())
-        wrong = dict(zip(together, found_wrong, strict=True))
-        for said in filter(None, wrong.values()):
-            print(said, flush=True)
-        left = [mutant for mutant in mutants if not wrong[mutant.tests, mutant.slow]]
-        survivors, broken = 0, len(mutants) - len(left)
+        caught: dict[str, list[Mutant]] = {}
+        survivors, broken = 0, 0
         width = max(len(mutant.name) for mutant in mutants)
-        for mutant, found in zip(left, pool.map(lambda mutant: try_mutant(trees, mutant), left), strict=True):
+        for mutant, found in zip(mutants, pool.map(lambda mutant: try_mutant(trees, mutant), mutants), strict=True):
             if found.code == 0:
                 survivors, said = survivors + 1, f"SURVIVES {mutant.tests}"
             elif found.code == 1 and found.failed:
-                said = found.failed
+                said = found.failed[0].removeprefix("tests/")
+                caught.setdefault(found.failed[0], []).append(mutant)
             else:
                 broken, said = broken + 1, f"BROKEN, exit code {found.code}\n{found.output}"
             print(f"{mutant.name:{width}}  {found.seconds:5.1f} s  {said}", flush=True)
+        tests = sorted(caught)
+        shares = [share for share in (tests[: len(tests) // 2], tests[len(tests) // 2 :]) if share]
+        for share, found in zip(shares, pool.map(lambda share: try_unchanged(trees, share), shares), strict=True):
+            wrong = found.failed if found.code == 1 else share if found.code else []
+            broken += sum(len(caught.get(test, ())) for test in wrong)
+            if found.code:
+                said = f"BROKEN without a mutant, exit code {found.code}: {', '.join(wrong)}"
+                print(f"{said}\n{found.output}", flush=True)
     print(f"{len(mutants)} mutants: {survivors} survive, {broken} could not be judged")
     return 1 if survivors or broken else 0
 

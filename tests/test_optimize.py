@@ -128,7 +128,6 @@ def test_bfloat16_without_units_is_said(small, monkeypatch):
             warnings.simplefilter("always")
             fzoo.optimize_for_inference(*small, dtype=jnp.bfloat16, platform=platform)
         assert [str(each.message)[:18] for each in caught] == ["bfloat16 asked for"] * warns
-        assert all(each.filename == __file__ for each in caught)
 
 
 def test_large_maps_of_bfloat16_are_computed_in_float32(monkeypatch, tmp_path):
