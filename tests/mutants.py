@@ -446,8 +446,8 @@ MUTANTS = (
     Mutant(
         "predict: pixels are not preprocessed",
         "inference/batches.py",
-        "return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))",
-        "return function(what, variables, images)",
+        "return function(target, variables, images if preprocess is None else preprocess_input(images, preprocess))",
+        "return function(target, variables, images)",
         "test_inference.py",
         "pixels_are_preprocessed",
     ),
@@ -1009,8 +1009,8 @@ MUTANTS = (
     Mutant(
         "platforms: a pool traces every platform's form",
         "ops/pooling.py",
-        "_pool_for(how, known_platform(), x)",
-        "_pool_for(how, None, x)",
+        "_pool_for(pooling, known_platform(), x)",
+        "_pool_for(pooling, None, x)",
         "test_ops.py",
         "forms_of_a_known_platform",
     ),

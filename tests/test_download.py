@@ -23,7 +23,7 @@ import fzoo
 from fzoo import files
 from fzoo.pretrained.imagenet import published
 from fzoo.weights import download
-from fzoo.weights.download import cache_dir, cached, checked_by, fetch
+from fzoo.weights.download import cache_dir, cached_file, checked_by, fetch
 
 CONTENT = bytes(range(256)) * 4096
 MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -206,11 +206,11 @@ def test_the_first_digits_of_a_hash(server, offline, digits):
     """All that PyTorch publishes; a file with others is refused, and what shows less than eight is no hash."""
     begun = SHA256[: len("sha256:") + digits]
     assert fetch(url(server, "good"), "file.h5", begun).read_bytes() == CONTENT
-    assert cached("file.h5", begun.upper()) == offline / "file.h5"
+    assert cached_file("file.h5", begun.upper()) == offline / "file.h5"
     assert checked_by(begun) == f"the first {digits} digits of its hash are right, all that are published"
     assert checked_by(SHA256) == checked_by(MD5) == checked_by(MD5[4:]) == "hash is right"
     wrong = begun[:-1] + ("0" if begun[-1] != "0" else "1")
-    assert cached("file.h5", wrong) is None
+    assert cached_file("file.h5", wrong) is None
     (offline / "file.h5").unlink()
     with pytest.raises(OSError, match="its hash is not the published one"):
         fetch(url(server, "good"), "file.h5", wrong)
@@ -218,7 +218,7 @@ def test_the_first_digits_of_a_hash(server, offline, digits):
     (offline / "file.h5").write_bytes(CONTENT)
     for proof in (SHA256[:14], "sha256:", begun[7:], f"{SHA256}0", f"crc32:{'0' * 8}"):
         with pytest.raises(ValueError, match="with 8 digits or more expected"):
-            cached("file.h5", proof)
+            cached_file("file.h5", proof)
 
 
 def any_file(path):
@@ -264,9 +264,9 @@ def test_the_cache_is_made(server, monkeypatch, tmp_path):
 )
 def test_a_damaged_file_is_replaced(server, offline, path, proof, content):
     (offline / "file.h5").write_bytes(content[: len(content) // 2])
-    assert cached("file.h5", proof) is None
+    assert cached_file("file.h5", proof) is None
     assert fetch(url(server, path), "file.h5", proof).read_bytes() == content
-    assert cached("file.h5", proof) == offline / "file.h5" and names(offline) == ["file.h5"]
+    assert cached_file("file.h5", proof) == offline / "file.h5" and names(offline) == ["file.h5"]
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_a_killed_download_is_resumed(server, offline, kill):
     assert end(process)[2] != 0
     size = part.stat().st_size
     assert 0 < size < len(CONTENT) and CONTENT.startswith(part.read_bytes())
-    assert cached("file.h5", MD5) is None and set(names(offline)) <= {".file.h5.lock", ".file.h5.part"}
+    assert cached_file("file.h5", MD5) is None and set(names(offline)) <= {".file.h5.lock", ".file.h5.part"}
     server.pause = 0
     assert fetch(url(server, "slow"), "file.h5", MD5).read_bytes() == CONTENT
     assert server.requests == [("/slow", None), ("/slow", f"bytes={size}-")]

@@ -35,7 +35,7 @@ from fzoo.inference import devices
 from fzoo.jobs import pipeline as jobs
 from fzoo.jobs import shards
 from fzoo.jobs.listing import Entry, Listing
-from fzoo.jobs.network import described, fingerprint
+from fzoo.jobs.network import describe_value, fingerprint
 
 SMALL = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 5}
 OPTIONS = ["-m", "MobileNet", "-o", "alpha=0.25", "--size", "32", "--classes", "5"]
@@ -572,7 +572,7 @@ def test_the_report_says_which_was_slower(network, monkeypatch):
 def test_a_fingerprint(network):
     """It is the network's and its weights'; sets, of which an optimised network has some, are in order."""
     module, variables = fzoo.optimize_for_inference(*network)
-    assert "frozenset" in repr(module.prepared) and "frozenset" not in repr(described(module))
+    assert "frozenset" in repr(module.prepared) and "frozenset" not in repr(describe_value(module))
     other = networks.network("MobileNet", seed=1, **SMALL)
     found = [fingerprint(*each) for each in ((module, variables), network, other, (module, network[1]))]
     assert len(set(found)) == 4 and fingerprint(*network) == found[1]

@@ -430,15 +430,15 @@ def test_a_network_with_functions(small, photos):
     named = [module.clone(classifier_activation=f) for f in (act, nn.softmax, functools.partial(nn.softmax, axis=-1))]
     found = [network.fingerprint(each, variables) for each in named]
     assert len({*found, network.fingerprint(module, variables)}) == 4
-    assert "0x" not in str([network.described(each) for each in named])
+    assert "0x" not in str([network.describe_value(each) for each in named])
     script = f"""
 import fzoo, flax.linen as nn
-from fzoo.jobs.network import described
-print(described(fzoo.create("MobileNet", classifier_activation=nn.softmax, **{SMALL})))
+from fzoo.jobs.network import describe_value
+print(describe_value(fzoo.create("MobileNet", classifier_activation=nn.softmax, **{SMALL})))
 """
     env = {**os.environ, "PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(network.described(named[1]))
+    assert done.stdout.strip() == str(network.describe_value(named[1]))
 
     nameless = module.clone(classifier_activation=lambda x: nn.softmax(x))
     out = photos.parent / "x.csv"

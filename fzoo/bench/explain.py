@@ -46,7 +46,7 @@ class Explained:
             theirs = f"{1e3 * self.seconds:.2f}", f"{gflops:.0f}", self.kernel
         ours = found.seconds[found.form]
         return (
-            found.named,
+            found.layers_in_short,
             in_words(found.convolution),
             found.form,
             f"{1e3 * ours:.2f}",

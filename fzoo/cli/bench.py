@@ -207,7 +207,7 @@ def tune(
         tuned = tune_network(module, variables, images, dtype, progress=progress)
     rows = [
         (
-            found.named,
+            found.layers_in_short,
             in_words(found.convolution),
             found.form,
             f"{found.gflops(found.form):.0f}",

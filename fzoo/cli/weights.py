@@ -88,7 +88,7 @@ def download(
     import fzoo
     from fzoo.images.labels import CLASS_INDEX_HASH, CLASS_INDEX_URL
     from fzoo.pretrained.imagenet import needed, proof_of, published
-    from fzoo.weights.download import Proof, cache_dir, cached, checked_by, fetch
+    from fzoo.weights.download import Proof, cache_dir, cached_file, checked_by, fetch
 
     if bool(names) == every:
         raise ValueError("names of models or --all expected; `fzoo list` shows the names")
@@ -114,7 +114,7 @@ def download(
     failed = 0
     for name, (url, proof) in files.items():
         try:
-            path = cached(name, proof)
+            path = cached_file(name, proof)
             state = "cached" if path else "downloaded"
             path = path or fetch(url, name, proof)
             length = path.stat().st_size
@@ -217,20 +217,20 @@ def signature(written: Any) -> tuple[str, str]:
     """Say what a program that was exported takes and gives."""
     if hasattr(written, "in_avals"):
         sides = written.in_avals, written.out_avals
-        takes, gives = ("; ".join(map(shown, avals)) for avals in sides)
+        takes, gives = ("; ".join(map(describe_aval, avals)) for avals in sides)
         return takes, gives
     tensors = (written.graph.input, written.graph.output)
-    takes, gives = ("; ".join(map(described, side)) for side in tensors)
+    takes, gives = ("; ".join(map(describe_tensor, side)) for side in tensors)
     return takes, gives
 
 
-def shown(value: Any) -> str:
+def describe_aval(value: Any) -> str:
     """Say what an array of StableHLO is, as JAX says it; a size that follows from open ones by a formula is "?"."""
     sides = ["?" if re.search("[^*\\w]", str(side)) else str(side) for side in value.shape]
     return f"{value.dtype}[{','.join(sides)}]"
 
 
-def described(value: Any) -> str:
+def describe_tensor(value: Any) -> str:
     """Say what a tensor of ONNX is, as JAX says it, after its name."""
     import onnx  # pyright: ignore
 

@@ -71,25 +71,25 @@ def compiled(
     function: Callable,
     platform: str,
     dtype: DTypeLike,
-    split: NamedSharding | None = None,
+    sharding: NamedSharding | None = None,
     in_parts: bool = True,
     fusions: str | None = None,
 ) -> Callable:
-    """Put `function(what, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
+    """Put `function(target, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
 
-    Where the images are `split` along the batch, every device runs that program on its part of them; they have nothing
-    to tell each other. `in_parts=False` leaves a batch whole, for arrays that lie on several devices in another way;
-    `fusions` are what the network was tuned with. Called with (what, name of the model to preprocess for or None,
-    variables, images).
+    Where the images are split along the batch (`sharding`), every device runs that program on its part of them; they
+    have nothing to tell each other. `in_parts=False` leaves a batch whole, for arrays that lie on several devices in
+    another way; `fusions` are what the network was tuned with. Called with (target, name of the model to preprocess for
+    or None, variables, images).
     """
 
     @traced_for(platform)
-    def program(what: Target, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
+    def program(target: Target, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
         def step(images: PyTree) -> PyTree:
-            return function(what, variables, images if preprocess is None else preprocess_input(images, preprocess))
+            return function(target, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
         count = count_of(images)
-        most = micro_batch(what)
+        most = micro_batch(target)
         if platform != "cpu" or count <= most or not in_parts:
             return step(images)
         micro = images_together(count, most)
@@ -98,15 +98,15 @@ def compiled(
         out = lax.map(step, jax.tree.map(lambda x: x.reshape(parts, micro, *x.shape[1:]), filled))
         return jax.tree.map(lambda y: y.reshape(parts * micro, *y.shape[2:])[:count], out)
 
-    def spread(what: Target, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
-        assert split is not None
-        part, specs = functools.partial(program, what, preprocess), (PartitionSpec(), split.spec)
-        run = jax.shard_map(part, mesh=split.mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
+    def on_each_device(target: Target, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
+        assert sharding is not None
+        part, specs = functools.partial(program, target, preprocess), (PartitionSpec(), sharding.spec)
+        run = jax.shard_map(part, mesh=sharding.mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
         return run(variables, images)
 
-    several = split is not None and parts_of(split) > 1
+    several = sharding is not None and parts_of(sharding) > 1
     options = compiler_options(platform, dtype, fusions=fusions)
-    return jax.jit(spread if several else program, static_argnums=(0, 1), compiler_options=options)
+    return jax.jit(on_each_device if several else program, static_argnums=(0, 1), compiler_options=options)
 
 
 def images_together(count: int, most: int) -> int:
@@ -118,17 +118,17 @@ def images_together(count: int, most: int) -> int:
 
 def in_batches(
     function: Callable,
-    what: Target,
+    target: Target,
     variables: Variables,
     images: PyTree,
     batch_size: int | None,
     preprocess: str | bool | None,
     mesh: Mesh | None = None,
 ) -> PyTree:
-    """Apply `function(what, variables, images)` to images, a batch at a time, and put the results together."""
-    images, preprocess = arranged(module_of(what), images, preprocess)
+    """Apply `function(target, variables, images)` to images, a batch at a time, and put the results together."""
+    images, preprocess = arranged(module_of(target), images, preprocess)
     if not isinstance(images, tuple):
-        check_values(module_of(what), images, preprocess)
+        check_values(module_of(target), images, preprocess)
     check_batch_size(batch_size)
     count, leaves = count_of(images), jax.tree.leaves((variables, images))
     # Inside of a caller's transformation, it is part of that program; in a jit, even new arrays are traced.
@@ -136,22 +136,24 @@ def in_batches(
         images = images if preprocess is None else preprocess_input(jnp.asarray(images), preprocess)
         if count == 0:
             one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), images)
-            return no_results(jax.eval_shape(functools.partial(function, what), variables, one))
+            return no_results(jax.eval_shape(functools.partial(function, target), variables, one))
         size = batch_size or count
-        parts = [function(what, variables, cut(images, start, size)) for start in range(0, count, size)]
+        parts = [function(target, variables, cut(images, start, size)) for start in range(0, count, size)]
         return jax.tree.map(lambda *ys: jnp.concatenate(ys), *parts)
-    call, platform, variables, split = for_devices(function, what, variables, images, mesh)
-    devices = 1 if split is None else parts_of(split)
-    place = (lambda x: x) if split is None else functools.partial(jax.device_put, device=split)
+    call, platform, variables, sharding = for_devices(function, target, variables, images, mesh)
+    devices = 1 if sharding is None else parts_of(sharding)
+    place = (lambda x: x) if sharding is None else functools.partial(jax.device_put, device=sharding)
     if count == 0:
-        fewest = jax.tree.map(lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=split), images)
-        nothing = no_results(call.eval_shape(what, preprocess, variables, fewest))
-        return beside(nothing, (variables, images)) if split is None else place(nothing)
+        fewest = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((devices, *x.shape[1:]), x.dtype, sharding=sharding), images
+        )
+        nothing = no_results(call.eval_shape(target, preprocess, variables, fewest))
+        return beside(nothing, (variables, images)) if sharding is None else place(nothing)
     size = batch_size or min(default_batch(platform, image_shape(images)) * devices, 1 << (count - 1).bit_length())
     size = -(-size // devices) * devices
     if count == size:
-        return call(what, preprocess, variables, place(images))
-    results = in_flight(call(what, preprocess, variables, place(batch)) for batch in padded(images, size))
+        return call(target, preprocess, variables, place(images))
+    results = in_flight(call(target, preprocess, variables, place(batch)) for batch in padded(images, size))
     return join_on_host(results, count) if platform == "cpu" else join_on_device(results, count)
 
 
@@ -270,7 +272,7 @@ def default_batch(platform: str, shape: Sequence[int]) -> int:
 
 
 def for_devices(
-    function: Callable, what: Target, variables: Variables, images: PyTree, mesh: Mesh | None
+    function: Callable, target: Target, variables: Variables, images: PyTree, mesh: Mesh | None
 ) -> tuple[Any, str, Variables, NamedSharding | None]:
     """Arrange where a network is computed.
 
@@ -280,19 +282,19 @@ def for_devices(
     """
     if mesh is not None and mesh.is_multi_process:
         raise ValueError("a mesh with devices of other processes given, this process's expected: fzoo.devices.mesh()")
-    split = split_of(images) if mesh is None else along_batch(mesh)
-    if mesh is None and split is not None and lies_otherwise(variables, split.mesh):
-        split = None
-    if split is None:
+    sharding = split_of(images) if mesh is None else along_batch(mesh)
+    if mesh is None and sharding is not None and lies_otherwise(variables, sharding.mesh):
+        sharding = None
+    if sharding is None:
         devices = (committed_to((variables, images)) or jnp.zeros(()).sharding).device_set
     else:
-        devices, variables = split.device_set, replicate(variables, split.mesh)
+        devices, variables = sharding.device_set, replicate(variables, sharding.mesh)
     platform = next(iter(devices)).platform
-    dtype = jnp.dtype(getattr(module_of(what), "dtype", None) or jnp.float32)
-    prepared = getattr(module_of(what), "prepared", None)
-    whole = split is not None or len(devices) == 1
-    call = compiled(function, platform, dtype, split, whole, prepared.fusions if prepared else None)
-    return call, platform, variables, split
+    dtype = jnp.dtype(getattr(module_of(target), "dtype", None) or jnp.float32)
+    prepared = getattr(module_of(target), "prepared", None)
+    whole = sharding is not None or len(devices) == 1
+    call = compiled(function, platform, dtype, sharding, whole, prepared.fusions if prepared else None)
+    return call, platform, variables, sharding
 
 
 def output_shapes(
@@ -308,21 +310,21 @@ def output_shapes(
 
     Nothing is computed or compiled, and the call that comes then does not trace the network again.
     """
-    function, what = (run, module) if layers is None else (taps, (module, layers))
-    images, preprocess = arranged(module_of(what), images, preprocess)
-    call, _, variables, split = for_devices(function, what, variables, images, mesh)
-    images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=split)
-    return call.eval_shape(what, preprocess, variables, images)
+    function, target = (run, module) if layers is None else (taps, (module, layers))
+    images, preprocess = arranged(module_of(target), images, preprocess)
+    call, _, variables, sharding = for_devices(function, target, variables, images, mesh)
+    images = jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=sharding)
+    return call.eval_shape(target, preprocess, variables, images)
 
 
-def module_of(what: Target) -> nn.Module:
+def module_of(target: Target) -> nn.Module:
     """Return the network of `run`'s or `taps`' first argument."""
-    return what[0] if isinstance(what, tuple) else what
+    return target[0] if isinstance(target, tuple) else target
 
 
-def micro_batch(what: Target) -> int:
+def micro_batch(target: Target) -> int:
     """Return how many images a CPU computes together: more fall out of its cache."""
-    module = module_of(what)
+    module = module_of(target)
     if isinstance(module, Classifier) and module.narrow_micro_batch and module.dtype == jnp.bfloat16:
         return module.narrow_micro_batch
     return getattr(module, "micro_batch", Classifier.micro_batch)

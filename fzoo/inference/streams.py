@@ -63,21 +63,21 @@ def is_stored(images: object) -> bool:
 
 def apply_to_stream(
     function: Callable,
-    what: Target,
+    target: Target,
     variables: Variables,
     batches: Any,
     batch_size: int | None,
     preprocess: str | bool | None,
     mesh: Mesh | None,
 ) -> Iterator[PyTree]:
-    """Return an iterator over `function(what, variables, batch)` of a stream's batches, as trees of NumPy arrays.
+    """Return an iterator over `function(target, variables, batch)` of a stream's batches, as trees of NumPy arrays.
 
     What is wrong with the arguments is raised here, what is wrong with a batch by the iterator.
     """
     check_batch_size(batch_size)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(variables)):
         raise ValueError(TRACED)
-    stream = Stream(function, what, variables, batch_size, preprocess, mesh)
+    stream = Stream(function, target, variables, batch_size, preprocess, mesh)
     if is_stored(batches):
         size = stream.program(*stream.arrange(batches), count=len(batches)).size
         batches = map(batches.__getitem__, [slice(start, start + size) for start in range(0, len(batches), size)])
@@ -146,13 +146,13 @@ class Stream:
     def __init__(
         self,
         function: Callable,
-        what: Target,
+        target: Target,
         variables: Variables,
         batch_size: int | None,
         preprocess: str | bool | None,
         mesh: Mesh | None,
     ):
-        self.function, self.what, self.module, self.mesh = function, what, module_of(what), mesh
+        self.function, self.target, self.module, self.mesh = function, target, module_of(target), mesh
         self.batch_size, self.preprocess = batch_size, preprocess
         self.variables = jax.device_put(variables) if mesh is None else variables  # once, and not at each call
         self.programs: dict[Hashable, Program] = {}
@@ -244,14 +244,16 @@ class Stream:
         """Return what a batch of images goes through; `count` are there in all, where that is known."""
         kind = preprocess, tuple((x.shape[1:], np.dtype(x.dtype)) for x in jax.tree.leaves(images))
         if kind not in self.programs:
-            call, platform, variables, split = for_devices(self.function, self.what, self.variables, images, self.mesh)
+            call, platform, variables, split = for_devices(
+                self.function, self.target, self.variables, images, self.mesh
+            )
             devices = 1 if split is None else parts_of(split)
             most = default_batch(platform, image_shape(images)) * devices
             size = self.batch_size or min(most, count or count_of(images) or most)
 
             def call_with(images: PyTree) -> PyTree:
                 images = images if split is None else jax.device_put(images, split)
-                return call(self.what, preprocess, variables, images)
+                return call(self.target, preprocess, variables, images)
 
             self.programs[kind] = Program(call_with, -(-size // devices) * devices)
         return self.programs[kind]

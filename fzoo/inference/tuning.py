@@ -79,7 +79,7 @@ class TunedConvolution:
     seconds: Times
 
     @property
-    def named(self) -> str:
+    def layers_in_short(self) -> str:
         """The layers in a cell of a table."""
         more = len(self.layers) - 1
         return f"{self.layers[0]} and {more} more" if more else self.layers[0]

@@ -146,7 +146,7 @@ def fingerprint(module: Classifier, variables: Variables) -> str:
         ValueError: a field of the module holds what another process can't know again, such as a lambda.
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr(described(module)).encode())
+    digest.update(repr(describe_value(module)).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
@@ -154,7 +154,7 @@ def fingerprint(module: Classifier, variables: Variables) -> str:
     return digest.hexdigest()
 
 
-def described(value: Any, name: str = "") -> Any:
+def describe_value(value: Any, name: str = "") -> Any:
     """Return a module's field, or what it holds, as text, numbers and lists that are the same in each process.
 
     Args:
@@ -167,19 +167,26 @@ def described(value: Any, name: str = "") -> Any:
     if isinstance(value, (str, int, float, complex, bytes, type(None), enum.Enum, np.dtype, np.generic)):
         return repr(value)
     if isinstance(value, functools.partial):
-        return "partial", described(value.func, name), described(value.args, name), described(value.keywords, name)
+        return (
+            "partial",
+            describe_value(value.func, name),
+            describe_value(value.args, name),
+            describe_value(value.keywords, name),
+        )
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         if is_importable(value):
             return f"{value.__module__}.{value.__qualname__}"
     elif dataclasses.is_dataclass(value):
         fields = [f.name for f in dataclasses.fields(value) if f.name not in ("parent", "name")]
-        return described(type(value), name), [(field, described(getattr(value, field), field)) for field in fields]
+        return describe_value(type(value), name), [
+            (field, describe_value(getattr(value, field), field)) for field in fields
+        ]
     elif isinstance(value, Mapping):
-        return "mapping", sorted((repr(described(k, name)), described(v, name)) for k, v in value.items())
+        return "mapping", sorted((repr(describe_value(k, name)), describe_value(v, name)) for k, v in value.items())
     elif isinstance(value, (set, frozenset)):  # the order of a set is another in each process
-        return "set", sorted(repr(described(each, name)) for each in value)
+        return "set", sorted(repr(describe_value(each, name)) for each in value)
     elif isinstance(value, (tuple, list)):
-        return "sequence", [described(each, name) for each in value]
+        return "sequence", [describe_value(each, name) for each in value]
     elif type(value).__repr__ is not object.__repr__ and f"{id(value):x}" not in repr(value):
         return repr(value)
     raise ValueError(

@@ -109,7 +109,7 @@ class Layers(WeightedLayers):
     def _pool(
         self,
         kind: str,
-        how: str,
+        reduction: str,
         x: Array,
         window: tuple[int, int],
         strides: int | tuple[int, int],
@@ -120,7 +120,7 @@ class Layers(WeightedLayers):
         source = x
         if padding.upper() == "VALID" and not isinstance(pads, str):  # more zeros of a ZeroPadding2D, which count
             source, pads = jnp.pad(x, ((0, 0), *pads, (0, 0))), "VALID"
-        pool = ops.Pool(how, window, steps, pads, apart)
+        pool = ops.Pool(reduction, window, steps, pads, apart)
         return self._note(kind, name, [x], ops.pool(pool, source), axes=axes, pool=pool)
 
     def global_avg_pool(

@@ -291,8 +291,8 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Variables, pro
     source, held_out = plan.source, plan.held_out
     if should_cache(plan, stream):
         plan.report(f"phase {number + 1}: the features of the frozen part are computed once")
-        source = cached(plan, variables, source, stream)
-        held_out = held_out and cached(plan, variables, held_out, stream)
+        source = keep_features(plan, variables, source, stream)
+        held_out = held_out and keep_features(plan, variables, held_out, stream)
     batches = batches_of(plan, source, number)
     if progress.position is not None:
         batches.set_state(progress.position)
@@ -432,7 +432,7 @@ def should_cache(plan: Plan, stream: Flow) -> bool:
     return True
 
 
-def cached(plan: Plan, variables: Variables, source: DataSource | Batches, stream: Flow) -> Features | Batches:
+def keep_features(plan: Plan, variables: Variables, source: DataSource | Batches, stream: Flow) -> Features | Batches:
     """Compute what the trained part needs of the frozen one, for all images."""
     if isinstance(source, Batches):
         return source

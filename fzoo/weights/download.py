@@ -87,7 +87,7 @@ def file_hash(path: str | os.PathLike, algorithm: str) -> str:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
-def cached(name: str, proof: Proof) -> Path | None:
+def cached_file(name: str, proof: Proof) -> Path | None:
     """Return the path of a published file if the cache has it, as `fetch` would find it; no network.
 
     Args:
@@ -127,13 +127,13 @@ def fetch(url: str, name: str, proof: Proof, otherwise: str = "") -> Path:
     path = cache_dir() / name
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, a file expected: remove it")
-    if cached(name, proof):
+    if cached_file(name, proof):
         return path
     url = source(url, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with hold_lock(path.with_name(f".{name}.lock"), functools.partial(_waiting, name)) as shared:
-            if not cached(name, proof):  # the holder before may have downloaded it
+            if not cached_file(name, proof):  # the holder before may have downloaded it
                 # Where there are no locks, each process has a partial file of its own.
                 unique = "" if shared else f".{uuid.uuid4().hex}"
                 if not isinstance(proof, str) and name.endswith(".safetensors"):

@@ -305,7 +305,7 @@ def dropped(module: Classifier, layers: list[FileLayer]) -> list[str]:
     if whole is None or whole is module:
         return []
     _, rest = separate_top(module, whole, pair_up(whole, layers, ""))
-    return [described(file, array) for file in rest for array in file.all_arrays()]
+    return [describe_array(file, array) for file in rest for array in file.all_arrays()]
 
 
 def separate_top(
@@ -342,7 +342,7 @@ def below_top(module: Classifier, whole: Classifier, variables: Variables) -> Mu
     }
 
 
-def described(layer: FileLayer, array: h5py.Dataset) -> str:
+def describe_array(layer: FileLayer, array: h5py.Dataset) -> str:
     """Write an array, for a list: its full path in the file, after the layer's name where the path has it not."""
     path = array_path(array)
     tells = f"/{layer.name}/" in f"/{path}"
@@ -352,7 +352,9 @@ def described(layer: FileLayer, array: h5py.Dataset) -> str:
 def described_beside(chosen: FileLayer, layers: Sequence[FileLayer]) -> list[str]:
     """List the arrays of a file that are none of one of its layers."""
     inside = {array.name for array in chosen.all_arrays()}
-    return [described(layer, array) for layer in layers for array in layer.all_arrays() if array.name not in inside]
+    return [
+        describe_array(layer, array) for layer in layers for array in layer.all_arrays() if array.name not in inside
+    ]
 
 
 def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, h5py.Dataset]]:
@@ -451,7 +453,7 @@ def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]
     names = {layer.name for layer in layers}
     missing = [f"{s.layer}/{s.name} {s.keras_shape} is missing" for n in wanted if n not in names for s in wanted[n]]
     left_over = [
-        f"{described(layer, array)} is left over"
+        f"{describe_array(layer, array)} is left over"
         for layer in layers
         if layer.name not in wanted
         for array in layer.all_arrays()

@@ -33,14 +33,14 @@ def averaged(writer: OnnxWriter, x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 def pooled(
-    writer: OnnxWriter, operator: str, x: Tensor, how: Parameters, aval: ShapedArray, **attributes: Any
+    writer: OnnxWriter, operator: str, x: Tensor, params: Parameters, aval: ShapedArray, **attributes: Any
 ) -> Tensor:
     """Reduce over the windows of images."""
     x, rank = writer.graph.whole(x), len(x.shape)
-    window, strides, pads = how["window_dimensions"], how["window_strides"], how["padding"]
+    window, strides, pads = params["window_dimensions"], params["window_strides"], params["padding"]
     outer = [(window[i], strides[i], tuple(pads[i])) for i in (0, rank - 1)]
     inner = range(1, rank - 1)
-    if outer != [(1, 1, (0, 0))] * 2 or any(d != 1 for d in (*how["base_dilation"], *how["window_dilation"])):
+    if outer != [(1, 1, (0, 0))] * 2 or any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
         raise ValueError(f"windows of {tuple(window)} over {x.shape}: ONNX pools over height and width alone")
     order = (0, rank - 1, *inner)
     shape = tuple(aval.shape)
@@ -74,12 +74,12 @@ def convolution(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor,
         raise ValueError(f"layer {writer.graph.scope or '?'} convolves by what it computes: ONNX has constant kernels")
     sides = [int(kernel.shape[axis]) for axis in numbers.rhs_spec[2:]]
     like = Tensor(shape, x.dtype, shape, tuple(numbers.out_spec))
-    how = {"kernel_shape": sides, "dilations": [*map(int, dilations)], "group": int(groups)}
+    attributes = {"kernel_shape": sides, "dilations": [*map(int, dilations)], "group": int(groups)}
     if all(by == 1 for by in filled):
         x, pads = without_padding(writer, x, tuple(numbers.lhs_spec), [tuple(map(int, pair)) for pair in pads])
         inputs = [writer.graph.stored(x, tuple(numbers.lhs_spec)), writer.graph.stored(kernel, tuple(numbers.rhs_spec))]
-        how |= {"strides": [*map(int, strides)], "pads": [pair[end] for end in (0, 1) for pair in pads]}
-        return writer.graph.tensor("Conv", inputs, like, **how)
+        attributes |= {"strides": [*map(int, strides)], "pads": [pair[end] for end in (0, 1) for pair in pads]}
+        return writer.graph.tensor("Conv", inputs, like, **attributes)
     if any(step != 1 for step in strides) or groups != 1:
         raise ValueError("a transposed convolution with strides or groups: ONNX has none")
     turned = np.flip(kernel.value, tuple(numbers.rhs_spec[2:]))
@@ -89,13 +89,13 @@ def convolution(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor,
     after = [far - int(pair[1]) for far, pair in zip(reach, pads, strict=True)]
     if min(before) < 0 or any(-end >= int(by) for end, by in zip(after, filled, strict=True)):
         raise ValueError(f"layer {writer.graph.scope or '?'}: ONNX's ConvTranspose has no such padding")
-    how |= {"strides": [*map(int, filled)], "pads": [*before, *(max(end, 0) for end in after)]}
-    how |= {"output_padding": [max(-end, 0) for end in after]}
+    attributes |= {"strides": [*map(int, filled)], "pads": [*before, *(max(end, 0) for end in after)]}
+    attributes |= {"output_padding": [max(-end, 0) for end in after]}
     names = [
         writer.graph.stored(x, tuple(numbers.lhs_spec)),
         writer.graph.initializer(turned.transpose(inputs, outputs, *rest)),
     ]
-    return writer.graph.tensor("ConvTranspose", names, like, **how)
+    return writer.graph.tensor("ConvTranspose", names, like, **attributes)
 
 
 def without_padding(

@@ -115,7 +115,7 @@ def check_window(x: Array, window: tuple[int, ...], padding: str) -> None:
         raise ValueError(f"a window of {window} given, into images of {sides} it does not fit")
 
 
-def pooling1d(kind: str, how: str) -> None:
+def pooling1d(kind: str, reduction: str) -> None:
     """Register a pooling along a sequence."""
 
     @rule(kind, pool_size=sizes(2, axes=1), strides=or_none(sizes(axes=1)), padding=PADDING, data_format=LAST)
@@ -125,7 +125,7 @@ def pooling1d(kind: str, how: str) -> None:
         check_rank(x, 3)
         check_window(x, pool_size, padding)
         window, steps = (*pool_size, 1), (*(strides or pool_size), 1)
-        pool = ops.Pool(how, window, steps, padding.upper())
+        pool = ops.Pool(reduction, window, steps, padding.upper())
         return k.apply(kind, lambda x: ops.pool(pool, x[:, :, None])[:, :, 0], x, name=name)
 
 
