@@ -73,6 +73,19 @@ def check_last(axis: int, x: Array) -> None:
         raise ValueError(f"axis={axis} given, of a tensor of {x.ndim} axes the last expected")
 
 
+def convolution_options(kernel_size: tuple[int, int], dilation_rate: tuple[int, int], **options: Any) -> dict[str, Any]:
+    """Return Keras's options of a convolution of images by the names that `Layers` has for them."""
+    return {"kernel": kernel_size, "dilation": dilation_rate, **options}
+
+
+def sequence_options(
+    kernel_size: tuple[int], strides: tuple[int], dilation_rate: tuple[int], **options: Any
+) -> dict[str, Any]:
+    """Return the same of a convolution along a sequence: numbers for sizes of one axis."""
+    (kernel,), (step,), (dilation,) = kernel_size, strides, dilation_rate
+    return {"kernel": kernel, "strides": step, "dilation": dilation, **options}
+
+
 @rule(
     "Conv2D",
     CONVOLUTION,
@@ -82,20 +95,10 @@ def check_last(axis: int, x: Array) -> None:
     dilation_rate=sizes(1),
     groups=count(1),
 )
-def _conv2d(
-    k: Layers,
-    x: Array,
-    *,
-    name: str,
-    filters: int,
-    kernel_size: tuple[int, int],
-    dilation_rate: tuple[int, int],
-    groups: int,
-    **options: Any,
-) -> Array:
+def _conv2d(k: Layers, x: Array, *, name: str, filters: int, groups: int, **options: Any) -> Array:
     if x.shape[-1] % groups or filters % groups:
         raise ValueError(f"{groups} groups of {x.shape[-1]} channels to {filters}")
-    return k.conv2d(x, filters, kernel_size, dilation=dilation_rate, groups=groups, name=name, **options)
+    return k.conv2d(x, filters, groups=groups, name=name, **convolution_options(**options))
 
 
 @rule(
@@ -108,88 +111,33 @@ def _conv2d(
     output_padding=or_none(sizes(least=0)),
     groups=exactly(1, "1"),
 )
-def _conv2d_transpose(
-    k: Layers,
-    x: Array,
-    *,
-    name: str,
-    filters: int,
-    kernel_size: tuple[int, int],
-    dilation_rate: tuple[int, int],
-    **options: Any,
-) -> Array:
-    return k.conv2d_transpose(x, filters, kernel_size, dilation=dilation_rate, name=name, **options)
+def _conv2d_transpose(k: Layers, x: Array, *, name: str, filters: int, **options: Any) -> Array:
+    return k.conv2d_transpose(x, filters, name=name, **convolution_options(**options))
 
 
-@rule(
-    "DepthwiseConv2D",
-    DEPTHWISE,
-)
-def _depthwise_conv2d(
-    k: Layers, x: Array, *, name: str, kernel_size: tuple[int, int], dilation_rate: tuple[int, int], **options: Any
-) -> Array:
-    return k.depthwise_conv2d(x, kernel_size, dilation=dilation_rate, name=name, **options)
+@rule("DepthwiseConv2D", DEPTHWISE)
+def _depthwise_conv2d(k: Layers, x: Array, *, name: str, **options: Any) -> Array:
+    return k.depthwise_conv2d(x, name=name, **convolution_options(**options))
 
 
 @rule("SeparableConv2D", DEPTHWISE, filters=count())
-def _separable_conv2d(
-    k: Layers,
-    x: Array,
-    *,
-    name: str,
-    filters: int,
-    kernel_size: tuple[int, int],
-    dilation_rate: tuple[int, int],
-    **options: Any,
-) -> Array:
-    return k.separable_conv2d(x, filters, kernel_size, dilation=dilation_rate, name=name, **options)
+def _separable_conv2d(k: Layers, x: Array, *, name: str, filters: int, **options: Any) -> Array:
+    return k.separable_conv2d(x, filters, name=name, **convolution_options(**options))
 
 
 @rule("Conv1D", CONVOLUTION_1D, filters=count(), groups=count(1))
-def _conv1d(
-    k: Layers,
-    x: Array,
-    *,
-    name: str,
-    kernel_size: tuple[int],
-    strides: tuple[int],
-    dilation_rate: tuple[int],
-    filters: int,
-    **options: Any,
-) -> Array:
-    (kernel,), (step,), (dilation,) = kernel_size, strides, dilation_rate
-    return k.conv1d(x, filters, kernel, step, dilation=dilation, name=name, **options)
+def _conv1d(k: Layers, x: Array, *, name: str, filters: int, **options: Any) -> Array:
+    return k.conv1d(x, filters, name=name, **sequence_options(**options))
 
 
 @rule("DepthwiseConv1D", DEPTHWISE_1D, depth_multiplier=count(1), groups=exactly(1, "1"))
-def _depthwise_conv1d(
-    k: Layers,
-    x: Array,
-    *,
-    name: str,
-    kernel_size: tuple[int],
-    strides: tuple[int],
-    dilation_rate: tuple[int],
-    **options: Any,
-) -> Array:
-    (kernel,), (step,), (dilation,) = kernel_size, strides, dilation_rate
-    return k.depthwise_conv1d(x, kernel, step, dilation=dilation, name=name, **options)
+def _depthwise_conv1d(k: Layers, x: Array, *, name: str, **options: Any) -> Array:
+    return k.depthwise_conv1d(x, name=name, **sequence_options(**options))
 
 
 @rule("SeparableConv1D", DEPTHWISE_1D, filters=count(), depth_multiplier=count(1), groups=exactly(1, "1"))
-def _separable_conv1d(
-    k: Layers,
-    x: Array,
-    *,
-    name: str,
-    kernel_size: tuple[int],
-    strides: tuple[int],
-    dilation_rate: tuple[int],
-    filters: int,
-    **options: Any,
-) -> Array:
-    (kernel,), (step,), (dilation,) = kernel_size, strides, dilation_rate
-    return k.separable_conv1d(x, filters, kernel, step, dilation=dilation, name=name, **options)
+def _separable_conv1d(k: Layers, x: Array, *, name: str, filters: int, **options: Any) -> Array:
+    return k.separable_conv1d(x, filters, name=name, **sequence_options(**options))
 
 
 @rule(
