@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -1288,7 +1289,7 @@ def main(words: list[str]) -> int:
         except OutOfDate as e:
             print(f"mutants: {e}", file=sys.stderr)
             return 2
-        caught: dict[str, list[Mutant]] = {}
+        caught: Counter[str] = Counter()
         survivors, broken = 0, 0
         width = max(len(mutant.name) for mutant in mutants)
         for mutant, found in zip(mutants, pool.map(lambda mutant: try_mutant(trees, mutant), mutants), strict=True):
@@ -1296,7 +1297,7 @@ def main(words: list[str]) -> int:
                 survivors, said = survivors + 1, f"SURVIVES {mutant.tests}"
             elif found.code == 1 and found.failed:
                 said = found.failed[0].removeprefix("tests/")
-                caught.setdefault(found.failed[0], []).append(mutant)
+                caught[found.failed[0]] += 1
             else:
                 broken, said = broken + 1, f"BROKEN, exit code {found.code}\n{found.output}"
             print(f"{mutant.name:{width}}  {found.seconds:5.1f} s  {said}", flush=True)
@@ -1304,7 +1305,7 @@ def main(words: list[str]) -> int:
         shares = [share for share in (tests[: len(tests) // 2], tests[len(tests) // 2 :]) if share]
         for share, found in zip(shares, pool.map(lambda share: try_unchanged(trees, share), shares), strict=True):
             wrong = found.failed if found.code == 1 else share if found.code else []
-            broken += sum(len(caught.get(test, ())) for test in wrong)
+            broken += sum(caught[test] for test in wrong)
             if found.code:
                 said = f"BROKEN without a mutant, exit code {found.code}: {', '.join(wrong)}"
                 print(f"{said}\n{found.output}", flush=True)

@@ -19,6 +19,7 @@ from keras.src.applications import resnet as resnet_module
 from keras.src.initializers import random_initializers
 from keras.src.legacy.saving import legacy_h5_format
 from networks import SMALL, random_array, random_images, random_variables, small_options
+from tiers import slow
 
 import fzoo
 from fzoo.layers.classifier import Classifier
@@ -61,10 +62,7 @@ FAMILIES = tuple(SMALL)
 def by_model(names: Iterable[str], quick: Iterable[str] = FAMILIES) -> list[Any]:
     """Parameters of a test, those of one model in a row, so that they share its networks; slow but for some."""
     quick = frozenset(quick)
-    return [
-        pytest.param(name, marks=[pytest.mark.network(name), *([] if name in quick else [pytest.mark.slow])])
-        for name in names
-    ]
+    return [(pytest.param if name in quick else slow)(name, marks=[pytest.mark.network(name)]) for name in names]
 
 
 def allow_rank_promotion(owner: Any, name: str) -> None:

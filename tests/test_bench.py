@@ -20,6 +20,7 @@ import networks
 import numpy as np
 import pytest
 from PIL import Image
+from tiers import slow, slow_but
 
 import fzoo
 from fzoo.bench import engines, report, runner, worker
@@ -259,9 +260,7 @@ def test_calls_in_flight():
 
 
 @pytest.mark.parametrize("inputs", engines.INPUTS)
-@pytest.mark.parametrize(
-    "task", [pytest.param(task, marks=[pytest.mark.slow] if task == "train" else []) for task in engines.TASKS]
-)
+@pytest.mark.parametrize("task", [slow(task) if task == "train" else task for task in engines.TASKS])
 def test_where_inputs_come_from_and_results_go(task, inputs, monkeypatch):
     """And the same numbers, whether a batch is spread over devices or not."""
     given = []
@@ -357,7 +356,7 @@ def test_the_table():
 
 @pytest.mark.parametrize(
     "models",
-    [("MobileNet", "ResNet50", "VGG16"), pytest.param(tuple(fzoo.list_models(tagged=False)), marks=pytest.mark.slow)],
+    [("MobileNet", "ResNet50", "VGG16"), slow(tuple(fzoo.list_models(tagged=False)))],
 )
 def test_plots_of_every_kind(tmp_path, models):
     rows = [
@@ -384,9 +383,7 @@ def test_a_training_step_learns():
     assert np.isfinite(losses).all() and min(losses[-10:]) < losses[0] / 2
 
 
-@pytest.mark.parametrize(
-    "name", ["MobileNetV2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("DenseNet121", "InceptionV3", "VGG16"))]
-)
+@pytest.mark.parametrize("name", slow_but(["MobileNetV2", "DenseNet121", "InceptionV3", "VGG16"], "MobileNetV2"))
 def test_the_layer_in_the_middle(name):
     """It can be tapped, and about half of the work is before it."""
     size = fzoo.spec(name).input_size

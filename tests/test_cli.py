@@ -18,6 +18,7 @@ from networks import assert_alive, differences, random_variables
 from PIL import Image
 from reference import assert_close, assert_equal, keras_model, outputs, random_images, save_weights_only
 from test_download import Server
+from tiers import slow
 
 import fzoo
 
@@ -298,9 +299,7 @@ def test_interrupted(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "command", [pytest.param("summary NASNetMobile | head -1", marks=pytest.mark.slow), "list | true"]
-)
+@pytest.mark.parametrize("command", [slow("summary NASNetMobile | head -1"), "list | true"])
 def test_a_closed_pipe_is_quiet(command):
     env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     command = f"set -o pipefail; {sys.executable} -m fzoo.cli {command}"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from networks import network, small_options
 from reference import assert_equal, build, save_weights_only, small_keras_model
-from tiers import slow, slow_but
+from tiers import slow_but
 
 import fzoo
 from fzoo.convert import convert
@@ -75,7 +75,7 @@ def test_files_carry_their_network(name, tmp_path):
     assert fzoo.load(weights=tmp_path / "again.safetensors")[0] == module
 
 
-@pytest.mark.parametrize("ending", [each if each in (".h5", ".orbax") else slow(each) for each in ENDINGS])
+@pytest.mark.parametrize("ending", slow_but(ENDINGS, ".h5", ".orbax"))
 def test_an_option_that_makes_it_another_network(divided, ending):
     module, _, files = divided
     path = files[ending]
@@ -97,7 +97,7 @@ def test_an_option_that_makes_it_another_network(divided, ending):
             fzoo.load(name, weights=path)
 
 
-@pytest.mark.parametrize("ending", [each if each in (".h5", ".orbax") else slow(each) for each in ENDINGS])
+@pytest.mark.parametrize("ending", slow_but(ENDINGS, ".h5", ".orbax"))
 def test_an_option_that_does_not(divided, ending):
     """Of training, of the size, of the computation; or an end that is left out."""
     module, variables, files = divided

@@ -85,9 +85,7 @@ def of_model(name):
 
 def families():
     return [
-        pytest.param(
-            name, stride, marks=[of_model(name), *([] if name in QUICK and stride == 8 else [pytest.mark.slow])]
-        )
+        (pytest.param if name in QUICK and stride == 8 else slow)(name, stride, marks=[of_model(name)])
         for name in SIZES
         for stride in (8, 16)
     ]
@@ -298,7 +296,13 @@ def test_before_the_first_squeeze_beyond_nothing_differs():
     assert 1e-4 < difference < 0.5
 
 
-@pytest.mark.parametrize("name", ["RegNetX080", slow("DenseNet121")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("RegNetX080", marks=of_model("RegNetX080")),
+        slow("DenseNet121", marks=[of_model("DenseNet121")]),
+    ],
+)
 def test_optimized(name):
     """Kernels that are dilated are not prepared, those of strides left out may be."""
     module, variables = small(name)

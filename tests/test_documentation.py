@@ -144,13 +144,10 @@ def is_quick(page: Path, block: str) -> bool:
 def recipes() -> list[Any]:
     """The blocks of Python, by their page and the model that each loads."""
     return [
-        pytest.param(
+        (pytest.param if is_quick(page, block) else slow)(
             block,
             id=", ".join([page.stem, *re.findall(r'load(?:_model)?\("(\w+)', block)]),
-            marks=[
-                *([] if is_quick(page, block) else [pytest.mark.slow]),
-                *([pytest.mark.filterwarnings("ignore")] if imported(block) else []),
-            ],
+            marks=[pytest.mark.filterwarnings("ignore")] if imported(block) else [],
         )
         for page in PAGES
         if page != TWELVE_JOBS

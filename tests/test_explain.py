@@ -16,6 +16,7 @@ from reference import (
     save_weights_only,
     variables_of,
 )
+from tiers import slow
 
 import fzoo
 from fzoo.inference.explain import HEAT, map_layer
@@ -46,7 +47,7 @@ def keras_grad_cam(model, images, layer):
 @pytest.mark.parametrize(
     ("name", "alpha", "last", "inner"),
     [
-        pytest.param("MobileNetV2", 0.35, "out_relu", "block_12_add", marks=pytest.mark.slow),
+        slow("MobileNetV2", 0.35, "out_relu", "block_12_add"),
         ("MobileNet", 0.25, "conv_pw_13_relu", "conv_pw_6_relu"),
     ],
 )

@@ -24,6 +24,7 @@ from networks import network as alive_network
 from PIL import Image
 from reference import COMPILER_OPTIONS, assert_close, assert_equal, build, save_weights_only, set_variables
 from stored import small_network
+from tiers import slow
 
 import fzoo
 from fzoo import Head, Phase
@@ -204,8 +205,8 @@ def tiny_backbone(tiny):
     ("name", "first", "rate"),
     [
         pytest.param("EfficientNetV2B0", "block3a_dwconv2", 1e-3, id="tiny-top"),
-        pytest.param("MobileNet", "predictions", 1e-2, id="head", marks=pytest.mark.slow),
-        pytest.param("MobileNet", "conv_dw_12", 1e-3, id="top", marks=pytest.mark.slow),
+        slow("MobileNet", "predictions", 1e-2, id="head"),
+        slow("MobileNet", "conv_dw_12", 1e-3, id="top"),
     ],
 )
 def test_training_is_keras(request, arrays, name, first, rate):

@@ -17,6 +17,7 @@ from networks import assert_alive
 from reference import assert_close, random_images
 from test_keras_graphs import Maker
 from test_keras_model import BRIGHTNESS, randomise, small_network
+from tiers import slow, slow_but
 
 import fzoo
 from fzoo.layers.graph import trace
@@ -28,7 +29,7 @@ layers = keras.layers
 #: Files of strangers: with models inside of models, and without a Dense at the end; the others take longer.
 STRANGERS = [
     "oar_gender_mini_xception.hdf5",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("tm_waste.h5", "mlc_vww_96.h5", "mlc_resnet8.h5")),
+    *map(slow, ("tm_waste.h5", "mlc_vww_96.h5", "mlc_resnet8.h5")),
 ]
 
 
@@ -256,7 +257,7 @@ def test_it_is_saved_as_a_model_of_keras(tmp_path, ending):
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
+@pytest.mark.parametrize("seed", slow_but(range(6), 0, 1))
 def test_random_networks_are_saved_as_keras_opens_them(tmp_path, seed):
     """With models inside, layers that are called twice, operations."""
     model = randomise(Maker(10 * seed).model())

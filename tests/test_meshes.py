@@ -142,7 +142,7 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", slow_but(NAMES, *QUICK))
 def test_a_split_batch(name):
     """Equal to that on one device; in inference devices tell each other nothing, in training sums alone."""
     told = json.loads(run(name))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from networks import assert_alive, network, random_images
 from reference import assert_close
+from tiers import slow
 
 import fzoo
 from fzoo.inference import folding, optimize
@@ -19,9 +20,7 @@ def small():
     return network("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
 
 
-@pytest.mark.parametrize(
-    ("blocks", "tiles"), [((1, 2, 1, 1), 4), pytest.param((3, 4, 6, 3), 13, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize(("blocks", "tiles"), [((1, 2, 1, 1), 4), slow((3, 4, 6, 3), 13)], ids=str)
 def test_kernels_prepared_for_winograd_give_the_same(blocks, tiles):
     """At the size that the network was optimised for, and at another, where some tiles are larger than the image."""
     module, variables = network("ResNet50", include_top=False, pooling="avg", input_shape=(64, 64, 3), blocks=blocks)
@@ -79,7 +78,7 @@ def test_kernels_and_computation_in_bfloat16(small):
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.2)], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["MobileNet", pytest.param("MobileNetV2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["MobileNet", slow("MobileNetV2")])
 def test_real_photographs(real, name, dtype, error):
     """The same class, and probabilities within the error that the documentation states."""
     if name == "MobileNet":

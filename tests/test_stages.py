@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from networks import SMALL, images_for, network, small_options
 from stored_torch import small_torch_network
-from tiers import slow_but
+from tiers import slow, slow_but
 from torch_cases import CASES
 
 import fzoo
@@ -51,12 +51,13 @@ LAYERS = {
     "Xception": "{add,add_1,add_10,block14_sepconv2_act}",
 }
 
+#: Networks that take long to trace.
+DEEP = ("DenseNet121", "EfficientNetV2S", "NASNetLarge")
+
 has_timm = importlib.util.find_spec("timm") is not None
 
 
-@pytest.mark.parametrize(
-    "name", slow_but(TIMM, *(name for name in TIMM if name not in ("DenseNet121", "EfficientNetV2S", "NASNetLarge")))
-)
+@pytest.mark.parametrize("name", [slow(name) if name in DEEP else name for name in TIMM])
 def test_channels_are_timms(name):
     found = fzoo.stages(fzoo.create(name))
     assert list(found) == [4, 8, 16, 32]

@@ -26,6 +26,7 @@ from stored_torch import (
     stored_torch_values,
     timm_name,
 )
+from tiers import slow, slow_but
 
 import fzoo
 from fzoo.layers.graph import trace
@@ -65,7 +66,7 @@ DEEP = ("DenseNet121", "InceptionV3", "EfficientNetV2B0", "ResNetRS50")
 def graphs():
     """One tag of each network; those beyond one of each family are slow, and the deepest."""
     quick = [name for name in FIRST.values() if not name.startswith(DEEP)]
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow, id=timm_name(name)) for name in GRAPHS]
+    return [(pytest.param if name in quick else slow)(name, id=timm_name(name)) for name in GRAPHS]
 
 
 # -- what PyTorch gave -------------------------------------------------------------------------------------------------
@@ -77,11 +78,7 @@ def forms():
     first = {family: name for family, name in first.items() if family.__name__ not in ("InceptionV3", "ResNetRS")}
     folded = ("ResNet50.tv2_in1k torchvision", "ConvNeXtTiny.in12k_ft_in1k timm")
     return [
-        pytest.param(
-            name,
-            form,
-            marks=() if name in (first.values() if form == "plain" else folded) else pytest.mark.slow,
-        )
+        (pytest.param if name in (first.values() if form == "plain" else folded) else slow)(name, form)
         for name in CASES
         for form in ("plain", "optimized")
     ]
@@ -201,7 +198,7 @@ def test_tags(name):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in ROUND_TRIPS else pytest.mark.slow) for name in CASES],
+    slow_but(CASES, *ROUND_TRIPS),
 )
 def test_round_trip(name, tmp_path):
     """Bit for bit, through a file and from memory, without the top and with what is left out beside it."""

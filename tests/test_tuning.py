@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from networks import assert_alive, images_for, network, random_images, small_options
 from reference import assert_close
+from tiers import slow_but
 
 import fzoo
 from fzoo import ops
@@ -100,7 +101,7 @@ def test_every_candidate_computes_the_convolution(shapes, dtype):
 
 @pytest.mark.parametrize(
     "name",
-    ["ResNet50", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Xception", "ConvNeXtTiny", "EfficientNetB0"))],
+    slow_but(["ResNet50", "Xception", "ConvNeXtTiny", "EfficientNetB0"], "ResNet50"),
 )
 def test_other_forms_give_the_same(choose, name):
     """Each convolution, the parts of separable ones and of a Sequential too, in a form that is not taken untuned."""

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 
-def slow(*values: Any, **options: Any) -> Any:
-    """A case of the slow tier."""
-    return pytest.param(*values, marks=pytest.mark.slow, **options)
+def slow(*values: Any, marks: Iterable[Any] = (), **options: Any) -> Any:
+    """A case of the slow tier; marks beyond that, and options of `pytest.param`."""
+    return pytest.param(*values, marks=[pytest.mark.slow, *marks], **options)
 
 
 def slow_but(cases: Iterable[Any], *quick: Any) -> list[Any]:
