@@ -169,9 +169,9 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
             for layer in layers
             for array in layer.all_arrays()
         )
-        described = of_a_family(parse(contents.description, str(path)))
-        if described is not None:
-            whole, problem, fits = None, "", (as_described(described, contents, path),)
+        description = of_a_family(parse(contents.description, str(path)))
+        if description is not None:
+            whole, problem, fits = None, "", (as_described(description, contents, path),)
         else:
             file = whole_file(contents, path)
             fits = tuple(compared(fit, contents, path, file) for fit in find_fits(contents, path))
@@ -181,13 +181,13 @@ def inspect_weights(path: str | os.PathLike) -> WeightsReport:
 
 def inspect_state_dict(path: Path) -> WeightsReport:
     """Do what `inspect_weights` does, of a state dict of PyTorch's."""
-    with open_torch_arrays(path) as opened:
-        arrays = {name: (tuple(np.shape(array)), str(array.dtype)) for name, array in opened.items()}
+    with open_torch_arrays(path) as state_dict:
+        arrays = {name: (tuple(np.shape(array)), str(array.dtype)) for name, array in state_dict.items()}
         layers = {name.rpartition(".")[0] for name in arrays}
         torch_models = [name for name in list_models(tagged=True) if spec(name).is_torch]
         # An array that is a layer's alone (LayerScale's) counts as none here, and a top has up to 4 layers.
         likely = [n for n in torch_models if -4 <= spec(n).depth - len(layers) <= spec(n).depth // 4 + 4]
-        fits = tuple(fit for name in likely if (fit := fitting_state_dict(name, opened, path)) is not None)
+        fits = tuple(fit for name in likely if (fit := fitting_state_dict(name, state_dict, path)) is not None)
     listed = tuple((name.rpartition(".")[0], name, *facts) for name, facts in arrays.items())
     return WeightsReport(path, "PyTorch's state dict", listed, fits)
 
@@ -207,8 +207,8 @@ def fitting_state_dict(name: str, arrays: StateDict, path: Path) -> Fit | None:
             fit = fit_state_dict(module.clone(**options), arrays, str(path))
         except ValueError:
             continue
-        named = tuple((key, "/".join(place.slot.path), place.shape) for key, place in fit.places.items())
-        return Fit(name, options, None, named, tuple(key for key in arrays if key not in fit.places))
+        matched = tuple((key, "/".join(place.slot.path), place.shape) for key, place in fit.places.items())
+        return Fit(name, options, None, matched, tuple(key for key in arrays if key not in fit.places))
     return None
 
 
@@ -227,24 +227,24 @@ def whole_file(contents: Contents, path: Path) -> WholeFile:
 
 def whole_model(module: KerasModel) -> WholeModel:
     """Describe the model of a file."""
-    found, activation = trace(module), module.classifier_activation
-    given = jax.eval_shape(module.apply, found.variables, module.example_inputs)
+    traced, activation = trace(module), module.classifier_activation
+    given = jax.eval_shape(module.apply, traced.variables, module.example_inputs)
     outputs = tuple(tuple(y.shape[1:]) for y in jax.tree.leaves(given))
     name = activation if isinstance(activation, str) else None
-    return WholeModel(len(found.layers), module.graph.inputs, outputs, name, recognize_backbone(module))
+    return WholeModel(len(traced.layers), module.graph.inputs, outputs, name, recognize_backbone(module))
 
 
 def compared(fit: Fit, contents: Contents, path: Path, file: WholeFile) -> Fit:
     """Add to a fit how the file's own model differs from it."""
     if file.module is None:
         return fit
-    found = compare(create(fit.model, **fit.options), contents, str(path), file.module, file.plans)
-    return dataclasses.replace(fit, difference=found.difference)
+    comparison = compare(create(fit.model, **fit.options), contents, str(path), file.module, file.plans)
+    return dataclasses.replace(fit, difference=comparison.difference)
 
 
-def as_described(described: Description, contents: Contents, path: Path) -> Fit:
+def as_described(description: Description, contents: Contents, path: Path) -> Fit:
     """Find how a file that fzoo wrote fits the network that it describes, with the options that are not the model's."""
-    model, options = described_network(described)
+    model, options = described_network(description)
     usual = create(model)
     given = {option: value for option, value in options.items() if value != getattr(usual, option)}
     return fit_of(model, given, match(create(model, **options), contents, str(path)))
@@ -252,8 +252,8 @@ def as_described(described: Description, contents: Contents, path: Path) -> Fit:
 
 def fit_of(model: str, options: Options, result: Match) -> Fit:
     """Say a match in words."""
-    named = tuple((array_path(array), "/".join(slot.path), array.shape) for slot, array in result.pairs)
-    return Fit(model, options, result.within, named, tuple(result.left_out))
+    matched = tuple((array_path(array), "/".join(slot.path), array.shape) for slot, array in result.pairs)
+    return Fit(model, options, result.within, matched, tuple(result.left_out))
 
 
 def find_fits(contents: Contents, path: Path) -> Iterator[Fit]:

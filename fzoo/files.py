@@ -1,9 +1,10 @@
-"""The one way in which fzoo writes a file, and a table of text; the one lock; one line from an exception."""
+"""The one way in which fzoo writes a file, locks one, and writes a table of text; one line from an exception."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import secrets
@@ -13,6 +14,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
+
+#: What file systems say that have no locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def one_line(error: BaseException) -> str:
@@ -28,7 +32,7 @@ def on_one_line(text: str) -> str:
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else "?" for c in line)
 
 
-def missing(what: str, path: str | os.PathLike) -> FileNotFoundError:
+def missing(noun: str, path: str | os.PathLike) -> FileNotFoundError:
     """Return the error for a path that leads nowhere; it tells of a name that looks the same and is spelled otherwise.
 
     "é" may be one character or two (NFC, NFD), which file systems tell apart and people don't.
@@ -41,9 +45,9 @@ def missing(what: str, path: str | os.PathLike) -> FileNotFoundError:
     except OSError:
         alike = []
     if not alike or at.exists():
-        return FileNotFoundError(f"no such {what}: {path}")
+        return FileNotFoundError(f"no such {noun}: {path}")
     return FileNotFoundError(
-        f"no such {what}: {path}; there is {alike[0]!a}, which looks like {at.name!a} and is spelled with "
+        f"no such {noun}: {path}; there is {alike[0]!a}, which looks like {at.name!a} and is spelled with "
         "other characters (Unicode's NFC and NFD): give that name, or rename it"
     )
 
@@ -129,6 +133,27 @@ else:
         path.unlink(missing_ok=True)
         fcntl.flock(file, fcntl.LOCK_UN)  # closing does not, if the process was forked meanwhile
         file.close()
+
+
+def try_lock(path: Path) -> BinaryIO | None:
+    """Lock a file, which is made, until it is closed or this process ends; None where another process has it locked.
+
+    Where the file system has no locks, every process gets it.
+
+    Raises:
+        FileNotFoundError: its directory is gone.
+    """
+    file = path.open("ab")
+    try:
+        if _lock(file):
+            return file
+    except OSError as e:
+        if e.errno in NO_LOCKS:
+            return file
+        file.close()
+        raise
+    file.close()
+    return None
 
 
 @contextlib.contextmanager

@@ -154,8 +154,8 @@ class NNXClassifier(nnx.Module):
         if not self.deterministic and not self.use_running_average:
             return self.training
         nodes = trace(self.module).nodes
-        wanted = frozenset(node.variables for node in nodes if normalises(node) == self.deterministic)
-        return wanted.intersection(self.training) if isinstance(self.training, frozenset) else self.training and wanted
+        layers = frozenset(node.variables for node in nodes if normalises(node) == self.deterministic)
+        return layers.intersection(self.training) if isinstance(self.training, frozenset) else self.training and layers
 
 
 def to_nnx(
@@ -207,7 +207,7 @@ def from_nnx(model: NNXClassifier) -> tuple[Classifier, MutableVariables]:
     trees = {collection: tree for collection, tree in trees.items() if tree or collection == "params"}
     values = jax.tree.map(lambda leaf: leaf.get_value() if is_variable(leaf) else leaf, trees, is_leaf=is_variable)
     check_shapes(model.module, values)
-    return model.module, jax.tree_util.tree_map_with_path(read, trees, is_leaf=is_variable)
+    return model.module, jax.tree_util.tree_map_with_path(read_variable, trees, is_leaf=is_variable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +278,7 @@ def as_variables(kind: type[nnx.Variable], tree: PyTree) -> PyTree:
     return jax.tree.map(convert, unfreeze(tree), is_leaf=is_variable)
 
 
-def read(path: KeyPath, leaf: Any) -> Any:
+def read_variable(path: KeyPath, leaf: Any) -> Any:
     """Read a variable of NNX; no gradient and no optimizer would see what else stands in its place."""
     if not is_variable(leaf):
         name = f"model.{path[0].key}{jax.tree_util.keystr(path[1:])}"

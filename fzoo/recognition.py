@@ -59,7 +59,7 @@ KEEPING = frozenset(
 TEACHABLE_MACHINE = re.compile(r"(.*/)?dense_Dense\d+")
 
 
-class PixelsWanted(NamedTuple):
+class KnownPreprocessing(NamedTuple):
     """What a network wants of its pixels.
 
     Attributes:
@@ -71,7 +71,7 @@ class PixelsWanted(NamedTuple):
     reason: str
 
 
-def recognize_preprocessing(module: KerasModel, variables: Variables) -> PixelsWanted | None:
+def recognize_preprocessing(module: KerasModel, variables: Variables) -> KnownPreprocessing | None:
     """Find the preprocessing that the network of a user's file wants; None where nothing tells.
 
     Args:
@@ -79,14 +79,15 @@ def recognize_preprocessing(module: KerasModel, variables: Variables) -> PixelsW
     """
     scaling = scaling_step(module, variables)
     if scaling is not None:
-        return PixelsWanted("none", f"its layer {scaling.name} does it")
+        return KnownPreprocessing("none", f"its layer {scaling.name} does it")
     if is_teachable_machine(module):
-        return PixelsWanted("tf", "it is Teachable Machine's")
+        return KnownPreprocessing("tf", "it is Teachable Machine's")
     name = recognize_backbone(module)
-    return None if name is None else PixelsWanted(spec(name).preprocessing, f"its layers are named as those of {name}")
+    reason = f"its layers are named as those of {name}"
+    return None if name is None else KnownPreprocessing(spec(name).preprocessing, reason)
 
 
-def require_preprocessing(module: KerasModel, variables: Variables, source: str) -> PixelsWanted:
+def require_preprocessing(module: KerasModel, variables: Variables, source: str) -> KnownPreprocessing:
     """Find the preprocessing that the network of a user's file wants, where the user does not say.
 
     Args:
@@ -96,13 +97,13 @@ def require_preprocessing(module: KerasModel, variables: Variables, source: str)
     Raises:
         ValueError: nothing tells.
     """
-    wanted = recognize_preprocessing(module, variables)
-    if wanted is None:
+    preprocessing = recognize_preprocessing(module, variables)
+    if preprocessing is None:
         raise ValueError(
             f"{source} does not show what it wants of its pixels: preprocess=... (--preprocess) expected: "
             f"{MODES_IN_WORDS}, or the name of a model that wants the same"
         )
-    return wanted
+    return preprocessing
 
 
 def recognize_backbone(module: KerasModel) -> str | None:

@@ -39,8 +39,8 @@ def collect_variants(package: ModuleType) -> Mapping[str, ModelSpec]:
     """
     variants: dict[str, ModelSpec] = {}
     for file in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        members = vars(importlib.import_module(file.name))
-        for record in (*members.values(), *members.get("TAGS", ())):
+        attributes = vars(importlib.import_module(file.name))
+        for record in (*attributes.values(), *attributes.get("TAGS", ())):
             if isinstance(record, ModelSpec) and variants.setdefault(record.name, record) is not record:
                 raise ValueError(f"two models are called {record.name}, the second in {file.name}")
     return MappingProxyType(variants)

@@ -221,7 +221,7 @@ MUTANTS = (
     Mutant(
         "whole models: any network is taken for the file's",
         "pretrained/comparison.py",
-        "if target is not None and wanted[target] in given:",
+        "if target is not None and digests[target] in given:",
         "if target is not None:",
         "test_same_network.py",
         "another_network",
@@ -430,7 +430,7 @@ MUTANTS = (
     Mutant(
         "files: Keras's layers without arrays show nothing",
         "weights/mapping.py",
-        "return Counter(match[1] for match in found) if listed else None",
+        "return Counter(match[1] for match in matches) if listed else None",
         "return None",
         "test_description.py",
         "preprocessing_that_is_left_out and ConvNeXtTiny",
@@ -583,7 +583,7 @@ MUTANTS = (
     Mutant(
         "state dicts: what is left over is not told",
         "weights/state_dict.py",
-        'for today, name in sorted(given.items()) if today not in wanted]',
+        'for today, name in sorted(given.items()) if today not in expected]',
         'for name in ()]',
         "test_state_dict.py",
         "another_state_dict",
@@ -632,8 +632,8 @@ MUTANTS = (
     Mutant(
         "fine-tuning: zeros for the kept features",
         "training/finetune.py",
-        "found[name].append(np.asarray(array))",
-        "found[name].append(np.zeros_like(array))",
+        "parts_of[name].append(np.asarray(array))",
+        "parts_of[name].append(np.zeros_like(array))",
         "test_finetune.py",
         "kept_change_nothing or each_image",
     ),
@@ -889,9 +889,9 @@ MUTANTS = (
     ),
     Mutant(
         "jobs: a file system without locks is an error",
-        "jobs/shards.py",
-        "if e.errno not in NO_LOCKS:",
-        "if e.errno:",
+        "files.py",
+        "if e.errno in NO_LOCKS:",
+        "if not e.errno:",
         "test_jobs_state.py",
         "without_locks",
     ),

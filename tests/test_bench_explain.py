@@ -56,10 +56,10 @@ def test_times_of_both_are_put_together(small, monkeypatch):
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     tuned, rows = explain_model(*small, images, "float32")
     assert asked == [((2, 32, 32, 3), "f32")]
-    by_layer = {row.found.layers[0]: row for row in rows}
+    by_layer = {row.choice.layers[0]: row for row in rows}
     assert by_layer["conv1"].seconds == 0.5 and by_layer["conv1"].kernel == "stem"
-    [repeated] = [row for row in rows if "conv_pw_8" in row.found.layers]
-    assert repeated.seconds == 1.5 and "conv_pw_9" in repeated.found.layers
+    [repeated] = [row for row in rows if "conv_pw_8" in row.choice.layers]
+    assert repeated.seconds == 1.5 and "conv_pw_9" in repeated.choice.layers
     cells = by_layer["conv1"].cells()
     assert len(cells) == len(HEADERS) and cells[5:] == ("500.00", "0", "stem")
     assert by_layer["conv_dw_1"].cells()[5:] == ("-", "-", "-")

@@ -74,28 +74,28 @@ def blocks(module: Classifier) -> list[Block]:
     Raises:
         ValueError: this is no network of this package.
     """
-    found = trace(module)
-    readers = Counter(name for node in found.nodes for name in node.inputs)
+    traced = trace(module)
+    readers = Counter(name for node in traced.nodes for name in node.inputs)
     made: list[Block] = []
-    for title, nodes in units(found):
+    for title, nodes in units(traced):
         rows: dict[str, list[Node]] = {}  # by the name of its last node so far
         for node in nodes:
             follows = len(node.inputs) == 1 and readers[node.inputs[0]] == 1
             row = rows.pop(node.inputs[0], []) if follows else []
             rows[node.name] = [*row, node]
         for last, row in rows.items():
-            count = sum(found.parameters[node.name] for node in row)
+            count = sum(traced.parameters[node.name] for node in row)
             made.append(Block(last, title, tuple(row), row[0].inputs, count))
     return made
 
 
-def units(found: Trace) -> list[tuple[str, list[Node]]]:
+def units(traced: Trace) -> list[tuple[str, list[Node]]]:
     """Cut a network where one array alone passes from what is before to what is after: (title, layers) of each part.
 
     Where that leaves too much together (a NASNet's cells read the two before them), it is cut at merges that leave
     nothing open but themselves and such merges. Layers in a row are then put together by their names.
     """
-    nodes = found.nodes
+    nodes = traced.nodes
     place = {node.name: i for i, node in enumerate(nodes)}
     reach = [0] * len(nodes)  # the furthest reader of each
     above: list[int] = []  # sets of places as bits: what each is computed from, itself included
@@ -148,8 +148,8 @@ def stem(node: Node) -> str:
     """Return what a layer's name says of its place: up to the first number, and that of a block, or the first word."""
     if auto_named(node):
         return ""
-    found = re.match(r"[A-Za-z_]*?\d+[a-z]?(?=_|$)(_block_?\d+(?=_|$))?", own_name(node))
-    return found[0] if found else own_name(node).split("_")[0]
+    match = re.match(r"[A-Za-z_]*?\d+[a-z]?(?=_|$)(_block_?\d+(?=_|$))?", own_name(node))
+    return match[0] if match else own_name(node).split("_")[0]
 
 
 def joined(parts: list[list[Node]]) -> list[list[Node]]:
@@ -177,12 +177,12 @@ def titled(parts: list[list[Node]]) -> list[tuple[str, list[Node]]]:
     """Title units by what their layers' names have in common, or by one that stands for them; no title twice."""
     made: dict[str, list[Node]] = {}
     for part in parts:
-        named = [node for node in part if not auto_named(node)]
-        words = zip(*(own_name(node).split("_") for node in named), strict=False)
+        named_nodes = [node for node in part if not auto_named(node)]
+        words = zip(*(own_name(node).split("_") for node in named_nodes), strict=False)
         title = "_".join(same[0] for same in itertools.takewhile(lambda same: len(set(same)) == 1, words))
-        if not title or title in made or (len({stem(node) for node in named}) > 1 and not has_branches(part)):
-            kernels = [own_name(node) for node in named if node.kind in KERNELS and not has_branches(part)]
-            title = [*kernels, *(own_name(node) for node in named[-1:]), span(part[0].name, part[-1].name)][0]
+        if not title or title in made or (len({stem(node) for node in named_nodes}) > 1 and not has_branches(part)):
+            kernels = [own_name(node) for node in named_nodes if node.kind in KERNELS and not has_branches(part)]
+            title = [*kernels, *(own_name(node) for node in named_nodes[-1:]), span(part[0].name, part[-1].name)][0]
         made[title if title not in made else part[-1].name] = part
     return list(made.items())
 
@@ -214,24 +214,24 @@ def short(count: int) -> str:
 def words_of(nodes: Iterable[Node], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Write what layers do: "Conv 3x3"; the same twice in a row as "2 x Conv 3x3". `shapes` are the kernels'."""
     nodes = [part for node in nodes for part in (node.parts or (node,))]
-    said = [node for node in nodes if node.kind in WORDS] or nodes
-    found = []
-    for node in said:
+    known_nodes = [node for node in nodes if node.kind in WORDS] or nodes
+    phrases = []
+    for node in known_nodes:
         words = WORDS.get(node.kind, (node.kind.removesuffix("2D"), ""))[0]
         if len(kernel := shapes.get(node.name, ())) == 4:
             words += f" {kernel[0]}x{kernel[1]}"
         if (convolution := node.config.get("convolution")) and convolution.groups > 1:
             words = f"Grouped {words.lower()}"
-        found.append(words)
-    runs = [(words, len(list(same))) for words, same in itertools.groupby(found)]
+        phrases.append(words)
+    runs = [(words, len(list(same))) for words, same in itertools.groupby(phrases)]
     return [words if count == 1 else f"{count} x {words}" for words, count in runs]
 
 
-def kernel_shapes(found: Trace) -> dict[str, tuple[int, ...]]:
+def kernel_shapes(traced: Trace) -> dict[str, tuple[int, ...]]:
     """Return the shape of each layer's first kernel, by the layer's name."""
     shapes: dict[str, tuple[int, ...]] = {}
-    names = {part.name for node in found.nodes for part in (node, *node.parts)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(found.variables.get("params", {})):
+    names = {part.name for node in traced.nodes for part in (node, *node.parts)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(traced.variables.get("params", {})):
         keys = [step.key for step in path]
         owner = next((key for key in reversed(keys) if key in names), None)
         if owner is not None and keys[-1] == "kernel":

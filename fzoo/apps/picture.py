@@ -151,17 +151,17 @@ Unit = list[Block]
 
 def repeats(graph: Sequence[Block], shapes: Mapping[str, tuple[int, ...]]) -> list[list[Unit]]:
     """Group the units, those together that repeat one another; of those with branches, the widths may differ."""
-    found: list[Unit] = [list(same) for _, same in itertools.groupby(graph, key=lambda block: block.unit)]
-    place = {block.name: (i, j) for i, unit in enumerate(found) for j, block in enumerate(unit)}
+    units: list[Unit] = [list(same) for _, same in itertools.groupby(graph, key=lambda block: block.unit)]
+    place = {block.name: (i, j) for i, unit in enumerate(units) for j, block in enumerate(unit)}
 
     def form(i: int, block: Block) -> tuple[object, ...]:
         inputs = [place[name] for name in block.inputs]
         kinds = [node.kind for node in block.nodes]
-        shape = block.shape[:-1] if len(found[i]) > 1 else block.shape
+        shape = block.shape[:-1] if len(units[i]) > 1 else block.shape
         return kinds, words_of(block.nodes, shapes), shape, [(i - above, j * (above == i)) for above, j in inputs]
 
-    forms = [[form(i, block) for block in unit] for i, unit in enumerate(found)]
-    return [[found[i] for i in same] for _, same in itertools.groupby(range(len(found)), key=lambda i: forms[i])]
+    forms = [[form(i, block) for block in unit] for i, unit in enumerate(units)]
+    return [[units[i] for i in same] for _, same in itertools.groupby(range(len(units)), key=lambda i: forms[i])]
 
 
 def describe(same: Sequence[Block], shapes: Mapping[str, tuple[int, ...]], title: str = "") -> Drawing:
@@ -190,9 +190,9 @@ def counted(together: Iterable[Block]) -> str:
     return f"{plural(layers, 'layer')}, {parameters:,} parameters" if parameters else plural(layers, "layer")
 
 
-def plural(count: int, what: str) -> str:
+def plural(count: int, noun: str) -> str:
     """Write "1 layer", "2 layers"."""
-    return f"{count} {what}{'s' * (count != 1)}"
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def panel(same: Sequence[Unit], before: str, shapes: Mapping[str, tuple[int, ...]]) -> Drawing:
@@ -200,8 +200,8 @@ def panel(same: Sequence[Unit], before: str, shapes: Mapping[str, tuple[int, ...
     unit = same[0]
     title = span(unit[0].unit, same[-1][0].unit) + (f"   x {len(same)}" if len(same) > 1 else "")
     if len(unit) == 1:
-        return describe([each[0] for each in same], shapes, title)
-    drawings = {block.name: describe([each[i] for each in same], shapes) for i, block in enumerate(unit)}
+        return describe([repeat[0] for repeat in same], shapes, title)
+    drawings = {block.name: describe([repeat[i] for repeat in same], shapes) for i, block in enumerate(unit)}
     edges = [(name, block.name) for block in unit for name in block.inputs]
     outside = dict.fromkeys(name for name, _ in edges if name not in drawings)
     for name in outside:
@@ -209,7 +209,7 @@ def panel(same: Sequence[Unit], before: str, shapes: Mapping[str, tuple[int, ...
         drawings[name] = DOT if from_before else label([(f"from {name}", SMALL, FAINT)], PLAIN)
     graph = layered(drawings, edges)
     shape = shape_text(unit[-1].shape, same[-1][-1].shape)
-    note = f"{shape}, {counted(block for each in same for block in each)}"
+    note = f"{shape}, {counted(block for repeat in same for block in repeat)}"
     head = TITLE + SMALL + 2 * PAD + 4
     width = max(graph.width, text_width(title, TITLE), text_width(note, SMALL)) + 2 * GAP
     height = head + graph.height + GAP
@@ -285,8 +285,8 @@ def column_centres(points: Sequence[tuple[float, int]], widths: Sequence[float])
 
 def draw(module: Classifier, title: str = "") -> Drawing:
     """Draw the whole picture: units from top to bottom, in columns."""
-    found = trace(module)
-    shapes = kernel_shapes(found)
+    traced = trace(module)
+    shapes = kernel_shapes(traced)
     runs = repeats(blocks(module), shapes)
     drawings: list[Drawing] = []
     before = ""

@@ -245,8 +245,8 @@ def start_keras(job: Job) -> Running:
     keras = get("keras")
     model = keras_model(job)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    how = {"xla": True, "graph": False}.get(job.mode, "auto")
-    model.compile(optimizer=keras.optimizers.SGD(LEARNING_RATE), loss=loss, jit_compile=how)
+    jit_compile = {"xla": True, "graph": False}.get(job.mode, "auto")
+    model.compile(optimizer=keras.optimizers.SGD(LEARNING_RATE), loss=loss, jit_compile=jit_compile)
     x, y = images(job), labels(job)
     if keras.config.backend() != "jax":
         device = "gpu" if get("tensorflow").config.list_physical_devices("GPU") else "cpu"
@@ -261,7 +261,7 @@ def start_keras(job: Job) -> Running:
         return on_jax(job, lambda: model.train_on_batch(x, y))
     if job.inputs == "host":
         return on_jax(job, lambda: model.predict_on_batch(x))
-    state = [[v.value for v in each] for each in (model.trainable_variables, model.non_trainable_variables)]
+    state = [[v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables)]
     forward = jax.jit(lambda *given: model.stateless_call(*given, training=False)[0])
     return on_jax(job, lambda: forward(*state, x))
 
@@ -353,10 +353,10 @@ def start_torch(job: Job, build: Callable[[], Any]) -> Running:
 
     @contextlib.contextmanager
     def profile(folder: str) -> Iterator[None]:
-        with torch.profiler.profile() as found:
+        with torch.profiler.profile() as profiler:
             yield
         Path(folder).mkdir(parents=True, exist_ok=True)
-        found.export_chrome_trace(str(Path(folder, "trace.json")))
+        profiler.export_chrome_trace(str(Path(folder, "trace.json")))
 
     if job.task == "train":
         optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATE)
@@ -433,7 +433,7 @@ class Engine:
         modes: ways to run it, of which the fastest counts.
         env: environment variables.
         converted: whether it reads an ONNX file, which `fzoo.export` writes.
-        spread: whether it can spread a batch over devices.
+        many_devices: whether it can spread a batch over devices.
     """
 
     start: Callable[[Job], Running]
@@ -444,7 +444,7 @@ class Engine:
     modes: tuple[str, ...] = ("",)
     env: Mapping[str, str] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     converted: bool = False
-    spread: bool = False
+    many_devices: bool = False
 
 
 _INFERENCE = ("inference", "features")
@@ -455,9 +455,9 @@ _INDUCTOR = {"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"
 
 
 ENGINES = {
-    "fzoo": Engine(start_fzoo, spread=True),
-    "fzoo-optimized": Engine(functools.partial(start_fzoo, optimized=True), tasks=_INFERENCE, spread=True),
-    "fzoo-tuned": Engine(functools.partial(start_fzoo, tuned=True), tasks=_INFERENCE, spread=True),
+    "fzoo": Engine(start_fzoo, many_devices=True),
+    "fzoo-optimized": Engine(functools.partial(start_fzoo, optimized=True), tasks=_INFERENCE, many_devices=True),
+    "fzoo-tuned": Engine(functools.partial(start_fzoo, tuned=True), tasks=_INFERENCE, many_devices=True),
     "keras-jax": Engine(start_keras, ("keras",), "bench", env={"KERAS_BACKEND": "jax"}),
     "keras-tensorflow": Engine(
         start_keras, ("keras", "tensorflow"), modes=("graph", "xla"), env={"KERAS_BACKEND": "tensorflow"}

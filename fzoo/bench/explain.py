@@ -27,30 +27,30 @@ class Explained:
     """What a distinct convolution of a network takes.
 
     Attributes:
-        found: its forms, with their times.
+        choice: its forms, with their times.
         seconds: of OpenVINO for a call of it, the mean of its layers; None where OpenVINO is not there, or has put the
             layer into another.
         kernel: what OpenVINO calls the way in which it computes the first of them; "" for None.
     """
 
-    found: TunedConvolution
+    choice: TunedConvolution
     seconds: float | None
     kernel: str
 
     def cells(self) -> tuple[str, ...]:
         """Return a row of the table with `HEADERS`."""
-        found = self.found
+        choice = self.choice
         theirs = ("-", "-", "-")
         if self.seconds is not None:
-            gflops = found.convolution.flops / self.seconds / 1e9
+            gflops = choice.convolution.flops / self.seconds / 1e9
             theirs = f"{1e3 * self.seconds:.2f}", f"{gflops:.0f}", self.kernel
-        ours = found.seconds[found.form]
+        ours = choice.seconds[choice.form]
         return (
-            found.layers_in_short,
-            in_words(found.convolution),
-            found.form,
+            choice.layers_in_short,
+            in_words(choice.convolution),
+            choice.form,
             f"{1e3 * ours:.2f}",
-            f"{found.gflops(found.form):.0f}",
+            f"{choice.gflops(choice.form):.0f}",
             *theirs,
         )
 
@@ -82,11 +82,11 @@ def explain_model(
     theirs = time_openvino(module, variables, shape, OPENVINO[np.dtype(dtype).name])
     prepared, rows = tuned.network[0].prepared, []
     folded = dict(prepared.gone) if prepared else {}  # OpenVINO calls a convolution as the BN that it folds into it
-    for found in tuned.tuning.convolutions:
-        names = [folded.get(layer, layer) for layer in found.layers]
+    for choice in tuned.tuning.convolutions:
+        names = [folded.get(layer, layer) for layer in choice.layers]
         known = [theirs[name] for name in names if name in theirs]
-        seconds = sum(each.seconds for each in known) / len(known) if known else None
-        rows.append(Explained(found, seconds, known[0].kernel if known else ""))
+        seconds = sum(time.seconds for time in known) / len(known) if known else None
+        rows.append(Explained(choice, seconds, known[0].kernel if known else ""))
     return tuned, rows
 
 
@@ -125,13 +125,13 @@ def time_openvino(
         except Missing:
             return {}
     images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    found: dict[str, LayerTime] = {}
+    fastest: dict[str, LayerTime] = {}
     for _ in range(CALLS):
         request.infer([images])
         for layer, time in layer_times(request.profiling_info):
-            if layer not in found or time.seconds < found[layer].seconds:
-                found[layer] = time
-    return found
+            if layer not in fastest or time.seconds < fastest[layer].seconds:
+                fastest[layer] = time
+    return fastest
 
 
 def layer_times(nodes: Iterable[Any]) -> Iterable[tuple[str, LayerTime]]:

@@ -60,7 +60,7 @@ def accelerator() -> str:
 def machine(rows: Sequence[Row]) -> dict[str, Json]:
     """Describe what it ran on, and how. The instruction sets decide which way of computing is the fastest."""
     meminfo = Path("/proc/meminfo")
-    numbers = {key: value for each in rows for key, value in versions(each["engine"]).items()}
+    numbers = {key: value for row in rows for key, value in versions(row["engine"]).items()}
     return {
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["fzoo", *sys.argv[1:]]),

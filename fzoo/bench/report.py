@@ -112,8 +112,8 @@ def table(rows: Sequence[Row], reference: str = REFERENCE, narrow: bool = False)
 def order(row: Row) -> tuple[Any, ...]:
     """Return what sorts rows: model, task, dtype, devices, batch, engine."""
     place = list(ENGINES).index(row["engine"])
-    how = row["dtype"], row["precision"], row["inputs"], row["in_flight"], row["device"]
-    return row["model"], row["task"], row["size"], row["devices"], row["batch"], place, *how
+    settings = row["dtype"], row["precision"], row["inputs"], row["in_flight"], row["device"]
+    return row["model"], row["task"], row["size"], row["devices"], row["batch"], place, *settings
 
 
 def merged(older: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
@@ -131,10 +131,10 @@ def read_results(folder: Path) -> dict[str, Json]:
     if not path.is_file():
         raise ValueError(f"no {path}: `fzoo bench --out {folder}` writes it")
     try:
-        found = json.loads(path.read_text())
-        for row in found["rows"]:
+        results = json.loads(path.read_text())
+        for row in results["rows"]:
             fzoo.spec(row["model"])
-        return {"machine": found["machine"], "rows": merged([OLDER | row for row in found["rows"]], [])}
+        return {"machine": results["machine"], "rows": merged([OLDER | row for row in results["rows"]], [])}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not what `fzoo bench --out` writes") from None
 
@@ -144,7 +144,7 @@ def write(folder: Path, rows: Sequence[Row], machine: dict[str, Json], reference
     older = read_results(folder)["rows"] if (folder / "results.json").exists() else []
     rows = merged(older, rows)
     headers, cells = table(rows, reference)
-    lines = [f"| {' | '.join(each)} |" for each in (headers, ["-"] * len(headers), *cells)]
+    lines = [f"| {' | '.join(line)} |" for line in (headers, ["-"] * len(headers), *cells)]
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "results.json") as temporary:
         temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
@@ -207,18 +207,18 @@ def label(row: Row) -> str:
 
 def group_rows(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
     """Group rows by the values of some keys, in their order."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return found
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
 
 
 def by_engine(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Group rows by their label, in the order of `ENGINES`."""
-    found: dict[str, list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (list(COLOURS).index(row["engine"]), row["dtype"] == "bfloat16")):
-        found.setdefault(label(row), []).append(row)
-    return found
+        groups.setdefault(label(row), []).append(row)
+    return groups
 
 
 def title(task: str, batch: int | None, devices: int) -> str:
@@ -331,9 +331,9 @@ def spread_apart(values: Sequence[float], gap: float) -> list[float]:
 def draw_batches(rows: Sequence[Row]) -> Figure | None:
     """Draw images/s over the batch size: a panel for each model and task of which several were measured."""
     panels = {
-        key: found
-        for key, found in group_rows(rows, "model", "task", "devices").items()
-        if len(group_rows(found, "batch")) > 1
+        key: group
+        for key, group in group_rows(rows, "model", "task", "devices").items()
+        if len(group_rows(group, "batch")) > 1
     }
     if not panels:
         return None
@@ -371,6 +371,6 @@ def finish(ax: Axes) -> None:
 
 def legend(fig: Figure, axes: Sequence[Axes]) -> None:
     """Set one for all panels, above them."""
-    found = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    names = [name for engine in COLOURS for name in found if name.split(",")[0] == engine]
-    fig.legend([found[n] for n in names], names, loc="outside upper center", ncols=min(4, len(names)), frameon=False)
+    handles = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    names = [name for engine in COLOURS for name in handles if name.split(",")[0] == engine]
+    fig.legend([handles[n] for n in names], names, loc="outside upper center", ncols=min(4, len(names)), frameon=False)

@@ -152,10 +152,10 @@ class Worker:
     def _death(self) -> str:
         code = self.process.wait()
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").split("\n")
-        last = next((f": {line.strip()[:300]}" for line in reversed(said) if line.strip()), "")
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"its process {how}{last}"
+        printed = self._errors.read().decode(errors="replace").split("\n")
+        last = next((f": {line.strip()[:300]}" for line in reversed(printed) if line.strip()), "")
+        ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"its process {ending}{last}"
 
     def stop(self) -> None:
         """Kill it and what it started."""
@@ -214,14 +214,14 @@ def bench(
         ValueError: an unknown model, engine, task or dtype, or numbers that do not fit.
         ModuleNotFoundError: an engine was asked for that is not installed; the message says how to.
     """
-    for given, offered, what in (
+    for given, offered, noun in (
         (task, TASKS, "task"),
         (dtype, DTYPES, "dtype"),
         (precision, PRECISIONS, "precision"),
         (inputs, INPUTS, "place of the inputs"),
     ):
         if given not in offered:
-            raise ValueError(unknown(what, given, offered))
+            raise ValueError(unknown(noun, given, offered))
     if precision != "default" and dtype != "float32":
         raise ValueError(f"precision {precision!r} is of float32, dtype {dtype!r} given")
     if in_flight is not None and in_flight < 1:
@@ -240,9 +240,9 @@ def bench(
             for batch in batches:
                 job = Job(CEILING, name, batch, task, dtype, side, devices, precision, inputs, flying, known["layer"])
                 traces = None if profile is None else Path(profile).absolute()
-                found = measure(job, known, engines, seconds, Path(folder), progress, say, traces)
-                rows += found
-                finished(found, machine(rows))
+                measured = measure(job, known, engines, seconds, Path(folder), progress, say, traces)
+                rows += measured
+                finished(measured, machine(rows))
     return rows
 
 
@@ -313,8 +313,8 @@ def measure(
         finally:
             for w in workers.values():
                 w.stop()
-    for each in rows.values():
-        each |= shares(each, ceiling, known["device"], known["platform"])
+    for fields in rows.values():
+        fields |= shares(fields, ceiling, known["device"], known["platform"])
     return [rows[name] for name in engines]
 
 
@@ -342,8 +342,8 @@ def start(job: Job, folder: Path) -> Worker:
     Raises:
         NoAnswer: there are none in any mode.
     """
-    engine = ENGINES.get(job.engine, Engine(worker.start_ceiling, spread=True))
-    if job.devices > 1 and not engine.spread:
+    engine = ENGINES.get(job.engine, Engine(worker.start_ceiling, many_devices=True))
+    if job.devices > 1 and not engine.many_devices:
         raise NoAnswer("missing", "one device only")
     if job.task not in engine.tasks or job.dtype not in engine.dtypes:
         raise NoAnswer("missing", f"no {job.task} in {job.dtype} here")
@@ -375,9 +375,9 @@ def start(job: Job, folder: Path) -> Worker:
                 w.stop()
 
 
-def prepared(what: str, job: Job, folder: Path) -> dict[str, Json]:
+def prepared(preparation: str, job: Job, folder: Path) -> dict[str, Json]:
     """Return what one of `PREPARATIONS` answers."""
-    done = Worker(dataclasses.replace(job, engine=what), environment(what, folder))
+    done = Worker(dataclasses.replace(job, engine=preparation), environment(preparation, folder))
     done.stop()
     return done.first
 
@@ -409,7 +409,7 @@ def row(job: Job, name: str, known: dict[str, Json], measured: Measured | None, 
     device = "cpu" if measured is None and ENGINES[name].converted else ran.device
     latency = float(np.median(ran.times))
     rate = job.batch / float(np.median(ran.in_flight_times or ran.times))
-    found = {
+    fields = {
         "model": job.model,
         "engine": name,
         "batch": job.batch,
@@ -440,7 +440,7 @@ def row(job: Job, name: str, known: dict[str, Json], measured: Measured | None, 
         "versions": ", ".join(f"{package} {number}" for package, number in versions(name).items()),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    return {key: tidy(value) for key, value in found.items()}
+    return {key: tidy(value) for key, value in fields.items()}
 
 
 def tidy(value: Json) -> Json:

@@ -76,11 +76,11 @@ def facts(job: Job) -> dict[str, Any]:
     import fzoo
     from fzoo.layers.graph import trace
 
-    found = trace(fzoo.create(job.model, input_shape=(job.size, job.size, 3)))
-    nodes = {node.name: node for node in found.nodes}
-    flops, done, layer = sum(node.flops for node in found.nodes), 0, ""
+    traced = trace(fzoo.create(job.model, input_shape=(job.size, job.size, 3)))
+    nodes = {node.name: node for node in traced.nodes}
+    flops, done, layer = sum(node.flops for node in traced.nodes), 0, ""
     if job.task == "features":
-        for node in found.nodes:
+        for node in traced.nodes:
             done += node.flops
             if done >= flops / 2 and node.kind in TAPPED:
                 layer = node.name
@@ -94,7 +94,7 @@ def facts(job: Job) -> dict[str, Any]:
         flops = sum(nodes[name].flops for name in needed)
     device = jax.devices()[0]
     return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(found.variables)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(traced.variables)),
         "flops": flops * (3 if job.task == "train" else 1),
         "layer": layer,
         "device": device.device_kind,
@@ -174,14 +174,14 @@ def memory() -> dict[str, float]:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peaks = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")]
-    found = {"peak_mib": peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    usage = {"peak_mib": peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     if "jax" in sys.modules:
         stats = sys.modules["jax"].devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in stats:
-            found["device_peak_mib"] = stats["peak_bytes_in_use"] / 2**20
+            usage["device_peak_mib"] = stats["peak_bytes_in_use"] / 2**20
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
-        found["device_peak_mib"] = sys.modules["torch"].cuda.max_memory_allocated() / 2**20
-    return found
+        usage["device_peak_mib"] = sys.modules["torch"].cuda.max_memory_allocated() / 2**20
+    return usage
 
 
 def one_line(error: BaseException) -> str:

@@ -149,7 +149,7 @@ def explain_convolutions(name: str, batch: int, size: int | None, dtype: str) ->
         complain(
             "OpenVINO's times need openvino and onnx: pip install 'fzoo[peers]'; for bfloat16 a processor that has it"
         )
-    ours = sum(len(row.found.layers) * row.found.seconds[row.found.form] for row in rows)
+    ours = sum(len(row.choice.layers) * row.choice.seconds[row.choice.form] for row in rows)
     show(HEADERS, [row.cells() for row in rows], f"{1e3 * ours:.1f} ms in convolutions; {whole_network(tuned)}")
 
 
@@ -207,14 +207,14 @@ def tune(
         tuned = tune_network(module, variables, images, dtype, progress=progress)
     rows = [
         (
-            found.layers_in_short,
-            in_words(found.convolution),
-            found.form,
-            f"{found.gflops(found.form):.0f}",
-            found.untimed,
-            f"{found.gflops(found.untimed):.0f}",
+            choice.layers_in_short,
+            in_words(choice.convolution),
+            choice.form,
+            f"{choice.gflops(choice.form):.0f}",
+            choice.untimed,
+            f"{choice.gflops(choice.untimed):.0f}",
         )
-        for found in tuned.tuning.convolutions
+        for choice in tuned.tuning.convolutions
     ]
     footer = f"{whole_network(tuned)}; kept in {times_path()}"
     show(("layers", "convolution", "form", "GFLOP/s", "untuned", "GFLOP/s"), rows, footer)

@@ -95,13 +95,13 @@ def summary(
         shape = None if size is None else (size, size, 3)
         options = parse_options(name, option)
         module = fzoo.create(name, include_top=include_top, classes=classes or 1000, input_shape=shape, **options)
-    found = trace(module)
-    count = found.parameters
+    traced = trace(module)
+    count = traced.parameters
     rows = [
         (n.name, n.kind, " x ".join(map(str, n.shape)), f"{count[n.name]:,}", f"{n.flops:,}", ", ".join(n.inputs))
-        for n in found.layers
+        for n in traced.layers
     ]
-    total, flops = sum(count.values()), sum(n.flops for n in found.layers)
+    total, flops = sum(count.values()), sum(n.flops for n in traced.layers)
     height, width, _ = module.example_shape
     whole = f"{name} at {height} x {width}: {len(rows)} layers, {total:,} parameters, {flops / 1e9:.3f} GFLOPs an image"
     if picture is not None:

@@ -164,14 +164,14 @@ def explain(
     module, variables, recipe, names = loaded.module, loaded.variables, loaded.recipe, loaded.names
     if out or labels:
         names = class_names(labels, module.classes) if labels or not names else names
-    chosen = [class_number(each, names or ()) for each in class_ or ()] if out else []
+    chosen = [class_number(item, names or ()) for item in class_ or ()] if out else []
     pixels = recipe.load(image)
     layer = map_layer(module, layer).name
     rows = []
     with contextlib.ExitStack() as files:
         temporary = {path: files.enter_context(replacing(path)) for path in (out, sheet) if path}
         if out:
-            found = fzoo.explain(
+            explanation = fzoo.explain(
                 module,
                 variables,
                 pixels[None],
@@ -182,7 +182,7 @@ def explain(
             )
             shown = recipe.show(image, 360)
             panels = [(shown, image.name)]
-            numbers, probabilities, heats = (np.asarray(each[0]) for each in found)
+            numbers, probabilities, heats = (np.asarray(item[0]) for item in explanation)
             for i, p, heat in zip(numbers, probabilities, heats, strict=True):
                 assert names  # an output has them
                 wnid, label = names[i]
@@ -218,7 +218,7 @@ def class_number(text: str, names: Sequence[tuple[str, str]]) -> int:
         return int(text)
     plain = text.lower().replace(" ", "_")
     for i, name in enumerate(names):
-        if plain in (each.lower().replace(" ", "_") for each in name):
+        if plain in (word.lower().replace(" ", "_") for word in name):
             return i
     raise ValueError(unknown("class", text, [label for _, label in names]))
 
@@ -255,12 +255,12 @@ def print_classes(
     table, before, report = [], "[\n", Report()
     options |= {"labels": labels, "report": report}
     with watching() as watch:
-        for name, found in classify(module, variables, paths, watch=watch, **options):
+        for name, classes in classify(module, variables, paths, watch=watch, **options):
             if as_json:
-                print(before + as_object(name, found), end="", flush=True)
+                print(before + as_object(name, classes), end="", flush=True)
                 before = ",\n"
             else:
-                rows = [(name, wnid, label, f"{p:.6f}") for wnid, label, p in found]
+                rows = [(name, wnid, label, f"{p:.6f}") for wnid, label, p in classes]
                 if sys.stdout.isatty():
                     table += rows
                 else:

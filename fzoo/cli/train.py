@@ -154,8 +154,8 @@ def evaluate(
     prepare_process(cache)
     loaded = load_network(network, reading)
     published = fzoo.spec(loaded.model) if loaded.model and loaded.module.classes == 1000 else None
-    named = class_names(labels, loaded.module.classes) if labels or not loaded.names else loaded.names
-    names = [label if id == "-" else id for id, label in named]
+    pairs = class_names(labels, loaded.module.classes) if labels or not loaded.names else loaded.names
+    names = [label if id == "-" else id for id, label in pairs]
     recipe = loaded.recipe
     broken = Broken(max_broken, complain)
     known = bool(labels or loaded.names) or loaded.module.classes == 1000
@@ -168,20 +168,20 @@ def evaluate(
         module, variables = fzoo.optimize_for_inference(module, variables)
     batches = in_order(files, batch_size, workers)
     try:
-        found = fzoo.evaluate(module, variables, batches, preprocess=loaded.preprocess, batch_size=batch_size)
+        evaluation = fzoo.evaluate(module, variables, batches, preprocess=loaded.preprocess, batch_size=batch_size)
     except NotFinite as e:
         raise NotFinite(e.index, files.readable(e.index)) from None
     s = published
     rows = [
-        ("images", f"{found.images:,} of {len(set(files.labels.tolist()))} classes"),
+        ("images", f"{evaluation.images:,} of {len(set(files.labels.tolist()))} classes"),
         ("recipe", str(recipe)),
-        ("top-1", f"{found.top1:.2%}" + (f" (Keras publishes {s.top1:.1%} on ImageNet)" if s else "")),
-        ("top-5", f"{found.top5:.2%}" + (f" (Keras publishes {s.top5:.1%})" if s and s.top5 else "")),
-        ("loss", f"{found.mean_loss:.4f}"),
+        ("top-1", f"{evaluation.top1:.2%}" + (f" (Keras publishes {s.top1:.1%} on ImageNet)" if s else "")),
+        ("top-5", f"{evaluation.top5:.2%}" + (f" (Keras publishes {s.top5:.1%})" if s and s.top5 else "")),
+        ("loss", f"{evaluation.mean_loss:.4f}"),
     ]
-    seen = np.flatnonzero(found.confusion.sum(1))
-    worst = sorted(seen, key=lambda i: found.recall[i])
-    table = [(names[i], int(found.confusion[i].sum()), f"{found.recall[i]:.2%}") for i in worst]
+    seen = np.flatnonzero(evaluation.confusion.sum(1))
+    worst = sorted(seen, key=lambda i: evaluation.recall[i])
+    table = [(names[i], int(evaluation.confusion[i].sum()), f"{evaluation.recall[i]:.2%}") for i in worst]
     if out is not None:
         write_text(out, csv_text([("class", "images", "top1"), *table]))
     show(("", ""), rows)

@@ -92,14 +92,14 @@ def download(
 
     if bool(names) == every:
         raise ValueError("names of models or --all expected; `fzoo list` shows the names")
-    found: dict[str, None] = {}
+    selected: dict[str, None] = {}
     for name in names or ["*"]:
         matching = fzoo.list_models(name) or [fzoo.spec(name).name]
-        found |= dict.fromkeys(name for name in matching if fzoo.spec(name).weight_files or name in (names or []))
+        selected |= dict.fromkeys(name for name in matching if fzoo.spec(name).weight_files or name in (names or []))
     shape = None if size is None else (size, size, 3)
     files: dict[str, tuple[str, Proof]] = {}  # the URL of each name, and what it is known by
     megabytes = 0
-    for name in found:
+    for name in selected:
         options = needed(name) | parse_options(name, option)
         for top in (True, False) if include_top is None else (include_top,):
             module = fzoo.create(name, include_top=top, input_shape=shape, **options)

@@ -137,7 +137,7 @@ def archive_images(path: str, passed_over: PassedOver) -> Iterator[ImageFile]:
 
 def tar_images(archive: ImageFile, kind: str, passed_over: PassedOver) -> Iterator[ImageFile]:
     """Yield the images of a tar archive; see `archive_images`."""
-    path, links, wanted = archive.path, {}, []
+    path, links, names = archive.path, {}, []
     with open_tar(path, kind) as stream:
         if kind in COMPRESSED and not has_archive_ending(path) and not is_tar_header(stream.peek()):
             yield archive._replace(
@@ -155,11 +155,11 @@ def tar_images(archive: ImageFile, kind: str, passed_over: PassedOver) -> Iterat
                 if member.link is None:
                     yield member_image(archive, member)
                 else:
-                    wanted.append(member.name)
+                    names.append(member.name)
             elif member.is_last:
                 yield archive._replace(error=f"cannot read the archive {path} any further: {member.error}")
-    if wanted:
-        yield from linked_images(archive, wanted, links, functools.partial(find_members, path, kind))
+    if names:
+        yield from linked_images(archive, names, links, functools.partial(find_members, path, kind))
 
 
 def is_wanted(name: str, passed_over: PassedOver) -> bool:
@@ -183,7 +183,7 @@ def member_image(archive: ImageFile, member: TarMember) -> ImageFile:
 
 def linked_images(
     archive: ImageFile,
-    wanted: Iterable[str],
+    names: Iterable[str],
     links: Mapping[str, str],
     find: Callable[[set[str]], dict[str, TarMember]],
 ) -> Iterator[ImageFile]:
@@ -191,11 +191,11 @@ def linked_images(
 
     Args:
         archive: where they lie.
-        wanted: paths of links in the archive.
+        names: paths of links in the archive.
         links: where each link of the archive leads to.
         find: gives the members of these paths.
     """
-    targets = {name: follow_links(posixpath.normpath(name), links) for name in wanted}
+    targets = {name: follow_links(posixpath.normpath(name), links) for name in names}
     members = find({target for target in targets.values() if target})
     images = []
     for name, target in targets.items():
@@ -217,7 +217,7 @@ def follow_links(path: str, links: Mapping[str, str]) -> str:
 
 def zip_images(archive: ImageFile, passed_over: PassedOver) -> Iterator[ImageFile]:
     """Yield the images of a zip archive; see `archive_images`."""
-    path, links, wanted = archive.path, {}, []
+    path, links, names = archive.path, {}, []
     with zipfile.ZipFile(path) as file:
         members = file.infolist()
         if archive_kind(path) == "zip" and all(member.header_offset for member in members):
@@ -229,12 +229,12 @@ def zip_images(archive: ImageFile, passed_over: PassedOver) -> Iterator[ImageFil
                 links[posixpath.normpath(name)] = zip_link(file, member)
             if not member.is_dir() and is_wanted(name, passed_over):
                 if is_link:
-                    wanted.append(name)
+                    names.append(name)
                 else:
                     yield member_image(archive, TarMember(name, i, member.file_size))
-        if wanted:
+        if names:
             places = {posixpath.normpath(m.filename): TarMember("", i, m.file_size) for i, m in enumerate(members)}
-            yield from linked_images(archive, wanted, links, lambda names: places)
+            yield from linked_images(archive, names, links, lambda _: places)
 
 
 def zip_link(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:

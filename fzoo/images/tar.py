@@ -256,14 +256,14 @@ def sparse_map(header: tarfile.TarInfo) -> Iterable[tuple[int, int]]:
 
 def find_members(path: str, kind: str, names: set[str]) -> dict[str, TarMember]:
     """Return the members of some names in a tar archive, by these."""
-    found = {}
+    members = {}
     with open_tar(path, kind) as stream:
         try:
             for member in tar_members(stream):
                 if isinstance(member, TarMember) and member.link is None:
                     name = posixpath.normpath(member.name)
                     if name in names:
-                        found[name] = member
+                        members[name] = member
         except UnreadableError:
             pass  # which was reported when the archive was read for the first time
-    return found
+    return members

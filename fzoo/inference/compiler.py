@@ -123,8 +123,8 @@ def sums_rightly(options: Mapping[str, Setting] | None) -> bool:
     def squares(rows: jax.Array) -> jax.Array:
         return jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(rows)
 
-    found = jax.jit(squares, compiler_options=dict(options or {}))(on_cpu(rows))
-    return np.array_equal(found, rows[:, 0] ** 2)
+    sums = jax.jit(squares, compiler_options=dict(options or {}))(on_cpu(rows))
+    return np.array_equal(sums, rows[:, 0] ** 2)
 
 
 def on_cpu(x: np.ndarray | np.generic) -> jax.Array:

@@ -137,13 +137,13 @@ def start_distributed(where: str = "auto") -> tuple[int, int]:
     """
     options: dict[str, Any] = {}
     if where != "auto":
-        found = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", where)
-        if not found or int(found[2]) >= int(found[3]):
+        match = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", where)
+        if not match or int(match[2]) >= int(match[3]):
             raise ValueError(
                 f"{where!r} given, auto or HOST:PORT,PROCESS,COUNT expected (of 2 processes, the first is "
                 "10.0.0.1:1234,0,2, the other 10.0.0.1:1234,1,2)"
             )
-        options = {"coordinator_address": found[1], "process_id": int(found[2]), "num_processes": int(found[3])}
+        options = {"coordinator_address": match[1], "process_id": int(match[2]), "num_processes": int(match[3])}
     try:
         jax.distributed.initialize(**options, shutdown_timeout_seconds=PATIENCE)
     except (ValueError, TypeError) as e:

@@ -73,21 +73,21 @@ def explain(
     layer = map_layer(module, layer).name
     if classes is None and not (is_count(top) and top <= module.classes):
         raise ValueError(f"top={top!r} given, 1 to {module.classes} expected")
-    wanted = top if classes is None else tuple(check_classes(module, classes, dimensions=(1,)).tolist())
-    return in_batches(explained, (module, layer, wanted), variables, images, batch_size, preprocess)
+    chosen = top if classes is None else tuple(check_classes(module, classes, dimensions=(1,)).tolist())
+    return in_batches(explained, (module, layer, chosen), variables, images, batch_size, preprocess)
 
 
 def explained(
-    what: tuple[Classifier, str, int | tuple[int, ...]], variables: Variables, images: Array | np.ndarray
+    target: tuple[Classifier, str, int | tuple[int, ...]], variables: Variables, images: Array | np.ndarray
 ) -> Explanation:
     """Do what `explain` does, for one batch."""
-    module, layer, wanted = what
+    module, layer, chosen = target
     activation, scores = split_at(module, variables, images, layer)
     logits, pull = jax.vjp(scores, activation)
-    if isinstance(wanted, int):
-        classes = lax.top_k(logits, wanted)[1]
+    if isinstance(chosen, int):
+        classes = lax.top_k(logits, chosen)[1]
     else:
-        classes = jnp.broadcast_to(jnp.asarray(wanted), (len(images), len(wanted)))
+        classes = jnp.broadcast_to(jnp.asarray(chosen), (len(images), len(chosen)))
     probabilities = activation_function(module.classifier_activation)(logits)
     return Explanation(
         classes, jnp.take_along_axis(probabilities, classes, 1), heat_maps(activation, pull, logits, classes)
@@ -156,14 +156,14 @@ def heat_maps(
 
 def map_layer(module: Classifier, name: str | None) -> Node:
     """Return the layer of this name, or the last one before the top; raises as `grad_cam` does."""
-    found = trace(module)
+    traced = trace(module)
     if module.prepared:
         raise ValueError("optimize_for_inference made this network, whose layers are not all there: give the plain one")
     if not module.include_top:
         raise ValueError("include_top=True expected: without its top, this network has no classes")
     check_classifier(module)
-    by_name = {part.name: part for node in found.nodes for part in (*node.parts, node)}
-    likely = last_map(found)
+    by_name = {part.name: part for node in traced.nodes for part in (*node.parts, node)}
+    likely = last_map(traced)
     if name is None:
         if likely is None:
             raise ValueError("layer=NAME expected: there is no last map over the image that everything passes")

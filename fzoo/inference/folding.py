@@ -28,23 +28,23 @@ CHANNELWISE = {"AveragePooling2D", "GlobalAveragePooling2D", "Cropping2D", "Drop
 
 
 def folded_for_inference(
-    module: Classifier, found: Trace, variables: PyTree, dtype: DTypeLike, tiles: Mapping[str, int]
+    module: Classifier, traced: Trace, variables: PyTree, dtype: DTypeLike, tiles: Mapping[str, int]
 ) -> tuple[Classifier, MutableVariables]:
     """Fold what can be, and keep the kernels of some convolutions transformed; see `optimize_for_inference`.
 
     Args:
         module, variables: the plain network.
-        found: its record.
+        traced: its record.
         dtype: of the computation.
         tiles: {convolution: tile of Winograd's algorithm}.
     """
-    nodes = found.nodes
+    nodes = traced.nodes
     original, variables = variables, unfreeze(variables)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables["params"])
     stats = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     biased, folded, scaled, gone = set(), set(), set(), {}
     by_name = {node.name: node for node in nodes}
-    readers = Counter(name for node in nodes for name in node.inputs) + Counter(found.outputs)
+    readers = Counter(name for node in nodes for name in node.inputs) + Counter(traced.outputs)
     calls = Counter(node.variables for node in nodes)
     for node in nodes:
         if node.kind not in ("BatchNormalization", "LayerScale") or node.variables != node.name:
@@ -95,8 +95,8 @@ def winograd_tiles(nodes: Sequence[Node], dtype: DTypeLike) -> dict[str, int]:
             convolutions.setdefault(node.variables, []).append(node.config.get("convolution"))
     tiles = {}
     for name, calls in convolutions.items():
-        wanted = {conv and prepared_tile(conv, dtype) for conv in calls}
-        if len(wanted) == 1 and (tile := wanted.pop()):
+        sizes = {conv and prepared_tile(conv, dtype) for conv in calls}
+        if len(sizes) == 1 and (tile := sizes.pop()):
             tiles[name] = tile
     return tiles
 
@@ -152,10 +152,10 @@ def linear_parts(
         return None
     parts = []
     for parent in node.inputs:
-        found = linear_parts(parent, by_name, readers, calls)
-        if found is None:
+        of_parent = linear_parts(parent, by_name, readers, calls)
+        if of_parent is None:
             return None
-        parts += [(part, [*between, name]) for part, between in found]
+        parts += [(part, [*between, name]) for part, between in of_parent]
     return parts
 
 

@@ -76,10 +76,10 @@ def optimize_for_inference(
     if tune:
         images = jax.ShapeDtypeStruct((micro_batch(module.clone(dtype=dtype)), *module.example_shape), jnp.float32)
         return tune_network(module, variables, images, dtype, platform).network
-    found = trace(module)
+    traced = trace(module)
     check_variables(module, variables)
-    tiles = winograd_tiles(found.nodes, dtype) if is_on_cpu and not module.plain_convolutions else {}
-    return folded_for_inference(module, found, variables, dtype, tiles)
+    tiles = winograd_tiles(traced.nodes, dtype) if is_on_cpu and not module.plain_convolutions else {}
+    return folded_for_inference(module, traced, variables, dtype, tiles)
 
 
 def tune(
@@ -159,13 +159,13 @@ def tune_network(
     progress: Callable[[str], None] = lambda line: None,
 ) -> Tuned:
     """Tune a network; arguments as for `tune` and `optimize_for_inference`."""
-    found, together = check_tuning(module, variables, images, dtype, platform)
+    traced, together = check_tuning(module, variables, images, dtype, platform)
     check_variables(module, variables)
-    tunings = tune_convolutions(found.nodes, together, dtype, progress=progress)[:2]
+    tunings = tune_convolutions(traced.nodes, together, dtype, progress=progress)[:2]
     choices = {UNTUNED: None, **{tuning.fusions: tuning for tuning in tunings}}
     shape = (together, *images.shape[1:])
     file, key = TimesFile(times_path()), network_key(module, tunings[0], shape, dtype)
-    make = functools.partial(apply_tuning, module, found, variables, dtype)
+    make = functools.partial(apply_tuning, module, traced, variables, dtype)
     seconds, made = file.read().get(key, {}), {}
     if set(seconds) != set(choices):
         progress("the network as a whole")
@@ -180,7 +180,7 @@ def tune_network(
 
 def network_key(module: Classifier, tuning: Tuning, shape: tuple[int, ...], dtype: DTypeLike) -> str:
     """Return what the file of times calls a network: one with the same convolutions takes the same time."""
-    convolutions = [(found.layers, key_of(found.convolution, "")) for found in tuning.convolutions]
+    convolutions = [(choice.layers, key_of(choice.convolution, "")) for choice in tuning.convolutions]
     digest = hashlib.blake2b(repr((convolutions, shape)).encode(), digest_size=8).hexdigest()
     return f"network {type(module).__name__} {'x'.join(map(str, shape))} {jnp.dtype(dtype).name} {digest}"
 
@@ -215,12 +215,12 @@ def check_tuning(
 
 
 def apply_tuning(
-    module: Classifier, found: Trace, variables: Variables, dtype: DTypeLike, tuning: Tuning | None
+    module: Classifier, traced: Trace, variables: Variables, dtype: DTypeLike, tuning: Tuning | None
 ) -> tuple[Classifier, MutableVariables]:
     """Make the network with the forms that were found; with None, as it is untuned."""
     if tuning is None:
-        return folded_for_inference(module, found, variables, dtype, winograd_tiles(found.nodes, dtype))
-    tuned, left = folded_for_inference(module, found, variables, dtype, tuning.tiles())
+        return folded_for_inference(module, traced, variables, dtype, winograd_tiles(traced.nodes, dtype))
+    tuned, left = folded_for_inference(module, traced, variables, dtype, tuning.tiles())
     assert tuned.prepared is not None
     prepared = dataclasses.replace(tuned.prepared, forms=tuple(tuning.forms().items()), fusions=tuning.fusions)
     return tuned.clone(prepared=prepared), left

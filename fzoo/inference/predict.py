@@ -131,9 +131,9 @@ def pyramid(
     """
     ends = stages(module, strides)
     options: dict[str, Any] = {"batch_size": batch_size, "preprocess": preprocess, "mesh": mesh}
-    found = features(module, variables, images, [end.layer for end in ends.values()], **options)
+    taps = features(module, variables, images, [end.layer for end in ends.values()], **options)
 
     def by_stride(maps: Mapping[str, Array | np.ndarray]) -> dict[int, Array | np.ndarray]:
         return {stride: maps[end.layer] for stride, end in ends.items()}
 
-    return by_stride(found) if isinstance(found, dict) else map(by_stride, found)
+    return by_stride(taps) if isinstance(taps, dict) else map(by_stride, taps)

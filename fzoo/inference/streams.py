@@ -244,15 +244,15 @@ class Stream:
         """Return what a batch of images goes through; `count` are there in all, where that is known."""
         kind = preprocess, tuple((x.shape[1:], np.dtype(x.dtype)) for x in jax.tree.leaves(images))
         if kind not in self.programs:
-            call, platform, variables, split = for_devices(
+            call, platform, variables, sharding = for_devices(
                 self.function, self.target, self.variables, images, self.mesh
             )
-            devices = 1 if split is None else parts_of(split)
+            devices = 1 if sharding is None else parts_of(sharding)
             most = default_batch(platform, image_shape(images)) * devices
             size = self.batch_size or min(most, count or count_of(images) or most)
 
             def call_with(images: PyTree) -> PyTree:
-                images = images if split is None else jax.device_put(images, split)
+                images = images if sharding is None else jax.device_put(images, sharding)
                 return call(self.target, preprocess, variables, images)
 
             self.programs[kind] = Program(call_with, -(-size // devices) * devices)

@@ -104,16 +104,16 @@ class Tuning:
     @property
     def seconds(self) -> float:
         """Of all convolutions together, in the forms that were found."""
-        return sum(len(found.layers) * found.seconds[found.form] for found in self.convolutions)
+        return sum(len(choice.layers) * choice.seconds[choice.form] for choice in self.convolutions)
 
     def forms(self) -> dict[str, str]:
         """Return {convolution: form} of those whose kernels stay as they are."""
-        pairs = [(layer, found.form) for found in self.convolutions for layer in found.layers]
+        pairs = [(layer, choice.form) for choice in self.convolutions for layer in choice.layers]
         return {layer: form for layer, form in pairs if not form.startswith(PREPARED)}
 
     def tiles(self) -> dict[str, int]:
         """Return {convolution: tile} of those whose kernels are kept transformed."""
-        pairs = [(layer, found.form) for found in self.convolutions for layer in found.layers]
+        pairs = [(layer, choice.form) for choice in self.convolutions for layer in choice.layers]
         return {layer: int(form.removeprefix(PREPARED)) for layer, form in pairs if form.startswith(PREPARED)}
 
 
@@ -145,7 +145,7 @@ def tune_convolutions(
             continue
         progress(f"{number + 1} of {len(calls)} convolutions: {in_words(conv)}")
         known = file.add(dict(zip(names, time_forms(conv, candidates), strict=True)))
-    found = []
+    tunings = []
     for fusions in fusion_choices():
         tuned = []
         for conv, layers in calls.items():
@@ -155,8 +155,8 @@ def tune_convolutions(
                 times = {form: s for form, s in seconds.items() if kept or not form.startswith(PREPARED)}
                 untimed = untimed_form(conv, kept)
                 tuned.append(TunedConvolution(names, conv, untimed, fastest(times, untimed), times))
-        found.append(Tuning(fusions, tuple(tuned)))
-    return sorted(found, key=lambda tuning: tuning.seconds)
+        tunings.append(Tuning(fusions, tuple(tuned)))
+    return sorted(tunings, key=lambda tuning: tuning.seconds)
 
 
 def fastest(seconds: Times, untimed: str) -> str:
@@ -182,11 +182,11 @@ def convolutions_of(
                 conv = dataclasses.replace(conv, images=images, dtype=jnp.dtype(dtype))
                 shapes.setdefault(name, set()).add(conv)
                 kept[name] = node.kind == "Conv2D"
-    found: dict[ops.Convolution, list[tuple[str, bool]]] = {}
+    calls: dict[ops.Convolution, list[tuple[str, bool]]] = {}
     for name, convs in shapes.items():
         if len(convs) == 1:
-            found.setdefault(next(iter(convs)), []).append((name, kept[name]))
-    return found
+            calls.setdefault(next(iter(convs)), []).append((name, kept[name]))
+    return calls
 
 
 def candidates_of(conv: ops.Convolution, kept: bool) -> dict[str, Callable[[Array, Array], Array]]:
@@ -196,19 +196,21 @@ def candidates_of(conv: ops.Convolution, kept: bool) -> dict[str, Callable[[Arra
         conv: its shape.
         kept: whether its kernel can be kept transformed.
     """
-    found: dict[str, Callable[[Array, Array], Array]] = {
+    candidates: dict[str, Callable[[Array, Array], Array]] = {
         ops.LIBRARY: functools.partial(ops.plain, conv, feature_group_count=conv.groups)
     }
     written = conv.pixels * math.prod(conv.kernel) * conv.inputs * conv.dtype.itemsize
     for form in ops.CPU_FORMS:
         if form.takes(conv) and (form.run not in (ops.columns, ops.row_columns) or written <= WINDOWS):
-            found[form.name] = functools.partial(form.run, conv)
+            candidates[form.name] = functools.partial(form.run, conv)
     if ops.is_pointwise(conv):  # whose columns are the product, and whose products are one
-        found = {form: run for form, run in found.items() if "columns" not in form and form != "shifted products"}
+        candidates = {
+            form: run for form, run in candidates.items() if "columns" not in form and form != "shifted products"
+        }
     if kept and ops.is_filtered(dataclasses.replace(conv, dtype=jnp.dtype(jnp.float32))):
         for tile in (2, 4):
-            found[f"{PREPARED}{tile}"] = functools.partial(winograd_in_float32, conv)
-    return found
+            candidates[f"{PREPARED}{tile}"] = functools.partial(winograd_in_float32, conv)
+    return candidates
 
 
 def winograd_in_float32(conv: ops.Convolution, images: Array, kernel: Array) -> Array:

@@ -151,18 +151,18 @@ def run_job(
             report.joined, report.before, report.failed = True, count, shards.finished[1]
             return report
         mine = range(number, -(-count // shards.size), processes)
-        wanted = {n for n in mine if not shards.path(n).exists()}
+        to_do = {n for n in mine if not shards.path(n).exists()}
         kept = None
-        if rows and wanted:
+        if rows and to_do:
             folder = scratch.enter_context(tempfile.TemporaryDirectory(prefix="kept-", dir=shards.folder))
             kept = read_rows(path, rows, reading.shapes, labels, Path(folder))
             now = path.stat()
             if before is None or (before.st_ino, before.st_mtime_ns) != (now.st_ino, now.st_mtime_ns):
                 raise OSError(f"{path} was written by another process meanwhile: the same command begins from that")
-        report.before = count - sum(min(shards.size, count - n * shards.size) for n in wanted)
+        report.before = count - sum(min(shards.size, count - n * shards.size) for n in to_do)
         finished: list[Done] = []
         only = ""
-        for done in stream(network, reading, cut(shards.images, shards.size, reading.batch, wanted), report):
+        for done in stream(network, reading, cut(shards.images, shards.size, reading.batch, to_do), report):
             finished.append(done)
             if watch is not None:
                 watch(report, done.failures)
@@ -174,9 +174,9 @@ def run_job(
                 only = shard.failures[0][1] if count == 1 and shard.failures else only
                 finished = []
         kept = None
-        found = shards.join(reading.shapes, labels)
-        if found is not None:
-            report.joined, (joined, report.failed) = True, found
+        counts = shards.join(reading.shapes, labels)
+        if counts is not None:
+            report.joined, (joined, report.failed) = True, counts
             if not joined:
                 raise ValueError(only or f"{none_of(count)}: see {shards.errors}")
             with contextlib.suppress(ValueError, OSError):  # what can't be listed now is for the next job

@@ -19,7 +19,7 @@ from fzoo.models.keras_model import KerasModel, of_a_family
 from fzoo.pretrained import load, load_model
 from fzoo.pretrained.options import described_network
 from fzoo.pretrained.whole import own_configuration
-from fzoo.recognition import PixelsWanted, recognize_preprocessing, require_preprocessing, usual_recipe
+from fzoo.recognition import KnownPreprocessing, recognize_preprocessing, require_preprocessing, usual_recipe
 from fzoo.training.runs import is_run, load_run
 from fzoo.types import MutableVariables, Options
 from fzoo.weights import kind, read_description
@@ -145,26 +145,26 @@ def load_of_family(request: Request, model: str) -> LoadedNetwork:
         options["include_top"] = False
     if request.classes is not None:
         options["classes"] = request.classes
-    described = None if weights == "imagenet" else read_description(weights)
-    shape = described.options.get("input_shape") if described and sides is None else None
+    description = None if weights == "imagenet" else read_description(weights)
+    shape = description.options.get("input_shape") if description and sides is None else None
     whole = weights != "imagenet" and sides is None and own_configuration(weights) is not None
     if not whole and (not shape or None in shape):
         options["input_shape"] = (*(sides or (usual, usual)), 3)
     module, variables = load(model, weights=weights, **options)
     if module.input_shape is None:  # a whole model for images of any size
         module = module.clone(input_shape=(usual, usual, 3))
-    taken = "" if weights == "imagenet" or described is not None else taken_options(weights, model, options, module)
+    taken = "" if weights == "imagenet" or description is not None else taken_options(weights, model, options, module)
     recipe = change_recipe(model_recipe(model, module.example_shape[:2]), request.changes)
     preprocess = chosen_preprocessing(request, module, model) if request.pixels else None
     return LoadedNetwork(module, variables, preprocess, None, recipe, model, (taken,) if taken else ())
 
 
-def model_of(weights: str, wanted: str = "--model NAME") -> str | None:
+def model_of(weights: str, way_out: str = "--model NAME") -> str | None:
     """Find the name of the model whose weights these are; None for a whole model, which needs none.
 
     Args:
         weights: a file, or "imagenet".
-        wanted: what would do where they do not tell, for the message.
+        way_out: what would do where they do not tell, for the message.
 
     Raises:
         ValueError: they do not tell.
@@ -174,11 +174,11 @@ def model_of(weights: str, wanted: str = "--model NAME") -> str | None:
         return "MobileNetV2"
     if teachable_members(weights):
         return None
-    described = of_a_family(read_description(weights))
-    if described is not None:
-        return described_network(described)[0]
+    description = of_a_family(read_description(weights))
+    if description is not None:
+        return described_network(description)[0]
     if kind(weights) != "keras" or read_configuration(weights) is None:
-        raise ValueError(f"{weights} has weights alone, and does not tell whose: {wanted} expected")
+        raise ValueError(f"{weights} has weights alone, and does not tell whose: {way_out} expected")
     return None
 
 
@@ -204,20 +204,24 @@ def load_whole(request: Request) -> LoadedNetwork:
         module = module.clone(input_shape=(*sides, channels))
     recipe = change_recipe(usual_recipe(module), request.changes)
     if request.preprocess is not None:
-        wanted = PixelsWanted(mode_of(request), f"as {write('preprocess').removesuffix('=...')} says")
-        if channels == 1 and wanted.mode in RGB_MODES:
+        preprocessing = KnownPreprocessing(mode_of(request), f"as {write('preprocess').removesuffix('=...')} says")
+        if channels == 1 and preprocessing.mode in RGB_MODES:
             raise ValueError(f"{write('preprocess', request.preprocess)} is for RGB, {weights} takes grey images")
     elif pixels:
-        wanted = require_preprocessing(module, variables, weights)
+        preprocessing = require_preprocessing(module, variables, weights)
     else:
-        wanted = recognize_preprocessing(module, variables)
+        preprocessing = recognize_preprocessing(module, variables)
     linear = module.graph.classifier is not None and module.classifier_activation in (None, "linear")
     ends = "; it ends without softmax or sigmoid: what is shown as probabilities is what it gives" if linear else ""
     if module.classes == 1 and module.classifier_activation == "softmax":
         ends = "; its softmax over one class is 1 for every image"
-    how = "how it wants its pixels is not known" if wanted is None else f"preprocess {wanted.mode}, {wanted.reason}"
-    note = f"{weights}: {how}; {recipe}{ends}" if pixels else f"{weights}: takes floats; {how}{ends}"
-    preprocess = wanted.mode if wanted and pixels else None
+    says = (
+        "how it wants its pixels is not known"
+        if preprocessing is None
+        else f"preprocess {preprocessing.mode}, {preprocessing.reason}"
+    )
+    note = f"{weights}: {says}; {recipe}{ends}" if pixels else f"{weights}: takes floats; {says}{ends}"
+    preprocess = preprocessing.mode if preprocessing and pixels else None
     return LoadedNetwork(module, variables, preprocess, names, recipe, notes=(note,))
 
 
@@ -243,8 +247,8 @@ def teachable_members(weights: str) -> dict[str, str]:
     if not path.is_file() or not zipfile.is_zipfile(path):
         return {}
     paths = {name.rpartition("/")[2]: name for name in names_in_zip(path)}
-    found = {name: paths[name] for name in ("keras_model.h5", "labels.txt") if name in paths}
-    return found if "keras_model.h5" in found else {}
+    members = {name: paths[name] for name in ("keras_model.h5", "labels.txt") if name in paths}
+    return members if "keras_model.h5" in members else {}
 
 
 def mode_of(request: Request) -> Mode:

@@ -69,10 +69,10 @@ class Network:
         if isinstance(avals, tuple):
             raise ValueError(f"a network of {len(avals)} outputs given, one of classes expected; or layers")
         avals = {"probabilities": avals} if self.layers is None else avals
-        found = {name: jax.ShapeDtypeStruct(aval.shape[1:], on_disk(aval.dtype)) for name, aval in avals.items()}
+        shapes = {name: jax.ShapeDtypeStruct(aval.shape[1:], on_disk(aval.dtype)) for name, aval in avals.items()}
         if self.layers is not None:
-            return found
-        (classes,) = found.values()
+            return shapes
+        (classes,) = shapes.values()
         if len(classes.shape) != 1:
             raise ValueError(f"a network with outputs of shape {classes.shape} given, a classifier expected; or layers")
         top = (min(self.top, classes.shape[0]),)
@@ -114,7 +114,7 @@ def check_finite(arrays: Mapping[str, np.ndarray], names: Sequence[str], tapped:
             row = int(np.argmin(np.isfinite(flat).all(1)))
             wrong.append((row, layer, float(flat[row][~np.isfinite(flat[row])][0])))
     if wrong:
-        row, layer, number = min(wrong, key=lambda each: each[0])
+        row, layer, number = min(wrong, key=lambda entry: entry[0])
         giver = f"the layer {layer} of the network" if tapped else "the network"
         raise ValueError(
             f"{giver} gives {number} for the image {names[row]}, finite numbers expected: look at its weights, its "
@@ -184,9 +184,9 @@ def describe_value(value: Any, name: str = "") -> Any:
     elif isinstance(value, Mapping):
         return "mapping", sorted((repr(describe_value(k, name)), describe_value(v, name)) for k, v in value.items())
     elif isinstance(value, (set, frozenset)):  # the order of a set is another in each process
-        return "set", sorted(repr(describe_value(each, name)) for each in value)
+        return "set", sorted(repr(describe_value(item, name)) for item in value)
     elif isinstance(value, (tuple, list)):
-        return "sequence", [describe_value(each, name) for each in value]
+        return "sequence", [describe_value(item, name) for item in value]
     elif type(value).__repr__ is not object.__repr__ and f"{id(value):x}" not in repr(value):
         return repr(value)
     raise ValueError(
@@ -196,7 +196,7 @@ def describe_value(value: Any, name: str = "") -> Any:
 
 def is_importable(value: Any) -> bool:
     """Tell whether a function or class is what its module has under its name."""
-    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
+    attribute: Any = sys.modules.get(getattr(value, "__module__", None) or "")
     for part in value.__qualname__.split("."):
-        found = getattr(found, part, None)
-    return found is value
+        attribute = getattr(attribute, part, None)
+    return attribute is value

@@ -331,15 +331,15 @@ def outcome(future: Future[float] | Exception) -> float | Exception:
 
 
 def cut(
-    images: Iterable[Entry], shard_size: int, batch_size: int, wanted: Iterable[int] | None = None
+    images: Iterable[Entry], shard_size: int, batch_size: int, shards: Iterable[int] | None = None
 ) -> Iterator[Batch]:
-    """Yield images in batches, none across the bounds of two shards; of the shards `wanted` only.
+    """Yield images in batches, none across the bounds of two shards; of the shards `shards` only.
 
     Images whose rows are kept are no part of a batch, unless they were changed since they were listed. A shard has a
     last batch whether or not there is an image in it.
     """
     for shard, entries in enumerate(join_batches(images, shard_size)):
-        if wanted is None or shard in wanted:
+        if shards is None or shard in shards:
             whole = [entry._replace(kept=-1) if entry.kept >= 0 and is_changed(entry) else entry for entry in entries]
             fresh = [entry for entry in whole if entry.kept < 0]
             for start in range(0, max(len(fresh), 1), batch_size):

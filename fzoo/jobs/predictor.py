@@ -40,7 +40,7 @@ KEPT = 4
 
 
 #: What an image is read from; None for a row without one.
-Source = str | os.PathLike | io.BytesIO | np.ndarray | Image.Image | None
+ImageSource = str | os.PathLike | io.BytesIO | np.ndarray | Image.Image | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,7 +242,7 @@ class Predictor:
             )
         return {**kept, **results}
 
-    def sources(self, batch: Any) -> list[Source]:
+    def sources(self, batch: Any) -> list[ImageSource]:
         """Return what each image of a batch is read from."""
         if not isinstance(batch, Mapping):
             raise ValueError(f"{type(batch).__name__} given, a mapping from columns to their values expected")
@@ -256,7 +256,7 @@ class Predictor:
             raise ValueError(f"{self.image_column!r} is {type(column).__name__}, a column of images expected")
         return [as_source(image) for image in column]
 
-    def results(self, loaded: Loaded, sources: Sequence[Source]) -> dict[str, np.ndarray]:
+    def results(self, loaded: Loaded, sources: Sequence[ImageSource]) -> dict[str, np.ndarray]:
         """Compute the columns of results."""
         network, recipe = loaded.network, loaded.recipe
         size = round_up(self.batch_size or 1, network.devices)
@@ -350,19 +350,19 @@ def load_settings(settings: Settings) -> Loaded:
 @functools.lru_cache(maxsize=KEPT)
 def keep_loaded(settings: Settings) -> Loaded:
     """Load a network, and keep it."""
-    found = load_network(settings.request())
-    module, variables = found.module, found.variables
+    loaded = load_network(settings.request())
+    module, variables = loaded.module, loaded.variables
     if settings.optimize:
         module, variables = optimize_for_inference(module, variables, dtype=settings.dtype, tune=settings.tune)
     elif settings.dtype != module.dtype:
         module = module.clone(dtype=settings.dtype)
     mesh = local_mesh(settings.devices)
-    network = Network(module, variables, settings.layers, settings.top, found.preprocess, mesh)
-    labels = class_labels(settings.labels or found.names, network) if settings.layers is None else None
-    return Loaded(network, found.recipe, labels)
+    network = Network(module, variables, settings.layers, settings.top, loaded.preprocess, mesh)
+    labels = class_labels(settings.labels or loaded.names, network) if settings.layers is None else None
+    return Loaded(network, loaded.recipe, labels)
 
 
-def as_source(image: object) -> Source:
+def as_source(image: object) -> ImageSource:
     """Return what an image of a column is read from: a path, an open file, an array of pixels or Pillow's image.
 
     Raises:
@@ -388,7 +388,7 @@ def as_source(image: object) -> Source:
     )
 
 
-def read_into(recipe: Recipe, source: Source, pixels: np.ndarray) -> str:
+def read_into(recipe: Recipe, source: ImageSource, pixels: np.ndarray) -> str:
     """Read an image into an array of the batch's; returns the reason why it can't be, else an empty text."""
     try:
         if source is None:
@@ -409,7 +409,7 @@ def label_columns(
     """Return "wnid", "label" and "probability" of each image, lists in one column each: Arrow's own kind of those."""
     wnids, names, probabilities = (np.empty(len(errors), object) for _ in range(3))
     for i, (classes, p, error) in enumerate(zip(columns["classes"], columns["probabilities"], errors, strict=True)):
-        found = [("", "") if error else labels[c] for c in classes]
-        wnids[i], names[i] = (list(column) for column in zip(*found, strict=True))
+        pairs = [("", "") if error else labels[c] for c in classes]
+        wnids[i], names[i] = (list(column) for column in zip(*pairs, strict=True))
         probabilities[i] = list(p)
     return {"wnid": wnids, "label": names, "probability": probabilities}

@@ -45,8 +45,8 @@ def check_out(out: str | os.PathLike, tapped: bool) -> Path:
     """
     path, endings = Path(out), LAYERS if tapped else CLASSES
     if path.suffix not in endings:
-        what = "the outputs of layers" if tapped else "classes"
-        raise ValueError(f"{path}: a name that ends in {', '.join(endings)} expected, for {what}")
+        contents = "the outputs of layers" if tapped else "classes"
+        raise ValueError(f"{path}: a name that ends in {', '.join(endings)} expected, for {contents}")
     if path.suffix == ".parquet":
         pyarrow()
     if path.is_dir():
@@ -92,10 +92,10 @@ def predictions(
             yield from label_rows(decode_names(arrays[IMAGES]), arrays, labels)
 
 
-def as_object(image: str, found: Sequence[tuple[str, str, float]]) -> str:
+def as_object(image: str, classes: Sequence[tuple[str, str, float]]) -> str:
     """Write a row as an object of JSON, on one line."""
     keys = ("wnid", "label", "probability")
-    return json.dumps({"image": image, "predictions": [dict(zip(keys, row, strict=True)) for row in found]})
+    return json.dumps({"image": image, "predictions": [dict(zip(keys, row, strict=True)) for row in classes]})
 
 
 def write_jsonl(
@@ -110,8 +110,8 @@ def write_csv(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, lab
     """Write a line for each prediction, the likeliest of an image first."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         write_rows(file, [("image", "wnid", "label", "probability")])
-        for image, found in predictions(parts, labels):
-            write_rows(file, [(image, wnid, label, f"{p:.9g}") for wnid, label, p in found])
+        for image, classes in predictions(parts, labels):
+            write_rows(file, [(image, wnid, label, f"{p:.9g}") for wnid, label, p in classes])
 
 
 def write_class_parquet(
@@ -123,7 +123,7 @@ def write_class_parquet(
     schema = pa.schema([("image", text), ("wnid", text), ("label", text), ("probability", pa.float32())])
     with parquet.ParquetWriter(path, schema) as writer:
         for part in parts:
-            rows = [(printable(image), *row) for image, found in predictions([part], labels) for row in found]
+            rows = [(printable(image), *row) for image, classes in predictions([part], labels) for row in classes]
             if rows:
                 columns = [
                     pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), schema.types, strict=True)
@@ -195,7 +195,7 @@ def write_h5(path: Path, parts: Sequence[Path], count: int, shapes: Shapes, labe
             start = 0
             for array in arrays_of(parts, name):
                 if name == IMAGES:  # as the bytes that they are: not every name of a file is UTF-8
-                    array = np.array([os.fsencode(each) for each in array], object)
+                    array = np.array([os.fsencode(image) for image in array], object)
                 dataset[start : start + len(array)] = array
                 start += len(array)
 
@@ -246,8 +246,8 @@ def read_rows(
     if labels is not None:
         top = shapes["classes"].shape[0]
         numbers = {label: i for i, label in enumerate(map(tuple, labels))}
-        found = ((numbers[wnid, label], p) for wnid, label, p in read_predictions(path))
-        flat = np.fromiter(found, [("class", np.int32), ("p", np.float32)], count * top).reshape(count, top)
+        pairs = ((numbers[wnid, label], p) for wnid, label, p in read_predictions(path))
+        flat = np.fromiter(pairs, [("class", np.int32), ("p", np.float32)], count * top).reshape(count, top)
         return {"classes": flat["class"], "probabilities": flat["p"]}
     arrays = {name: ((count, *aval.shape), np.dtype(aval.dtype)) for name, aval in shapes.items()}
     if path.suffix == ".parquet":
@@ -296,17 +296,17 @@ def read_layer_parquet(
     path: Path, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], scratch: Path
 ) -> Mapping[str, np.ndarray]:
     """Return the columns of layers, written out again as arrays."""
-    found: dict[str, np.ndarray] = {
+    columns: dict[str, np.ndarray] = {
         name: np.lib.format.open_memmap(scratch / f"{i}.npy", "w+", dtype, shape)
         for i, (name, (shape, dtype)) in enumerate(arrays.items())
     }
     start = 0
     for batch in pyarrow()[1].ParquetFile(path).iter_batches(columns=list(arrays)):
-        for name, array in found.items():
+        for name, array in columns.items():
             rows = batch.column(name).flatten().to_numpy(zero_copy_only=False)
             array[start : start + batch.num_rows] = rows.reshape(batch.num_rows, *array.shape[1:])
         start += batch.num_rows
-    return found
+    return columns
 
 
 Writer = Callable[[Path, Sequence[Path], int, Shapes, Any], None]

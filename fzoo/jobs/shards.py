@@ -29,7 +29,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from fzoo.files import one_line
+from fzoo.files import one_line, try_lock
 from fzoo.jobs.listing import (
     GONE,
     Entry,
@@ -45,11 +45,6 @@ from fzoo.jobs.listing import (
 from fzoo.jobs.results import CLASSES, IMAGES, LAYERS, Shapes, arrays_of, encode_names
 from fzoo.types import Json
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may do the same work
-    fcntl = None
-
 #: Of the folder and the record; another one is another job's.
 FORMAT = 2
 
@@ -64,10 +59,6 @@ OWN = ("images", "inputs", "shard_size", "id")
 
 #: Arrays of a shard beside those of its rows: of all its images the states of the files, and which could be read.
 STATES, READABLE = ".states", ".readable"
-
-
-#: What flock says on file systems that have none.
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 #: (name of the image, what is wrong with it)
@@ -138,14 +129,14 @@ class Shards:
         self.out, self.folder, self.record = out, parts_of(out), record_of(out)
         self.errors = out.with_name(f"{out.name}.errors.jsonl")
         self.finished: tuple[int, int] | None = None
-        self._lock: int | None = None
+        self._lock: BinaryIO | None = None
         for path in out.parent.glob(f"{glob.escape(old_of(self.folder))}*"):  # of a process that died while it did it
             shutil.rmtree(path, ignore_errors=True)
         (number, processes), job = process, json.loads(json.dumps({"format": FORMAT, **job}))
         while True:
             self._create(job, images, size)
             try:
-                self._lock = lock(self.folder / f"lock-{number}")
+                self._lock = try_lock(self.folder / f"lock-{number}")
             except FileNotFoundError:  # another process has put all together meanwhile
                 continue
             if self._lock is None:
@@ -192,10 +183,10 @@ class Shards:
         """Remove the folder, unless another process is at work in it."""
         with contextlib.ExitStack() as held:
             for path in self.folder.glob("lock-*"):
-                descriptor = lock(path)
-                if descriptor is None:
+                lock = try_lock(path)
+                if lock is None:
                     raise BlockingIOError(errno.EAGAIN, f"another process is at work on {self.out}")
-                held.callback(os.close, descriptor)
+                held.enter_context(lock)
             remove(self.folder)
 
     def _enter(self, job: Mapping[str, Json], manifest: Mapping[str, Json], images: Listing, size: int | None) -> None:
@@ -267,20 +258,20 @@ class Shards:
         if not all(part.exists() for part in parts):
             return None
         try:
-            joining = lock(self.folder / "lock-join")
+            lock = try_lock(self.folder / "lock-join")
         except FileNotFoundError:  # another process has joined them meanwhile
             return None
-        if joining is None:
+        if lock is None:
             return None
         try:
             if not all(part.exists() for part in parts):
                 return None
             with self._writing():
-                found = self._join(parts, shapes, labels)
+                counts = self._join(parts, shapes, labels)
         finally:
-            os.close(joining)
+            lock.close()
         self._remove()
-        return found
+        return counts
 
     def _join(self, parts: Sequence[Path], shapes: Shapes, labels: Sequence[tuple[str, str]] | None) -> tuple[int, int]:
         """Write the errors, the record and the output, in this order; (rows, images that could not be read)."""
@@ -323,7 +314,7 @@ class Shards:
     def close(self) -> None:
         """Let another process have the job."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     @contextlib.contextmanager
@@ -344,26 +335,26 @@ class Shards:
 def read_manifest(folder: Path) -> dict[str, Json]:
     """Return the description of the job in a folder; none where it can't be read."""
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def read_header(record: Path) -> dict[str, Json]:
     """Return the description of the job that wrote an output; none where it can't be read."""
     try:
         with record.open("rb") as file:
-            found = json.loads(file.readline())
+            header = json.loads(file.readline())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return header if isinstance(header, dict) else {}
 
 
-def other_than(job: Mapping[str, Json], described: Mapping[str, Json], *ignored: str) -> list[str]:
+def other_than(job: Mapping[str, Json], manifest: Mapping[str, Json], *ignored: str) -> list[str]:
     """Return in what a job differs from one that is described."""
     ignored += OWN
-    return [key for key in {*described, *job} if key not in ignored and described.get(key) != job.get(key)]
+    return [key for key in {*manifest, *job} if key not in ignored and manifest.get(key) != job.get(key)]
 
 
 def had_no_share(out: Path, job: Mapping[str, Json], number: int) -> bool:
@@ -429,25 +420,6 @@ def remove(folder: Path) -> None:
     except OSError:  # Windows renames no folder with open files
         aside = folder
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def lock(path: Path) -> int | None:
-    """Hold a file for this process, until it is closed or the process ends; None if another one does.
-
-    Where the file system has no locks, every process gets it.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError as e:
-        if e.errno not in NO_LOCKS:
-            os.close(descriptor)
-            raise
-    return descriptor
 
 
 @contextlib.contextmanager

@@ -59,18 +59,18 @@ def trace_call(module: Any, shape: tuple[int, int, int] | None = None) -> Trace:
 @functools.lru_cache(maxsize=128)
 def _trace(module: Any, shape: tuple[int, int, int] | None, x64: bool) -> Trace:
     """Do what `trace_call` does, by all that it depends on: dtypes of variables differ with `x64`."""
-    found: list[Node] = []
+    recorded: list[Node] = []
     outputs: list[str] = []
 
     def call(x):
         (y, k), variables = module.init_with_output(jax.random.key(0), x, record=True, method="run")
-        found.extend(k.nodes.values())
+        recorded.extend(k.nodes.values())
         outputs.extend(k.makers(y))
         return variables
 
     inputs = module.example_inputs if shape is None else jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(call, inputs)
-    nodes = tuple(keras_order(found, outputs))
+    nodes = tuple(keras_order(recorded, outputs))
     return Trace(nodes, variables, tuple(outputs), module.keras_graph.layers if module.keras_graph else ())
 
 

@@ -274,9 +274,9 @@ class Classifier(nn.Module):
 
     def check_images(self, shape: tuple[Side, ...]) -> None:
         """Raise ValueError unless images of this shape, in which `jax.export` may leave sides open, can be taken."""
-        wanted = self.image_shape
-        if len(shape) != 4 or any(w not in (None, s) for w, s in zip(wanted, shape[1:], strict=True)):
-            sizes = ["any" if w is None else str(w) for w in wanted]
+        expected = self.image_shape
+        if len(shape) != 4 or any(w not in (None, s) for w, s in zip(expected, shape[1:], strict=True)):
+            sizes = ["any" if w is None else str(w) for w in expected]
             raise ValueError(f"images of shape {shape} given, (N, H, W, C) with H, W, C = {', '.join(sizes)} expected")
         if any(side < self.min_size for side in shape[1:3]):  # of an open side, JAX asks for a constraint
             raise ValueError(

@@ -60,8 +60,8 @@ class Computation:
         names = [f"array {arrays.get(path, '/'.join(path))}" for path in self.variables]
         names += [f"image {i}" for i in range(len(jaxpr.invars) - len(names))]
         known = {jaxpr.outvars[self.layers.index(image)]: "image 0"} if image is not None else {}
-        found = Digests(known).outputs(jaxpr, self.jaxpr.consts, names)
-        return dict(zip(self.layers, found, strict=True))
+        digests = Digests(known).outputs(jaxpr, self.jaxpr.consts, names)
+        return dict(zip(self.layers, digests, strict=True))
 
 
 def computation_of(module: Classifier, inputs: PyTree = None) -> Computation:
@@ -71,15 +71,15 @@ def computation_of(module: Classifier, inputs: PyTree = None) -> Computation:
         module: the network.
         inputs: what it takes, as `jax.ShapeDtypeStruct`s; `example_inputs` by default.
     """
-    found = trace(module)
-    layers = tuple(node.name for node in found.layers)
+    traced = trace(module)
+    layers = tuple(node.name for node in traced.layers)
 
     def outputs(variables: Variables, inputs: PyTree) -> list[Array]:
         tapped: Any = module.apply(variables, inputs, layers, method="endpoints")
         return [tapped[name] for name in layers]
 
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(found.variables)]
-    jaxpr = jax.make_jaxpr(outputs)(found.variables, module.example_inputs if inputs is None else inputs)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(traced.variables)]
+    jaxpr = jax.make_jaxpr(outputs)(traced.variables, module.example_inputs if inputs is None else inputs)
     return Computation(jaxpr, layers, tuple(tuple(str(getattr(step, "key", step)) for step in path) for path in paths))
 
 
@@ -104,8 +104,8 @@ class Digests:
         digests.update(zip(jaxpr.constvars, map(digest_constant, constants), strict=True))
         digests.update(zip(jaxpr.invars, inputs, strict=True))
         for equation in jaxpr.eqns:
-            found = self.of_equation(equation, [read(atom) for atom in equation.invars])
-            for variable, digest in zip(equation.outvars, found, strict=True):
+            of_outputs = self.of_equation(equation, [read(atom) for atom in equation.invars])
+            for variable, digest in zip(equation.outvars, of_outputs, strict=True):
                 digests[variable] = self._known.get(variable, digest)
         return [read(atom) for atom in jaxpr.outvars]
 

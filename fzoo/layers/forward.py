@@ -165,15 +165,15 @@ class ForwardPass:
         if self.output_stride is None:
             return DenseWindows(strides, padding, dilation, None)
         own = (padding, padding) if isinstance(padding, str) else padding
-        found = [
+        windows = [
             dense_window(side, axis, self.output_stride, (taps - 1) * by + 1, stride, pads)
             for side, axis, taps, by, stride, pads in zip(
                 x.shape[1:3], self.axes(x), kernel, dilation, strides, own, strict=True
             )
         ]
-        down, right = found
+        down, right = windows
         axes = down.axis, right.axis
-        if all(window.axis.dilation == 1 for window in found):
+        if all(window.axis.dilation == 1 for window in windows):
             return DenseWindows(strides, padding, dilation, axes)
         apart = down.dilation * dilation[0], right.dilation * dilation[1]
         return DenseWindows((down.stride, right.stride), (down.pads, right.pads), apart, axes)
@@ -259,7 +259,7 @@ class ForwardPass:
             return Axis(), Axis()
         rows, columns = zip(*(self.axes(x) for x in inputs), strict=True)
         down, right = (
-            Axis(max(axis.stride for axis in found), max(axis.dilation for axis in found)) for found in (rows, columns)
+            Axis(max(axis.stride for axis in axes), max(axis.dilation for axis in axes)) for axes in (rows, columns)
         )
         return down, right
 

@@ -34,10 +34,10 @@ def trace(module: Classifier, shape: tuple[int, int, int] | None = None) -> Trac
 
 def check_classifier(module: Classifier) -> None:
     """Raise ValueError unless a network takes images alone and gives one vector for each."""
-    found = trace(module)
-    by_name = {node.name: node for node in found.nodes}
-    takes = [node.shape for node in found.nodes if node.kind == "InputLayer"]
-    gives = [by_name[name].shape for name in found.outputs]
+    traced = trace(module)
+    by_name = {node.name: node for node in traced.nodes}
+    takes = [node.shape for node in traced.nodes if node.kind == "InputLayer"]
+    gives = [by_name[name].shape for name in traced.outputs]
     if len(takes) != 1 or len(gives) != 1 or len(gives[0]) != 1:
         shapes = (", ".join(map(str, shapes)) for shapes in (takes, gives))
         raise ValueError(
@@ -49,15 +49,15 @@ def check_classifier(module: Classifier) -> None:
 REDUCTIONS, PASSING = ("GlobalAveragePooling2D", "GlobalMaxPooling2D"), ("AveragePooling2D", "Dropout", "Model")
 
 
-def last_map(found: Trace) -> str | None:
+def last_map(traced: Trace) -> str | None:
     """Name the layer with the last feature map: all that comes after it is the top.
 
     It is the last of the layers through which everything passes whose output is a map over the image, or, where the
     image is so small that it has become a single place, the last before the pooling. None where there is no such layer.
     """
-    if len(found.outputs) != 1:
+    if len(traced.outputs) != 1:
         return None
-    narrow = narrow_nodes(found.nodes)
+    narrow = narrow_nodes(traced.nodes)
     wide = [i for i, node in enumerate(narrow) if len(node.shape) == 3 and max(node.shape[:2]) > 1]
     if not wide:
         return None
@@ -83,16 +83,16 @@ def random_variables(module: Classifier, rng: Array) -> MutableVariables:
     data = jax.random.key_data(rng) if is_key else rng
     if rng.ndim != 1 - is_key:
         raise ValueError(f"rng of shape {rng.shape} given, one key expected: jax.vmap takes several")
-    found = trace(module)
-    draw = functools.partial(draw_variables, found)
+    traced = trace(module)
+    draw = functools.partial(draw_variables, traced)
     if isinstance(data, Tracer):
-        return jax.pure_callback(draw, found.variables, data, vmap_method="sequential")
+        return jax.pure_callback(draw, traced.variables, data, vmap_method="sequential")
     return jax.device_put(draw(data))
 
 
-def draw_variables(found: Trace, data: Array | np.ndarray) -> MutableVariables:
+def draw_variables(traced: Trace, data: Array | np.ndarray) -> MutableVariables:
     """Draw the variables of a network by the numbers of a key, as NumPy arrays."""
-    known = {node.name: node for top in found.nodes for node in (top, *top.parts)}
+    known = {node.name: node for top in traced.nodes for node in (top, *top.parts)}
     generator = np.random.default_rng(np.asarray(data).ravel().tolist())
 
     def draw(path: KeyPath, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -103,7 +103,7 @@ def draw_variables(found: Trace, data: Array | np.ndarray) -> MutableVariables:
         value = node.config["init"] if keys[-1] == "gamma" else keys[-1] in ("scale", "var")
         return np.full(leaf.shape, value, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, found.variables)
+    return jax.tree_util.tree_map_with_path(draw, traced.variables)
 
 
 def layer_names(module: Classifier) -> list[str]:

@@ -208,13 +208,15 @@ class BatchNorm(Layer):
             return jnp.asarray(y, self.dtype)
         wide = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32))
         mean = self.over_devices(ops.channel_mean(wide))
-        centred = wide - ops.spread(mean, wide)
+        centred = wide - ops.broadcast_channels(mean, wide)
         var = self.over_devices(ops.channel_mean(jnp.square(centred)))
         if not self.is_initializing():
             for running, new in ((running_mean, mean), (running_var, var)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
         factor = lax.rsqrt(var + self.epsilon) * scale
-        return jnp.asarray(centred * ops.spread(factor, wide) + ops.spread(bias, wide), self.dtype)
+        return jnp.asarray(
+            centred * ops.broadcast_channels(factor, wide) + ops.broadcast_channels(bias, wide), self.dtype
+        )
 
     @nn.nowrap
     def over_devices(self, mean: Float[Array, "c"]) -> Float[Array, "c"]:

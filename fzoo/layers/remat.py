@@ -46,11 +46,11 @@ def kept_nodes(nodes: Sequence[Node]) -> frozenset[str]:
         bound = total[-1] * 0.7**step
         least: dict[int, tuple[float, tuple[int, ...]]] = {-1: (0, ())}  # by the last that is kept: what all take
         for place in places:
-            before = [found for last, found in least.items() if total[place] - total[last + 1] <= bound]
+            before = [choice for last, choice in least.items() if total[place] - total[last + 1] <= bound]
             if before:
                 taken, kept = min(before)
                 least[place] = taken + size[nodes[place].name], (*kept, place)
-        ends = [found for last, found in least.items() if total[-1] - total[last + 1] <= bound]
+        ends = [choice for last, choice in least.items() if total[-1] - total[last + 1] <= bound]
         if ends:
             taken, kept = min(ends)
             best = min(best, (taken + bound, tuple(nodes[place].name for place in kept)))
@@ -113,8 +113,8 @@ def in_parts(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
         needed |= {atom for equation in part for atom in equation.invars if not isinstance(atom, Literal)} - made
     for part, outs in zip(parts, reversed(outputs), strict=True):
         made = {variable for equation in part for variable in equation.outvars}
-        read = (atom for equation in part for atom in equation.invars if not isinstance(atom, Literal))
-        ins = [variable for variable in dict.fromkeys(read) if variable not in made]
+        atoms = (atom for equation in part for atom in equation.invars if not isinstance(atom, Literal))
+        ins = [variable for variable in dict.fromkeys(atoms) if variable not in made]
         run = jaxpr_as_fun(
             ClosedJaxpr(Jaxpr([], ins, outs, part, debug_info=jaxpr.debug_info.with_unknown_names()), [])
         )

@@ -62,9 +62,9 @@ def stage_ends(module: Classifier) -> dict[int, Node]:
     if module.keras_graph is None and not (module.fixed_size and module.own_top):
         side = module.default_size  # a small image's last maps are no true share of it
         module = module.clone(input_shape=(side, side, module.example_shape[2]))
-    found, height = trace(module), module.example_shape[0]
-    last, ends = last_map(found), {}
-    for node in found.nodes if module.block_ends else narrow_nodes(found.nodes):
+    traced, height = trace(module), module.example_shape[0]
+    last, ends = last_map(traced), {}
+    for node in traced.nodes if module.block_ends else narrow_nodes(traced.nodes):
         names = (node.name, "last_map") if node.name == last else (node.name,)
         is_end = any(re.fullmatch(module.block_ends, name) for name in names) if module.block_ends else True
         if is_end and len(node.shape) == 3 and node.kind not in NO_ENDS:

@@ -91,9 +91,9 @@ class Graph:
     def number(self, name: str) -> int:
         """Find the step of a call by its name: "dense", and "dense:1" for the second call of that layer."""
         layer, _, call = name.rpartition(":")
-        for wanted in (name, 0), (layer, int(call) if call.isdecimal() else -1):
+        for key in (name, 0), (layer, int(call) if call.isdecimal() else -1):
             for number, step in enumerate(self.steps):
-                if (step.name, step.call) == wanted:
+                if (step.name, step.call) == key:
                     return number
         raise ValueError(unknown("layer", name, [step.name for step in self.steps]))
 

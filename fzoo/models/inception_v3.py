@@ -177,10 +177,10 @@ def block_c(net: InceptionV3, k: Layers, x: Float[Array, "n h w c"], i: int) -> 
     """Join 3x3 convolutions, as 1x3 beside 3x1 (the paper's figure 7)."""
     branch = partial(chain, k, scale=net.scale)
     one = branch(x, (320, 1))
-    split = branch(x, (384, 1))
-    three = k.concat([branch(split, (384, (1, 3))), branch(split, (384, (3, 1)))], name=f"mixed9_{i}")
-    split = branch(x, (448, 1), (384, 3))
-    five = k.concat([branch(split, (384, (1, 3))), branch(split, (384, (3, 1)))])
+    stem = branch(x, (384, 1))
+    three = k.concat([branch(stem, (384, (1, 3))), branch(stem, (384, (3, 1)))], name=f"mixed9_{i}")
+    stem = branch(x, (448, 1), (384, 3))
+    five = k.concat([branch(stem, (384, (1, 3))), branch(stem, (384, (3, 1)))])
     pool = branch(average(net, k, x), (192, 1))
     return k.concat([one, three, five, pool], name=f"mixed{9 + i}")
 

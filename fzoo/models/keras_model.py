@@ -105,12 +105,12 @@ class KerasModel(Classifier):
         x = self.arrange(x)
         if not isinstance(x, tuple):
             return super().prepare_inputs(x)
-        for name, array, wanted in zip(self.graph.input_names, x, self.graph.inputs, strict=True):
-            fits = array.ndim == len(wanted) + 1 and all(
-                w in (None, n) for w, n in zip(wanted, array.shape[1:], strict=True)
+        for name, array, expected in zip(self.graph.input_names, x, self.graph.inputs, strict=True):
+            fits = array.ndim == len(expected) + 1 and all(
+                w in (None, n) for w, n in zip(expected, array.shape[1:], strict=True)
             )
             if not fits or array.shape[0] != x[0].shape[0]:
-                sides = ", ".join("any" if n is None else str(n) for n in wanted)
+                sides = ", ".join("any" if n is None else str(n) for n in expected)
                 raise ValueError(f"{name} of shape {array.shape} given, ({x[0].shape[0]}, {sides}) expected")
             check_floats(name, array)
         return tuple(jnp.asarray(array, self.dtype) for array in x)
@@ -144,9 +144,9 @@ class KerasModel(Classifier):
         return values[ends[0]] if len(ends) == 1 else tuple(values[end] for end in ends)
 
 
-def of_a_family(described: Description | None) -> Description | None:
+def of_a_family(description: Description | None) -> Description | None:
     """Return what a file says of its network, where that is of one of fzoo's families; None for a user's own model."""
-    return None if described is None or described.family == KerasModel.__name__ else described
+    return None if description is None or description.family == KerasModel.__name__ else description
 
 
 def keras_model(graph: Graph, dtype: DTypeLike = jnp.float32) -> KerasModel:
@@ -159,8 +159,8 @@ def keras_model(graph: Graph, dtype: DTypeLike = jnp.float32) -> KerasModel:
     module = KerasModel(graph=graph, classifier_activation=activation, dtype=dtype)
     module = module.clone(input_shape=module.image_shape)
     try:
-        found = trace(module)
+        traced = trace(module)
     except (TypeError, ValueError, ArithmeticError) as e:  # JAX's, of shapes
         raise ValueError(f"its layers do not fit each other: {one_line(e)}") from e
-    shapes = {node.name: node.shape for node in found.nodes}
-    return module.clone(classes=shapes[found.outputs[0]][-1], cut=last_map(found))
+    shapes = {node.name: node.shape for node in traced.nodes}
+    return module.clone(classes=shapes[traced.outputs[0]][-1], cut=last_map(traced))

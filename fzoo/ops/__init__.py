@@ -23,7 +23,7 @@ from fzoo.ops.convolution import (
     winograd,
 )
 from fzoo.ops.pooling import Pool, pool
-from fzoo.ops.reductions import beside, channel_mean, spread
+from fzoo.ops.reductions import beside, broadcast_channels, channel_mean
 from fzoo.ops.shapes import Convolution, product, windows
 from fzoo.ops.winograd import (
     minimal_filtering,
@@ -40,6 +40,7 @@ __all__ = [
     "Form",
     "Pool",
     "beside",
+    "broadcast_channels",
     "by_groups",
     "channel_mean",
     "columns",
@@ -60,7 +61,6 @@ __all__ = [
     "product",
     "row_columns",
     "shifted_products",
-    "spread",
     "windows",
     "winograd",
     "winograd_kernel",

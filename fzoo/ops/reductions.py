@@ -50,7 +50,7 @@ def beside(x: Array, like: Array) -> Array:
     return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
-def spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
+def broadcast_channels(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Float[Array, "... c"]:
     """Broadcast values of the channels to every pixel, with a gradient that on CPU is a product with ones, too."""
     return lax.broadcast_to_rank(values, like.ndim) if is_sharded(like) else _spread_over(values, like)
 
@@ -63,7 +63,7 @@ def _spread_over(values: Array, like: Array) -> Array:
 @_spread_over.defjvp
 def _spread_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (values, like), (dvalues, _) = primals, tangents
-    moved = by_platform(known_platform(), dvalues, like, cpu=_spread, default=_broadcast)
+    moved = by_platform(known_platform(), dvalues, like, cpu=_broadcast_channels, default=_broadcast)
     return _spread_over(values, like), moved
 
 
@@ -71,6 +71,6 @@ def _broadcast(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Array:
     return jnp.broadcast_to(values, like.shape)
 
 
-def _spread(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Array:
+def _broadcast_channels(values: Float[Array, "c"], like: Float[Array, "... c"]) -> Array:
     ones = jnp.ones((like.size // like.shape[-1], 1), values.dtype)
     return (ones @ values[None]).reshape(like.shape)

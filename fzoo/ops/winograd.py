@@ -33,8 +33,8 @@ def minimal_filtering(kernel: int, tile: int) -> tuple[np.ndarray, np.ndarray, n
 
     def polynomial(roots: Sequence[Fraction]) -> np.ndarray:
         """Return its coefficients, the constant first, among as many as B^T has columns."""
-        found = functools.reduce(lambda p, root: np.convolve(p, [-root, 1]), roots, np.array([Fraction(1)]))
-        return np.concatenate([found, [0] * (len(points) + 1 - len(found))])
+        coefficients = functools.reduce(lambda p, root: np.convolve(p, [-root, 1]), roots, np.array([Fraction(1)]))
+        return np.concatenate([coefficients, [0] * (len(points) + 1 - len(coefficients))])
 
     def powers(point: Fraction, count: int) -> np.ndarray:
         return np.array([point**i for i in range(count)])

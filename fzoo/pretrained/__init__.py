@@ -93,8 +93,8 @@ def load(
     if weights is not None and weights != "imagenet":
         whole = described_whole(weights)
         name, options = network_of(weights, name, create_options, whole)
-        described = read_description(weights)
-        module = create(name, **options).clone(prepared=described.prepared if described else None)
+        description = read_description(weights)
+        module = create(name, **options).clone(prepared=description.prepared if description else None)
         try:
             trace(module)
         except (ValueError, TypeError, ArithmeticError, MemoryError) as e:  # sizes that a stranger's file asks for

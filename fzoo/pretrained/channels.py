@@ -51,19 +51,19 @@ def with_channels(
     adapted = module.clone(input_shape=tuple(input_shape))
     refused = f"adapt_channels={way!r} given, but more than a kernel of {type(module).__name__} depends on the channels"
     try:
-        wanted = arrays_of(adapted)
+        expected = arrays_of(adapted)
     except (TypeError, ValueError) as e:  # JAX's, of constants for each channel
         raise ValueError(f"{refused}: include_preprocessing=False may do") from e
     there = arrays_of(module)
-    changed = [keys for keys, leaf in wanted.items() if keys not in there or there[keys].shape != leaf.shape]
+    changed = [keys for keys, leaf in expected.items() if keys not in there or there[keys].shape != leaf.shape]
     kinds = [[node.kind for node in trace(network).nodes] for network in (module, adapted)]
-    is_kernel = len(changed) == 1 and changed[0][-1] == "kernel" and len(there) == len(wanted)
+    is_kernel = len(changed) == 1 and changed[0][-1] == "kernel" and len(there) == len(expected)
     if module.prepared or not is_kernel or kinds[0] != kinds[1]:
         raise ValueError(f"{refused}: include_preprocessing=False may do")
     (path,) = changed
     array = lookup(variables, path)
     kernel = WAYS[way](np.asarray(array, np.float32), channels).astype(array.dtype)
-    if kernel.shape != wanted[path].shape:
+    if kernel.shape != expected[path].shape:
         raise ValueError(f"{refused}: {'/'.join(path)} is no convolution of all channels")
     return adapted, with_array(variables, path, jnp.asarray(kernel))
 

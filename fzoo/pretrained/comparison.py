@@ -60,13 +60,15 @@ def check_same_network(module: Classifier, name: str, path: str | os.PathLike, f
         warnings.warn(f"{path}: whether its model is {name} can't be told: {file.problem}", stacklevel=3)
         return
     with open_named_layers(path) as contents:
-        found = compare(module, contents, str(path), file.module, file.plans)
-    if found.difference:
+        comparison = compare(module, contents, str(path), file.module, file.plans)
+    if comparison.difference:
         raise WeightsMismatch(
-            f"{path} is not {name} as it is known: {found.difference}; fzoo.load_model(path) runs the file as it is", []
+            f"{path} is not {name} as it is known: {comparison.difference}; "
+            "fzoo.load_model(path) runs the file as it is",
+            [],
         )
-    if found.before:
-        warnings.warn(f"{path}: {', '.join(found.before)} before the network left out, of its model", stacklevel=3)
+    if comparison.before:
+        warnings.warn(f"{path}: {', '.join(comparison.before)} before the network left out, of its model", stacklevel=3)
 
 
 def compare(
@@ -82,37 +84,37 @@ def compare(
         source: the file's name, for errors.
         whole, plans: what it describes.
     """
-    found = match(module, contents, source)
-    compared = compared_network(module, whole, contents, found)
-    ours = {slot.path: str(array.name) for slot, array in found.pairs}
+    matched = match(module, contents, source)
+    compared = compared_network(module, whole, contents, matched)
+    ours = {slot.path: str(array.name) for slot, array in matched.pairs}
     theirs = {slot.path: str(array.name) for slot, array in match_plan(whole, plans, contents.layers, source)}
-    ends = found.within is None and module.include_top
+    ends = matched.within is None and module.include_top
     nearest: tuple[int, str] = (-1, "")
     for view in views_of(whole, theirs):
         for sized in sized_for(compared, view.image):
-            wanted = computation_of(sized, jax.ShapeDtypeStruct((1, *view.image), "float32")).digests(ours)
+            digests = computation_of(sized, jax.ShapeDtypeStruct((1, *view.image), "float32")).digests(ours)
             target = trace(sized).outputs[0] if sized.include_top == module.include_top else last_map(trace(sized))
             given = [view.digests[output] for output in view.outputs] if ends else view.digests.values()
-            if target is not None and wanted[target] in given:
+            if target is not None and digests[target] in given:
                 return Comparison("", tuple(node.name for node in view.before if node.kind not in SAID))
-            common = len(set(wanted.values()) & set(view.digests.values()))
+            common = len(set(digests.values()) & set(view.digests.values()))
             if common > nearest[0]:
-                nearest = common, difference(view, whole, sized, wanted)
+                nearest = common, difference(view, whole, sized, digests)
     return Comparison(nearest[1])
 
 
-def compared_network(module: Classifier, whole: KerasModel, contents: Contents, found: Match) -> Classifier:
+def compared_network(module: Classifier, whole: KerasModel, contents: Contents, matched: Match) -> Classifier:
     """Return the network to compare: with its top, where the file has one, and an activation."""
     layers = contents.layers
-    if found.within is not None:
-        inside = next(layer for layer in layers if layer.name == found.within)
+    if matched.within is not None:
+        inside = next(layer for layer in layers if layer.name == matched.within)
         layers = regrouped(module, inside.unfolded())
     fields = dataclasses.fields(Classifier)
     usual: dict[str, Any] = {field.name: field.default for field in fields if field.name in OF_RUNS}
     compared = (fitted(module, layers) or module).clone(**usual)
     if not compared.include_top:
         return compared.clone(pooling=None)
-    if found.within is None and module.classifier_activation in (None, "linear"):
+    if matched.within is None and module.classifier_activation in (None, "linear"):
         return compared.clone(classifier_activation=whole.classifier_activation)
     return compared
 
@@ -145,25 +147,25 @@ class View(NamedTuple):
 def views_of(whole: KerasModel, arrays: Mapping[tuple[str, ...], str]) -> Iterator[View]:
     """Yield the ways in which a network may begin in a model: at its input, or after layers without weights."""
     computation = computation_of(whole)
-    found, owners = trace(whole), {layer for _, layer, *_ in arrays}
-    yield View(computation.digests(arrays), whole.example_shape, (), found.outputs)
+    traced, owners = trace(whole), {layer for _, layer, *_ in arrays}
+    yield View(computation.digests(arrays), whole.example_shape, (), traced.outputs)
     before: list[Node] = []
-    for node in found.layers[:MOST_BEFORE]:
+    for node in traced.layers[:MOST_BEFORE]:
         if node.variables in owners:
             return
         if node.kind != "InputLayer":
             before.append(node)
             if len(node.shape) == 3:
-                yield View(computation.digests(arrays, node.name), node.shape, tuple(before), found.outputs)
+                yield View(computation.digests(arrays, node.name), node.shape, tuple(before), traced.outputs)
 
 
-def difference(view: View, whole: KerasModel, compared: Classifier, wanted: Mapping[str, str]) -> str:
+def difference(view: View, whole: KerasModel, compared: Classifier, digests: Mapping[str, str]) -> str:
     """Say which layer of a file is the first that the network does not have, and what it is in the network."""
-    ours = {digest: name for name, digest in wanted.items()}
+    ours = {digest: name for name, digest in digests.items()}
     by_name = {node.name: node for node in trace(compared).layers}
     places: dict[tuple[str, ...], list[Node]] = {}
     for node in by_name.values():
-        places.setdefault(tuple(wanted.get(name, name) for name in node.inputs), []).append(node)
+        places.setdefault(tuple(digests.get(name, name) for name in node.inputs), []).append(node)
     skipped = {node.name for node in view.before}
     for node in trace(whole).layers:
         taken = tuple(view.digests.get(name, name) for name in node.inputs)

@@ -20,8 +20,10 @@ def proof_of(file: WeightFile, module: Classifier) -> Proof:
 
 def needed(name: str) -> dict[str, Any]:
     """Return the options that all published files of a model want: EfficientNet's division by the deviation."""
-    wanted = [file.options.items() for file in spec(name).weight_files] or [{}.items()]
-    return {key: value for key, value in wanted[0] if all((key, value) in items for items in wanted)}
+    options_of_files = [file.options.items() for file in spec(name).weight_files] or [{}.items()]
+    return {
+        key: value for key, value in options_of_files[0] if all((key, value) in items for items in options_of_files)
+    }
 
 
 def is_published(name: str, path: str | os.PathLike) -> bool:

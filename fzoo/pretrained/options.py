@@ -53,12 +53,12 @@ def network_of(
     """
     if name is not None:
         spec(name)
-    described, path = of_a_family(read_description(weights)), weights_file(weights)
-    if described is not None:
-        name, options = described_network(described, name)
+    description, path = of_a_family(read_description(weights)), weights_file(weights)
+    if description is not None:
+        name, options = described_network(description, name)
         if "include_top" in given and given["include_top"] != options["include_top"]:
             options = {key: value for key, value in options.items() if key not in ENDS}
-        unsaid = [option for option in described.unsaid if option not in given and given.get("include_top", True)]
+        unsaid = [option for option in description.unsaid if option not in given and given.get("include_top", True)]
         if unsaid:
             raise WeightsMismatch(f"{weights} ends in a function that no file can hold: {unsaid[0]}=... expected", [])
         return name, {**options, **given}
@@ -135,16 +135,18 @@ def variants(name: str) -> Sequence[Options]:
     return changes
 
 
-def described_network(described: Description, name: str | None = None) -> tuple[str, Options]:
+def described_network(description: Description, name: str | None = None) -> tuple[str, Options]:
     """Find the model, and all options, of a file that fzoo wrote; raises as `network_of`."""
-    family = [record for record in map(spec, list_models()) if record.family.__name__ == described.family]
+    family = [record for record in map(spec, list_models()) if record.family.__name__ == description.family]
     if not family:
-        raise WeightsMismatch(f"{described.source} is of {described.family!r}, which is none of fzoo's families", [])
-    options = described.options_of(family[0].family)
+        raise WeightsMismatch(
+            f"{description.source} is of {description.family!r}, which is none of fzoo's families", []
+        )
+    options = description.options_of(family[0].family)
     try:
         create(family[0].name, **options)
     except (TypeError, ValueError, ArithmeticError) as e:
-        raise ValueError(f"{described.source}: what it says of its network can't be: {one_line(e)}") from e
+        raise ValueError(f"{description.source}: what it says of its network can't be: {one_line(e)}") from e
 
     def nearness(record: ModelSpec) -> tuple[int, int]:
         """Count how many of its options the file has; of models alike in that, the smallest is the nearest."""
@@ -161,7 +163,7 @@ def described_network(described: Description, name: str | None = None) -> tuple[
         record.name for record in sorted(same_tag or family, key=nearness, reverse=True)
     ]  # a size of one's own
     if name is not None and (spec(name) not in family or (name not in models)):
-        raise WeightsMismatch(f"{described.source} is of {models[0]}, not of {name}", [])
+        raise WeightsMismatch(f"{description.source} is of {models[0]}, not of {name}", [])
     return name or models[0], options
 
 
@@ -184,7 +186,7 @@ def shown_options(name: str, preprocessing: Counter[str] | None, given: Options)
     if preprocessing is None or not defaults:
         return {}
     values = itertools.product((True, False), repeat=len(defaults))
-    choices = [dict(zip(defaults, each, strict=True)) for each in values]
+    choices = [dict(zip(defaults, combination, strict=True)) for combination in values]
     fitting = [c for c in choices if own_preprocessing(create(name, **{**given, **c})) == preprocessing]
     differing = [c for c in fitting if any(given.get(option, value) != value for option, value in c.items())]
     if fitting and differing == fitting:

@@ -84,9 +84,9 @@ class Files:
     def check_left(self) -> None:
         """Raise ValueError where no image of a class can be read."""
         for label, name in enumerate(self.class_names):
-            members = [self.paths[i] for i in np.flatnonzero(self.labels == label)]
-            if members and self.broken.paths.issuperset(members):
-                raise ValueError(f"none of the {len(members)} images of class {name} can be read, e.g. {members[0]}")
+            paths = [self.paths[i] for i in np.flatnonzero(self.labels == label)]
+            if paths and self.broken.paths.issuperset(paths):
+                raise ValueError(f"none of the {len(paths)} images of class {name} can be read, e.g. {paths[0]}")
 
     def readable(self, index: int) -> Path:
         """Name an image by its number among those that could be read."""
@@ -212,10 +212,10 @@ def check_labels(labels: object, classes: int | None) -> Int[np.ndarray, " n"]:
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        wanted = "the number of its class for each image expected, integers (N,)"
+        expected = "the number of its class for each image expected, integers (N,)"
         if labels.ndim == 2:
-            wanted += ": labels[:, 0]" if labels.shape[1] == 1 else ": of one-hot rows, labels.argmax(1)"
-        raise ValueError(f"labels of shape {labels.shape} and {labels.dtype} given, {wanted}")
+            expected += ": labels[:, 0]" if labels.shape[1] == 1 else ": of one-hot rows, labels.argmax(1)"
+        raise ValueError(f"labels of shape {labels.shape} and {labels.dtype} given, {expected}")
     if labels.size and (labels.min() < 0 or (classes is not None and labels.max() >= classes)):
         most = "" if classes is None else f" to {classes - 1}"
         raise ValueError(f"labels from {labels.min()} to {labels.max()} given, 0{most} expected")
@@ -258,23 +258,23 @@ def read_folder(folder: str | os.PathLike, recipe: Recipe, broken: Broken, least
             raise ValueError(
                 f"{folder} has two class folders called {class_name(first)}, which differ in their bytes alone"
             )
-    for each in classes:
-        if len(each.name.splitlines()) != 1:
-            raise ValueError(f"class folder {str(each)!r} has a line end in its name: rename it")
+    for class_folder in classes:
+        if len(class_folder.name.splitlines()) != 1:
+            raise ValueError(f"class folder {str(class_folder)!r} has a line end in its name: rename it")
     paths: list[Path] = []
     labels: list[int] = []
     passed_over = PassedOver()
-    for label, each in enumerate(classes):
-        found = []
-        for image in images_below(str(each), passed_over, archives=False):
+    for label, class_folder in enumerate(classes):
+        images = []
+        for image in images_below(str(class_folder), passed_over, archives=False):
             if image.error:
                 broken.add(Path(image.path), ValueError(image.error))
             else:
-                found.append(Path(image.path))
-        if not found:
-            raise ValueError(f"class folder {each} has no images: fill it or remove it")
-        paths += found
-        labels += [label] * len(found)
+                images.append(Path(image.path))
+        if not images:
+            raise ValueError(f"class folder {class_folder} has no images: fill it or remove it")
+        paths += images
+        labels += [label] * len(images)
     if passed_over:
         broken.say(f"{folder}: {passed_over}")
     return Files(tuple(paths), np.array(labels, np.int32), tuple(map(class_name, classes)), recipe, broken)
@@ -293,8 +293,8 @@ def with_classes(files: Files, names: Sequence[str], numbered: bool = False) -> 
     """
     if numbered:
         places = {n: int(n) for n in files.class_names if n.isdecimal() and int(n) < len(names)}
-        wanted = f"class folders named 0 to {len(names) - 1} expected: of these classes only the numbers are known"
-        problem = {n: f"class folder {n!r} given, {wanted}" for n in files.class_names}
+        expected = f"class folders named 0 to {len(names) - 1} expected: of these classes only the numbers are known"
+        problem = {n: f"class folder {n!r} given, {expected}" for n in files.class_names}
     else:
         places = {unicodedata.normalize("NFC", name): i for i, name in enumerate(names)}
         hint = "(the folders are named as the classes)"
@@ -333,7 +333,7 @@ def training_batches(
     """
     library, labels = grain(), source.labels
 
-    def read(index: np.integer, rng: np.random.Generator) -> tuple[PyTree, np.integer] | None:
+    def read_example(index: np.integer, rng: np.random.Generator) -> tuple[PyTree, np.integer] | None:
         image = source.read(int(index), rng)
         if image is not None:
             return image, labels[index]
@@ -341,7 +341,7 @@ def training_batches(
             source.check_left()  # else a pass without an image would be followed by the next, for ever
         return None
 
-    one = library.MapDataset.source(np.arange(len(labels))).seed(seed).shuffle().random_map(read)
+    one = library.MapDataset.source(np.arange(len(labels))).seed(seed).shuffle().random_map(read_example)
     # The share of a process is taken after the shuffle, so that a batch has the same images however many share it.
     stream = one[part[0] :: part[1]].repeat(None).to_iter_dataset(ahead(batch_size, workers))
     return Read(iter(stream.batch(batch_size, drop_remainder=True)))
@@ -355,11 +355,11 @@ def in_order(
         return itertools.islice(source, source.steps)
     labels = source.labels
 
-    def read(index: np.integer) -> tuple[PyTree, np.integer] | None:
-        found = source.read(int(index))
-        return None if found is None else (found, labels[index])
+    def read_example(index: np.integer) -> tuple[PyTree, np.integer] | None:
+        example = source.read(int(index))
+        return None if example is None else (example, labels[index])
 
-    one = grain().MapDataset.source(np.arange(part[0], len(labels), part[1])).map(read)
+    one = grain().MapDataset.source(np.arange(part[0], len(labels), part[1])).map(read_example)
     return Read(iter(one.to_iter_dataset(ahead(batch_size, workers)).batch(batch_size, drop_remainder=False)))
 
 

@@ -83,8 +83,8 @@ def outputs(
     """Compute logits for images, or for the outputs of a frozen part."""
     if not isinstance(inputs, Mapping):
         pixels = np.issubdtype(inputs.dtype, np.integer)
-        how = {"batch_size": batch_size, "preprocess": preprocess if pixels else None, "mesh": mesh}
-        return predict(module, variables, inputs, **how)
+        options = {"batch_size": batch_size, "preprocess": preprocess if pixels else None, "mesh": mesh}
+        return predict(module, variables, inputs, **options)
     count = len(next(iter(inputs.values())))
     full = {name: np.pad(x, ((0, batch_size - count), *((0, 0),) * (x.ndim - 1))) for name, x in inputs.items()}
     return above(module, variables, full)[:count]

@@ -149,8 +149,8 @@ def finetune(
     module, variables, start = starting_network(config, names)
     variables = devices.replicate(variables, mesh)
     facts = {"classes": names, "steps_per_epoch": steps, "data": fingerprint}
-    described = describe(**config.settings() | facts, options=options_of(module, config.model))
-    run = None if out is None else Run(Path(out), described, resume)
+    description = describe(**config.settings() | facts, options=options_of(module, config.model))
+    run = None if out is None else Run(Path(out), description, resume)
     progress = run.progress() if run else None
     if run and progress:
         variables = run.restore("variables", variables)
@@ -339,8 +339,8 @@ def train_phase(plan: Plan, number: int, phase: Phase, variables: Variables, pro
         check_finite(state.trained, progress, plan)
         row = {"phase": number + 1, "epoch": progress.epoch + 1, **progress.means()}
         if held_out:
-            found = validate(plan, whole(), held_out)
-            row |= {"val_loss": found.mean_loss, "val_accuracy": found.top1}
+            evaluation = validate(plan, whole(), held_out)
+            row |= {"val_loss": evaluation.mean_loss, "val_accuracy": evaluation.top1}
         row["seconds"] = round(time.monotonic() - start, 3)
         progress.end_of_epoch(row)
         plan.report(f"phase {number + 1}, epoch {progress.epoch}/{phase.epochs}: {in_words(row)}")
@@ -417,17 +417,17 @@ def batches_of(plan: Plan, source: DataSource | Batches, phase: int) -> Read | R
 
 def should_cache(plan: Plan, stream: Flow) -> bool:
     """Tell whether to keep the outputs of the frozen part."""
-    sets = [each for each in (plan.source, plan.held_out) if each is not None]
+    sets = [data for data in (plan.source, plan.held_out) if data is not None]
     shapes = {node.name: node for node in trace(plan.module).nodes}
     frozen = [shapes[name] for name in stream.frontier]
     if plan.config.cache_features is False or any(node.kind == "InputLayer" for node in frozen):
         return False
     if plan.config.cache_features is None:
-        fixed = not any(isinstance(each, Batches) for each in sets) and plan.part[1] == 1
+        fixed = not any(isinstance(data, Batches) for data in sets) and plan.part[1] == 1
         augmented = isinstance(plan.source, Files) and plan.source.recipe.augment
         if not fixed or augmented:
             return False
-        count = sum(len(each.labels) for each in sets if not isinstance(each, Batches))
+        count = sum(len(data.labels) for data in sets if not isinstance(data, Batches))
         return 4 * count * sum(math.prod(node.shape) for node in frozen) <= CACHE_LIMIT
     return True
 
@@ -436,7 +436,7 @@ def keep_features(plan: Plan, variables: Variables, source: DataSource | Batches
     """Compute what the trained part needs of the frozen one, for all images."""
     if isinstance(source, Batches):
         return source
-    found: dict[str, list[np.ndarray]] = {name: [] for name in stream.frontier}
+    parts_of: dict[str, list[np.ndarray]] = {name: [] for name in stream.frontier}
     all_labels = []
     for images, labels in in_order(source, min(plan.config.batch_size, len(source.labels)), plan.config.workers):
         batch = features(
@@ -448,11 +448,11 @@ def keep_features(plan: Plan, variables: Variables, source: DataSource | Batches
             **preprocess_option(images, plan.config.pixels_for),
         )
         for name, array in batch.items():
-            found[name].append(np.asarray(array))
+            parts_of[name].append(np.asarray(array))
         all_labels.append(labels)
     if isinstance(source, Files):
         source.check_left()
-    return Features({name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(all_labels))
+    return Features({name: np.concatenate(parts) for name, parts in parts_of.items()}, np.concatenate(all_labels))
 
 
 def preprocess_option(images: Array | np.ndarray, model: str) -> dict[str, Any]:
@@ -465,15 +465,17 @@ def validate(plan: Plan, variables: Variables, source: DataSource | Batches) -> 
     batches = in_order(source, plan.config.batch_size, plan.config.workers, plan.part)
     options = {"preprocess": plan.config.pixels_for, "batch_size": plan.config.batch_size, "mesh": devices.mesh()}
     try:
-        found = evaluate(plan.module, local(variables), batches, **options)
+        evaluation = evaluate(plan.module, local(variables), batches, **options)
     except NotFinite as e:
         image = source.readable(e.index) if isinstance(source, Files) and plan.part[1] == 1 else f"image {e.index}"
         raise ValueError(
             f"the network's output for {image} of the validation images is not finite: a lower learning_rate would do"
         ) from e
     if plan.part[1] == 1:
-        return found
+        return evaluation
     from jax.experimental import multihost_utils
 
-    confusion, loss, top5 = multihost_utils.process_allgather((found.confusion, np.float64(found.loss), found.in_top5))
+    confusion, loss, top5 = multihost_utils.process_allgather(
+        (evaluation.confusion, np.float64(evaluation.loss), evaluation.in_top5)
+    )
     return Evaluation(np.sum(confusion, 0), float(np.sum(loss)), int(np.sum(top5)))

@@ -39,10 +39,10 @@ def sources(
 
 
 def training_data(
-    data: Data, split: bool, config: FinetuneConfig, broken: Broken, report: Callable[[str], None]
+    data: Data, with_held_out: bool, config: FinetuneConfig, broken: Broken, report: Callable[[str], None]
 ) -> tuple[Files | Arrays | Batches, Files | Arrays | None]:
     """Return (what to train on, what was split off)."""
-    share = config.validation_split if split else None
+    share = config.validation_split if with_held_out else None
     if isinstance(data, (str, os.PathLike)):
         if config.options.get("include_preprocessing") is False:
             raise ValueError(

@@ -141,8 +141,8 @@ class Run:
         if latest is None:
             return None
         try:
-            found = self.checkpoints.restore(latest, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-            return Progress(**found.progress)
+            restored = self.checkpoints.restore(latest, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+            return Progress(**restored.progress)
         except Exception as e:  # of many classes
             raise ValueError(f"{self.folder}/checkpoints/{latest} can't be read: {one_line(e)}") from e
 
@@ -152,11 +152,11 @@ class Run:
 
         latest = self.checkpoints.latest_step()
         leaves, structure = jax.tree.flatten(like)
-        wanted = {str(i): jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for i, a in enumerate(leaves)}
+        abstract = {str(i): jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for i, a in enumerate(leaves)}
         try:
-            arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(wanted)})
-            found = self.checkpoints.restore(latest, args=arguments)[item]
-            return jax.tree.unflatten(structure, [found[str(i)] for i in range(len(leaves))])
+            arguments = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+            restored = self.checkpoints.restore(latest, args=arguments)[item]
+            return jax.tree.unflatten(structure, [restored[str(i)] for i in range(len(leaves))])
         except Exception as e:  # of many classes
             raise ValueError(f"{self.folder}/checkpoints/{latest} is not of this network: {one_line(e)}") from e
 
@@ -255,8 +255,8 @@ def settings_of(folder: Path) -> Options:
             "goes on from it"
         )
     own = {name: value for name, value in options_of(module, model).items() if name not in ("input_shape", "dtype")}
-    read = {name: getattr(recipe, name) for name in IN_RECIPE if name not in ("size", "augment")}
-    return {"model": model, "head": module.head, "size": recipe.size[0], **read, "options": own}
+    preprocessing = {name: getattr(recipe, name) for name in IN_RECIPE if name not in ("size", "augment")}
+    return {"model": model, "head": module.head, "size": recipe.size[0], **preprocessing, "options": own}
 
 
 def options_of(module: Classifier, model: str) -> Options:
@@ -277,7 +277,7 @@ def network(config: Mapping[str, Json]) -> Classifier:
         graph, _ = build_graph(configuration_of(config["options"]["graph"]))
         return keras_model(graph, jnp.dtype(config["options"]["dtype"])).clone(cut=config["options"]["cut"])
     usual = model_options(spec(config["model"]))
-    options = {name: as_it_was(each, usual.get(name)) for name, each in config["options"].items()}
+    options = {name: as_it_was(value, usual.get(name)) for name, value in config["options"].items()}
     options["dtype"] = jnp.dtype(options["dtype"])
     return create(config["model"], classes=len(config["classes"]), head=Head(**config["head"]), **options)
 
@@ -322,9 +322,9 @@ def describe(**settings: Any) -> dict[str, Json]:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, Mapping):
-            return {str(key): plain(each) for key, each in value.items()}
+            return {str(key): plain(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)) and not isinstance(value, optax.GradientTransformation):
-            return [plain(each) for each in value]
+            return [plain(item) for item in value]
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, os.PathLike):
@@ -337,18 +337,18 @@ def describe(**settings: Any) -> dict[str, Json]:
     return json.loads(json.dumps({"format": FORMAT, **{name: plain(value) for name, value in settings.items()}}))
 
 
-def differences(there: Mapping[str, Json], wanted: Mapping[str, Json], prefix: str = "") -> list[str]:
+def differences(there: Mapping[str, Json], here: Mapping[str, Json], prefix: str = "") -> list[str]:
     """Say where two configurations differ, in words."""
-    found = []
-    for key in dict.fromkeys([*there, *wanted]):
-        a, b = there.get(key), wanted.get(key)
+    lines = []
+    for key in dict.fromkeys([*there, *here]):
+        a, b = there.get(key), here.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
+            lines += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(
+            lines.append(
                 "other images (data)" if key == "data" else f"{prefix}{key} {shortened(a)}, not {shortened(b)}"
             )
-    return found
+    return lines
 
 
 def shortened(value: Json) -> str:

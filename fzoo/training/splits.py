@@ -178,14 +178,14 @@ def hold_out(whole: Indexed, share: float, seed: int) -> tuple[Indexed, Indexed 
         return whole, None
     rng, held = np.random.default_rng(seed), []
     for label, name in enumerate(whole.class_names):
-        members = np.flatnonzero(whole.labels == label)
-        if len(members) < 2:
-            count = f"{len(members)} image{'' if len(members) == 1 else 's'}"
+        indices = np.flatnonzero(whole.labels == label)
+        if len(indices) < 2:
+            count = f"{len(indices)} image{'' if len(indices) == 1 else 's'}"
             raise ValueError(f"class {name} has {count}: none can be held out (validation_split=0: none is)")
-        chosen = max(1, round(share * len(members)))
-        if chosen == len(members):
+        chosen = max(1, round(share * len(indices)))
+        if chosen == len(indices):
             raise ValueError(f"validation_split={share} of the {chosen} images of class {name} leaves none to train on")
-        held += rng.permutation(members)[:chosen].tolist()
+        held += rng.permutation(indices)[:chosen].tolist()
     rest = sorted(set(range(len(whole.labels))) - set(held))
     return whole.subset(rest), whole.subset(sorted(held))
 

@@ -159,8 +159,8 @@ def trained_layers(mask: Mask) -> set[str]:
 
 def last_stage(module: Classifier) -> set[str]:
     """Return the backbone's layers with parameters whose feature maps are as small as the last such."""
-    wanted = slots(without_top(module))
-    maps = [node for node in trace(module).layers if node.name in wanted and len(node.shape) == 3]
+    with_arrays = slots(without_top(module))
+    maps = [node for node in trace(module).layers if node.name in with_arrays and len(node.shape) == 3]
     return {node.name for node in maps if node.shape[:2] == maps[-1].shape[:2]}
 
 
@@ -182,8 +182,8 @@ def partition_params(params: Params, mask: Mask) -> tuple[Params, Params]:
     if jax.tree.structure(mask) != jax.tree.structure(params):
         raise ValueError('a mask of another tree given: trainable_mask(variables["params"], ...) makes one of params')
 
-    def where(wanted: bool) -> Params:
-        return jax.tree.map(lambda on, leaf: leaf if on == wanted else optax.MaskedNode(), mask, params)
+    def where(trainable: bool) -> Params:
+        return jax.tree.map(lambda on, leaf: leaf if on == trainable else optax.MaskedNode(), mask, params)
 
     return where(True), where(False)
 
@@ -269,8 +269,8 @@ def cross_entropy(
     """
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    wanted = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits, wanted)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
 class TrainState(NamedTuple):

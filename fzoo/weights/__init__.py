@@ -300,12 +300,12 @@ def load_keras_weights(
         if description is not None and not module.include_top and description.options.get("head"):
             whole = network_described(description, module)  # with a head that is not the family's
         chosen = None if layer is None else select_layer(contents.layers, layer, str(path))
-        found = match(whole, contents, str(path), chosen)
-        variables = variables_of(found.pairs)
-    if found.within:
-        left_out = ", ".join(found.left_out) or "nothing"
-        warnings.warn(f"{path}: its layer {layer or found.within} was loaded; left out: {left_out}", stacklevel=2)
-    warn_of_preprocessing(module, found.preprocessing, path, stacklevel=3)
+        matched = match(whole, contents, str(path), chosen)
+        variables = variables_of(matched.pairs)
+    if matched.within:
+        left_out = ", ".join(matched.left_out) or "nothing"
+        warnings.warn(f"{path}: its layer {layer or matched.within} was loaded; left out: {left_out}", stacklevel=2)
+    warn_of_preprocessing(module, matched.preprocessing, path, stacklevel=3)
     return variables if whole is module else below_top(module, whole, variables)
 
 
@@ -388,7 +388,7 @@ def variables_of(pairs: Iterable[tuple[Slot, h5py.Dataset]]) -> MutableVariables
     """Read the arrays of a file into a tree of variables, on the default device."""
     variables: MutableVariables = {"params": {}}
     for slot, array in pairs:
-        put(variables, slot, read(array, slot))
+        put(variables, slot, read_variable(array, slot))
     return jax.device_put(variables)
 
 
@@ -419,7 +419,7 @@ def preprocessing_in(module: Classifier, path: str | os.PathLike) -> Counter[str
         return match(module, contents, str(path)).preprocessing
 
 
-def read(array: h5py.Dataset, slot: Slot) -> np.ndarray | np.generic:
+def read_variable(array: h5py.Dataset, slot: Slot) -> np.ndarray | np.generic:
     """Read an array of a file as its variable."""
     value = np.asarray(array)
     if value.dtype == "V2":  # what HDF5 makes of Keras's bfloat16
@@ -478,9 +478,9 @@ def saved(node: Node, arrays: dict[Slot, np.ndarray]) -> SavedLayer:
         SavedLayer(part.name, snake_case(part.kind), {s.array: a for s, a in arrays.items() if s.part == part.name})
         for part in node.parts
     )
-    named = {slot.name: array for slot, array in arrays.items()}
+    by_name = {slot.name: array for slot, array in arrays.items()}
     random = node.kind == "Dropout" and node.config["rate"] > 0
-    return SavedLayer(node.name, snake_case(node.kind), named, parts, random)
+    return SavedLayer(node.name, snake_case(node.kind), by_name, parts, random)
 
 
 def to_keras(value: ArrayLike, slot: Slot) -> np.ndarray:

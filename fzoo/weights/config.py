@@ -55,10 +55,10 @@ def read_configuration(path: str | os.PathLike) -> Configuration | None:
     if not path.is_file():
         raise ValueError(f"{path} is not a Keras file: it is a device or a pipe")
     try:
-        found = texts_of_h5(path) if h5py.is_hdf5(path) else texts_of_archive(path)
-        if found is None:
+        texts = texts_of_h5(path) if h5py.is_hdf5(path) else texts_of_archive(path)
+        if texts is None:
             return None
-        text, version = found
+        text, version = texts
         if len(text) > MAX_CONFIG:
             raise ValueError(f"its configuration has more than {MAX_CONFIG >> 20} MiB")
         model = json.loads(text)
@@ -111,12 +111,12 @@ def texts_of_archive(path: Path) -> tuple[str, str] | None:
             if foreign is not None:
                 raise ValueError(f"it is {foreign}")
             return None
-        read = functools.partial(member, archive)
-        metadata = read("metadata.json").getvalue().decode() if "metadata.json" in names else "{}"
-        return read("config.json").getvalue().decode(), version_in(metadata)
+        read_member = functools.partial(member, archive)
+        metadata = read_member("metadata.json").getvalue().decode() if "metadata.json" in names else "{}"
+        return read_member("config.json").getvalue().decode(), version_in(metadata)
 
 
 def version_in(metadata: str) -> str:
     """Read Keras's version from the text of a `metadata.json`."""
-    found = json.loads(metadata)
-    return str(found.get("keras_version", "")) if isinstance(found, dict) else ""
+    fields = json.loads(metadata)
+    return str(fields.get("keras_version", "")) if isinstance(fields, dict) else ""

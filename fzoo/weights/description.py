@@ -117,20 +117,20 @@ def parse(text: str | None, source: str) -> Description | None:
     if text is None:
         return None
     try:
-        found = json.loads(text) if len(text) <= MOST else None
+        fields = json.loads(text) if len(text) <= MOST else None
     except (ValueError, RecursionError) as e:
         raise WeightsMismatch(f"{source}: what it says of its network is damaged: no JSON", []) from e
-    if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
         raise WeightsMismatch(f"{source}: what it says of its network is damaged: no format", [])
-    if found["format"] not in (FORMAT, OPTIMIZED):
-        raise WeightsMismatch(f"{source} describes its network in format {found['format']}: a later fzoo reads it", [])
-    family, options, unsaid = found.get("family"), found.get("options"), found.get("unsaid", [])
+    if fields["format"] not in (FORMAT, OPTIMIZED):
+        raise WeightsMismatch(f"{source} describes its network in format {fields['format']}: a later fzoo reads it", [])
+    family, options, unsaid = fields.get("family"), fields.get("options"), fields.get("unsaid", [])
     if not isinstance(family, str) or not isinstance(options, dict) or not isinstance(unsaid, list):
         raise WeightsMismatch(f"{source}: what it says of its network is damaged: family, options or unsaid", [])
     prepared = None
-    if found["format"] == OPTIMIZED:
+    if fields["format"] == OPTIMIZED:
         try:
-            prepared = prepared_from_json(found["prepared"])
+            prepared = prepared_from_json(fields["prepared"])
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise WeightsMismatch(f"{source}: what it says of its network is damaged: prepared", []) from e
     return Description(source, family[:80], options, tuple(str(name)[:80] for name in unsaid), prepared)
@@ -192,14 +192,14 @@ def check_same(description: Description | None, module: Classifier) -> None:
             )
 
 
-def is_other(name: str, theirs: Any, ours: Any, described: Options, module: Classifier) -> bool:
+def is_other(name: str, theirs: Any, ours: Any, options: Options, module: Classifier) -> bool:
     """Tell whether an option of a network makes it another than the file's."""
-    (field,) = (each for each in dataclasses.fields(module) if each.name == name)
+    (field,) = (candidate for candidate in dataclasses.fields(module) if candidate.name == name)
     if name in FREE or name == "include_top" or field.metadata.get("check") is RATE:
         return False  # a top that is missing is missed among the arrays
     if name == "pooling":
         return None not in (theirs, ours) and theirs != ours
-    if name in ENDS and not (module.include_top and described.get("include_top")):
+    if name in ENDS and not (module.include_top and options.get("include_top")):
         return False
     if name == "classifier_activation":
         return ours is not None and theirs != ours and not (callable(ours) and ACTIVATIONS.get(theirs) is ours)
@@ -224,7 +224,7 @@ def to_json(name: str, value: Any) -> Json:
     if isinstance(value, Head):
         return dataclasses.asdict(value)
     if isinstance(value, (list, tuple)):
-        return [to_json("", each) for each in value]
+        return [to_json("", item) for item in value]
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Integral):

@@ -189,13 +189,13 @@ def references(listed: Json) -> list[Tensor]:
         listed = [listed]
     if not isinstance(listed, list):
         raise ValueError("the connections of its layers can't be read")
-    found = []
+    tensors = []
     for item in listed:
         fits = isinstance(item, list) and len(item) >= 3 and isinstance(item[0], str)
         if not fits or not all(type(n) is int and n >= 0 for n in item[1:3]):
             raise ValueError(f"{item!r:.80} is not the output of a layer")
-        found.append(Tensor(item[0], item[1], item[2]))
-    return found
+        tensors.append(Tensor(item[0], item[1], item[2]))
+    return tensors
 
 
 def translate(kind: str, config: Mapping[str, Json], version: tuple[int, int]) -> tuple[str, dict[str, Json]]:

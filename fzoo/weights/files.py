@@ -79,7 +79,7 @@ class FileLayer:
         parts: the layers inside, of a model as a layer that the file keeps layer by layer; it has no arrays itself.
         listed: of such a model, as `Contents.listed`.
         mixed: its place in the file may not be the network's: see `unfolded`.
-        named: whether `name` is the layer's own; an older `.weights.h5` has no names, and calls it as its group is
+        has_name: whether `name` is the layer's own; an older `.weights.h5` has no names, and calls it as its group is
             called ("conv2d_3").
     """
 
@@ -90,7 +90,7 @@ class FileLayer:
     parts: tuple[FileLayer, ...] = ()
     listed: tuple[str, ...] = ()
     mixed: bool = False
-    named: bool = True
+    has_name: bool = True
 
     def all_arrays(self) -> list[h5py.Dataset]:
         """Return its arrays, and those of the layers inside."""
@@ -130,9 +130,9 @@ def find_layer(layers: Iterable[FileLayer], path: str) -> FileLayer | None:
     """Find a layer by its name, or one inside of a model by the names on the way ("outer/inner"); None for no layer."""
     for layer in layers:
         below = path.removeprefix(f"{layer.name}/")
-        found = layer if path == layer.name else layer.part(below) if below != path else None
-        if found is not None:
-            return found
+        inside = layer if path == layer.name else layer.part(below) if below != path else None
+        if inside is not None:
+            return inside
     return None
 
 
@@ -180,8 +180,8 @@ def open_layers(path: str | os.PathLike) -> Iterator[Contents]:
     """
     path = Path(path)
     if path.is_dir():
-        wanted = describe_foreign(path) or "a Keras weights file (.h5, .weights.h5, .keras) expected"
-        raise IsADirectoryError(f"{path} is a directory, {wanted}")
+        expected = describe_foreign(path) or "a Keras weights file (.h5, .weights.h5, .keras) expected"
+        raise IsADirectoryError(f"{path} is a directory, {expected}")
     if not path.exists():
         raise missing("weights file", path)
     if not path.is_file():
@@ -235,10 +235,10 @@ def unpacked(path: Path) -> Path | io.BytesIO:
 
 def member(archive: zipfile.ZipFile, name: str) -> io.BytesIO:
     """Read what an archive holds under a name. Neither its sizes are trusted, nor that it has the name once."""
-    found = [info for info in archive.infolist() if info.filename == name]
-    if len(found) != 1:
-        raise ValueError(f"the archive has {len(found) or 'no'} {name}")
-    (info,) = found
+    entries = [info for info in archive.infolist() if info.filename == name]
+    if len(entries) != 1:
+        raise ValueError(f"the archive has {len(entries) or 'no'} {name}")
+    (info,) = entries
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack at once, whatever the size
         raise ValueError(f"{name} is compressed in another way than zip's deflate")
     if info.file_size > min(MAX_UNPACKED, MAX_RATIO * info.compress_size):
@@ -335,20 +335,20 @@ def layers_in(
     if depth > MAX_DEPTH:
         raise ValueError(f"models in it are nested deeper than {MAX_DEPTH} times")
     layers, kinds = [], []
-    for name in sorted(members(root, seen), key=by_number):
+    for name in sorted(child_names(root, seen), key=by_number):
         group, kind = child(root, name, h5py.Group), re.sub(r"_\d+$", "", name)
         kinds.append(kind)
         own = child(group, "vars", h5py.Group) if "vars" in group else None
         names = [] if own is None else read_names(own, "name", heap)
-        called, named = next(iter(names), name), bool(names)
+        own_name, has_name = next(iter(names), name), bool(names)
         if key in group:
             inside, listed = layers_in(child(group, key, h5py.Group), key, heap, seen, depth + 1)
             if inside:
-                layers.append(FileLayer(called, kind, (), parts=tuple(inside), listed=listed, named=named))
+                layers.append(FileLayer(own_name, kind, (), parts=tuple(inside), listed=listed, has_name=has_name))
         elif own is not None and len(own):
-            numbers = sorted(members(own, seen), key=int)
+            numbers = sorted(child_names(own, seen), key=int)
             arrays = tuple(child(own, number, h5py.Dataset) for number in numbers)
-            layers.append(FileLayer(called, kind, arrays, tuple(numbers), named=named))
+            layers.append(FileLayer(own_name, kind, arrays, tuple(numbers), has_name=has_name))
     return layers, complete(kinds, layers)
 
 
@@ -360,7 +360,7 @@ def arrays_below(root: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
         if len(str(group.name)) > MAX_NAME:  # a group may hold itself
             raise ValueError(f"a path in it is longer than {MAX_NAME} characters: {str(group.name)[:40]!a}...")
         inside = []
-        for name in members(group, seen):
+        for name in child_names(group, seen):
             item = child(group, name, h5py.HLObject)
             if isinstance(item, h5py.Dataset):
                 yield array_path(item), item
@@ -374,7 +374,7 @@ def array_path(array: h5py.Dataset) -> str:
     return str(array.name).removeprefix("/")
 
 
-def members(group: h5py.Group, seen: Iterator[int]) -> list[str]:
+def child_names(group: h5py.Group, seen: Iterator[int]) -> list[str]:
     """List what a group holds; `seen` counts it, since hard links may show the same few groups any number of times."""
     if len(group) > MAX_NAMES:
         raise ValueError(f"{group.name} holds more than {MAX_NAMES} things")

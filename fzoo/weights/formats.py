@@ -118,7 +118,7 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> MutableVariables:
     path = Path(path).absolute()
     if not path.is_dir():
         raise missing("checkpoint", path)
-    wanted = trace(module).variables
+    target = trace(module).variables
     try:
         with unlogged(), ocp.StandardCheckpointer() as checkpointer:
             metadata: Any = checkpointer.metadata(path).item_metadata
@@ -126,8 +126,8 @@ def load_orbax(module: Classifier, path: str | os.PathLike) -> MutableVariables:
                 raise ValueError("it holds no tree of arrays")
             check_shapes(module, metadata.tree)  # before anything is read
             if module.prepared:  # whose arrays are as they were made
-                wanted = jax.tree.map(lambda leaf, there: leaf.update(dtype=there.dtype), wanted, metadata.tree)
-            restored = checkpointer.restore(path, wanted)
+                target = jax.tree.map(lambda leaf, there: leaf.update(dtype=there.dtype), target, metadata.tree)
+            restored = checkpointer.restore(path, target)
             return jax.device_put(jax.tree.map(np.asarray, restored))  # which commits them to no device
     except Exception as e:  # Orbax and TensorStore raise many classes
         raise ValueError(f"{path} is not a checkpoint of this {type(module).__name__}: {one_line(e)}") from e
@@ -140,8 +140,8 @@ def described_orbax(path: str | os.PathLike) -> str | None:
     path = Path(path).absolute()
     try:
         with unlogged(), ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.metadata(path).custom_metadata
-        return None if found is None else found.get(KEY)
+            metadata = checkpointer.metadata(path).custom_metadata
+        return None if metadata is None else metadata.get(KEY)
     except Exception as e:  # Orbax and TensorStore raise many classes
         raise ValueError(f"{path} is not a readable checkpoint: {one_line(e)}") from e
 
@@ -186,8 +186,8 @@ def checked(module: Classifier, variables: MutableVariables, path: Path) -> Muta
     Raises:
         ValueError: they are not.
     """
-    wanted = arrays_of(module)
-    for keys, leaf in wanted.items():
+    expected = arrays_of(module)
+    for keys, leaf in expected.items():
         value = lookup(variables, keys)
         if leaf.shape == () and isinstance(value, np.ndarray) and value.shape == (1,):  # so fzoo wrote scalars once
             lookup(variables, keys[:-1])[keys[-1]] = value.reshape(())
@@ -195,7 +195,7 @@ def checked(module: Classifier, variables: MutableVariables, path: Path) -> Muta
         check_shapes(module, variables)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from e
-    for keys, leaf in wanted.items():
+    for keys, leaf in expected.items():
         value = np.asarray(lookup(variables, keys))
         if value.dtype != leaf.dtype and not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (value, leaf)):
             raise ValueError(f"{path}: {'/'.join(keys)} is {value.dtype}, {leaf.dtype} wanted")

@@ -236,9 +236,9 @@ class Builder:
         if self.turned and layout == "channels_first" and not kind.endswith("1D"):
             config["data_format"] = "channels_last"
         options, inputs = read_options(kind, config), layer_inputs(call, self.version)
-        wanted = RULES[kind].inputs
-        if not inputs or len(inputs) != (wanted or len(inputs)):
-            raise ValueError(f"{len(inputs)} inputs given, {wanted or 'one or more'} expected")
+        expected = RULES[kind].inputs
+        if not inputs or len(inputs) != (expected or len(inputs)):
+            raise ValueError(f"{len(inputs)} inputs given, {expected or 'one or more'} expected")
         if self.turned:
             options += (("turned", layout if isinstance(layout, str) else None),)
         return CallOfStep(kind, options, inputs)

@@ -115,7 +115,7 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
     if module.prepared:
         raise ValueError(PLAIN)
     by_name = {node.name: node for node in nodes}
-    found: dict[str, list[Slot]] = {}
+    by_layer: dict[str, list[Slot]] = {}
     for layer in nodes:
         for node in layer.parts or (layer,):
             part = None if node is layer else node.name
@@ -134,10 +134,10 @@ def slots(module: Classifier) -> dict[str, list[Slot]]:
                     groups = channels // leaf.shape[-2]
                     keras_shape = (*leaf.shape[:-2], channels, leaf.shape[-1] // groups) if groups > 1 else leaf.shape
                 slot = Slot(layer.name, part, array, path, keras_shape, leaf.shape, leaf.dtype, groups)
-                found.setdefault(layer.name, []).append(slot)
-    for arrays in found.values():
+                by_layer.setdefault(layer.name, []).append(slot)
+    for arrays in by_layer.values():
         arrays.sort(key=lambda slot: slot.path[0] != "params")
-    return found
+    return by_layer
 
 
 def lookup(tree: PyTree, path: Sequence[str]) -> PyTree:
@@ -163,9 +163,9 @@ def check_variables(module: Classifier, variables: Variables) -> list[tuple[Slot
     Raises:
         WeightsMismatch: the variables are not this network's.
     """
-    found = [slot for layer in slots(module).values() for slot in layer]
-    check_shapes(module, variables, {slot.path: slot.shape for slot in found})
-    return [(slot, lookup(variables, slot.path)) for slot in found]
+    expected = [slot for layer in slots(module).values() for slot in layer]
+    check_shapes(module, variables, {slot.path: slot.shape for slot in expected})
+    return [(slot, lookup(variables, slot.path)) for slot in expected]
 
 
 def arrays_of(module: Classifier) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -175,15 +175,15 @@ def arrays_of(module: Classifier) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]
 
 
 def check_shapes(
-    module: Classifier, variables: PyTree, wanted: Mapping[tuple[str, ...], tuple[int, ...]] | None = None
+    module: Classifier, variables: PyTree, expected: Mapping[tuple[str, ...], tuple[int, ...]] | None = None
 ) -> None:
     """Raise WeightsMismatch unless variables have these paths and shapes, and no others; by default the network's."""
-    wanted = {keys: leaf.shape for keys, leaf in arrays_of(module).items()} if wanted is None else wanted
+    expected = {keys: leaf.shape for keys, leaf in arrays_of(module).items()} if expected is None else expected
     given = {
         tuple(str(getattr(k, "key", k)) for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)
     }
-    problems = [f"{'/'.join(path)} is left over" for path in sorted(given - wanted.keys())]
-    for path, shape in wanted.items():
+    problems = [f"{'/'.join(path)} is left over" for path in sorted(given - expected.keys())]
+    for path, shape in expected.items():
         value = lookup(variables, path)
         if np.shape(value) != shape:
             is_what = "missing" if value is None else f"{np.shape(value)}"
@@ -216,8 +216,8 @@ PREPROCESSING = re.compile(r"(?:.*_prestem_)?(rescaling|normalization)(?:_\d+)?"
 
 def preprocessing(listed: Sequence[str]) -> Counter[str] | None:
     """Count the layers of a list that preprocess; None for an empty list, which says nothing."""
-    found = filter(None, map(PREPROCESSING.fullmatch, listed))
-    return Counter(match[1] for match in found) if listed else None
+    matches = filter(None, map(PREPROCESSING.fullmatch, listed))
+    return Counter(match[1] for match in matches) if listed else None
 
 
 def own_preprocessing(module: Classifier) -> Counter[str]:
@@ -323,11 +323,11 @@ def separate_top(
 
 def names_with_top(module: Classifier, whole: Classifier) -> dict[str, str]:
     """Return what the layers of a network are called in the same network with its top."""
-    wanted, theirs = slots(module), slots(whole)
+    ours, theirs = slots(module), slots(whole)
     kinds = {node.name: node.kind for network in (module, whole) for node in trace(network).nodes}
-    others = [name for name in theirs if name not in wanted]
+    others = [name for name in theirs if name not in ours]
     names = {}
-    for layer in wanted:
+    for layer in ours:
         same = layer if layer in theirs else next(name for name in others if kinds[name] == kinds[layer])
         names[layer] = same
     return names
@@ -359,7 +359,7 @@ def described_beside(chosen: FileLayer, layers: Sequence[FileLayer]) -> list[str
 
 def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> list[tuple[Slot, h5py.Dataset]]:
     """Do what `match` does, for the layers of one network."""
-    wanted = slots(module)
+    layer_slots = slots(module)
     name = type(module).__name__
     summary = f"{source} does not fit this {name}"
     whole = fitted(module, layers)
@@ -368,12 +368,12 @@ def match_layers(module: Classifier, layers: list[FileLayer], source: str) -> li
             summary = (
                 f"{source} has no top, and this {name} has: create it with include_top=False, or give a file with it"
             )
-        raise WeightsMismatch(summary, counted(wanted, layers))
+        raise WeightsMismatch(summary, counted(layer_slots, layers))
     pairs, _ = separate_top(module, whole, pair_up(whole, layers, summary))
 
     parts = {node.name: node.parts for node in trace(module).nodes}
     matched, problems = [], []
-    for layer, expected in wanted.items():
+    for layer, expected in layer_slots.items():
         file = pairs[layer]
         arrays = in_order(file, expected, parts[layer])
         if len(arrays) != len(expected):
@@ -402,7 +402,7 @@ def in_order(file: FileLayer, expected: list[Slot], parts: tuple[Node, ...]) -> 
     """Return a layer's arrays in the order of its slots; of a Sequential that the file keeps layer by layer, too."""
     if not file.parts:
         return list(file.arrays)
-    found: dict[tuple[str | None, str], h5py.Dataset] = {}
+    by_name: dict[tuple[str | None, str], h5py.Dataset] = {}
     rest = list(file.parts)
     for part in parts:
         inside = next((p for p in rest if p.kind == snake_case(part.kind)), None)
@@ -410,8 +410,8 @@ def in_order(file: FileLayer, expected: list[Slot], parts: tuple[Node, ...]) -> 
         if inside is None or len(inside.arrays) != len(names):
             return []
         rest.remove(inside)
-        found |= {(part.name, name): array for name, array in zip(names, inside.arrays, strict=True)}
-    return [found[slot.part, slot.array] for slot in expected] if not rest else []
+        by_name |= {(part.name, name): array for name, array in zip(names, inside.arrays, strict=True)}
+    return [by_name[slot.part, slot.array] for slot in expected] if not rest else []
 
 
 def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[str, FileLayer]:
@@ -419,27 +419,27 @@ def pair_up(module: Classifier, layers: list[FileLayer], summary: str) -> dict[s
 
     A file that groups its layers by class is paired class by class.
     """
-    wanted = slots(module)
-    nodes = [node for node in trace(module).nodes if node.name in wanted]
+    layer_slots = slots(module)
+    nodes = [node for node in trace(module).nodes if node.name in layer_slots]
     pairs: dict[str, FileLayer] = {}
     for kind in {layer.kind for layer in layers}:
         theirs = [layer for layer in layers if layer.kind == kind]
         ours = [node for node in nodes if kind in (None, snake_case(node.kind))]
         if len(ours) != len(theirs):
-            raise WeightsMismatch(summary, counted({n.name: wanted[n.name] for n in ours}, theirs))
+            raise WeightsMismatch(summary, counted({n.name: layer_slots[n.name] for n in ours}, theirs))
         known = {module.current_name(layer.name): layer for layer in theirs}
         if len(known) != len(theirs):
             raise WeightsMismatch(f"{summary}: it lists a layer twice", [])
-        named = {node.name: known[node.name] for node in ours if node.name in known and not is_numbered(node)}
-        taken = {layer.name for layer in named.values()}
+        by_name = {node.name: known[node.name] for node in ours if node.name in known and not is_numbered(node)}
+        taken = {layer.name for layer in by_name.values()}
         rest = [layer for layer in theirs if layer.name not in taken]
-        unnamed = [node for node in ours if node.name not in named]
+        unnamed = [node for node in ours if node.name not in by_name]
         if any(layer.mixed for layer in rest):  # not in the network's order: by the numbers in their names
             rest.sort(key=lambda layer: by_number(layer.name))
             unnamed.sort(key=lambda node: by_number(node.name))
-        pairs |= named | {node.name: layer for node, layer in zip(unnamed, rest, strict=True)}
+        pairs |= by_name | {node.name: layer for node, layer in zip(unnamed, rest, strict=True)}
     if len(pairs) != len(nodes):
-        raise WeightsMismatch(summary, counted(wanted, layers))
+        raise WeightsMismatch(summary, counted(layer_slots, layers))
     return pairs
 
 
@@ -448,17 +448,19 @@ def is_numbered(node: Node) -> bool:
     return re.fullmatch(rf"{snake_case(node.kind)}(_\d+)?", node.name.rpartition("/")[2]) is not None
 
 
-def counted(wanted: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]:
+def counted(layer_slots: dict[str, list[Slot]], layers: list[FileLayer]) -> list[str]:
     """List the problems of a file with another number of layers: what it lacks by name, and what it has left over."""
     names = {layer.name for layer in layers}
-    missing = [f"{s.layer}/{s.name} {s.keras_shape} is missing" for n in wanted if n not in names for s in wanted[n]]
+    missing = [
+        f"{s.layer}/{s.name} {s.keras_shape} is missing" for n in layer_slots if n not in names for s in layer_slots[n]
+    ]
     left_over = [
         f"{describe_array(layer, array)} is left over"
         for layer in layers
-        if layer.name not in wanted
+        if layer.name not in layer_slots
         for array in layer.all_arrays()
     ]
-    count = [f"{len(layers)} layers with weights in the file, {len(wanted)} in the model"]
+    count = [f"{len(layers)} layers with weights in the file, {len(layer_slots)} in the model"]
     return [*count, *(problem for both in itertools.zip_longest(missing, left_over) for problem in both if problem)]
 
 

@@ -27,7 +27,7 @@ def open_named_layers(path: str | os.PathLike) -> Iterator[Contents]:
 
 def are_named(layers: Sequence[FileLayer]) -> bool:
     """Tell whether all layers have names of their own, those inside of models too."""
-    return all(layer.named and are_named(layer.parts) for layer in layers)
+    return all(layer.has_name and are_named(layer.parts) for layer in layers)
 
 
 def name_layers(layers: list[FileLayer], path: str | os.PathLike) -> list[FileLayer]:
@@ -52,15 +52,15 @@ def name_by_class(layers: Sequence[FileLayer], kind: str, config: Json) -> list[
     entries: dict[str, list[tuple[str, Mapping[str, Json]]]] = {}
     for name, entry in layer_entries(kind, config).items():
         entries.setdefault(snake_case(entry["class_name"].rpartition(">")[2]), []).append((name, entry))
-    named = []
+    renamed = []
     for group in dict.fromkeys(layer.kind for layer in layers):
         theirs, known = [layer for layer in layers if layer.kind == group], entries.get(str(group), [])
-        if not all(layer.named for layer in theirs) and len(known) != len(theirs):  # some may have no arrays
+        if not all(layer.has_name for layer in theirs) and len(known) != len(theirs):  # some may have no arrays
             numbers = [by_number(layer.name)[1] if re.search(r"_\d+$", layer.name) else 0 for layer in theirs]
             if max(numbers) >= len(known):
                 raise ValueError(f"its configuration has {len(known)} layers of the class {group}")
             known = [known[number] for number in numbers]
         for layer, (name, entry) in zip(theirs, known, strict=True):
             parts = name_by_class(layer.parts, entry["class_name"], entry["config"]) if layer.parts else ()
-            named.append(dataclasses.replace(layer, name=name, parts=tuple(parts), named=True))
-    return named
+            renamed.append(dataclasses.replace(layer, name=name, parts=tuple(parts), has_name=True))
+    return renamed

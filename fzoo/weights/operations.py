@@ -227,7 +227,7 @@ def bound(
             inputs.append(value)
             tensors.append(name)
         else:
-            constant = CONSTANT.read(value)
+            constant = CONSTANT.parse(value)
             if constant is UNFIT:
                 raise ValueError(f"{name}={value!r:.80} given, a tensor or numbers expected")
             numbers.append((name, constant))

@@ -46,14 +46,14 @@ def select_layer(layers: Sequence[FileLayer], path: str, source: str) -> FileLay
     Raises:
         ValueError: there is no such layer, or it is no model.
     """
-    found = find_layer(layers, path)
+    selected = find_layer(layers, path)
     models = [layer.name for layer in layers if is_model(layer)]
-    if found is None:
+    if selected is None:
         raise ValueError(f"{source}: {unknown('layer', path, models or [layer.name for layer in layers])}")
-    if not is_model(found):
+    if not is_model(selected):
         expected = ", ".join(models) or "but it has none"
         raise ValueError(f"{source}: the layer {path} is no model, one that is expected: {expected}")
-    return found
+    return selected
 
 
 def is_model(layer: FileLayer) -> bool:
@@ -98,25 +98,25 @@ def match_by_name(
             f"{source} has its layers by class, without names, which partial loading goes by: a legacy .h5, a .keras "
             "file or the model's config.json beside it has them"
         )
-    nodes, wanted = {node.name: node for node in trace(module).nodes}, slots(module)
+    nodes, layer_slots = {node.name: node for node in trace(module).nodes}, slots(module)
     network = Network(
         module,
-        wanted,
+        layer_slots,
         {plan.name: plan for plan in plans if plan.kind in MODELS},
         {part.name: node.name for node in nodes.values() for part in node.parts},
     )
     if layer is None:
-        found = network.unnest(contents.layers)
+        file_layers = network.unnest(contents.layers)
     else:
-        found = network.unnest_model(select_layer(contents.layers, layer, source))
+        file_layers = network.unnest_model(select_layer(contents.layers, layer, source))
     theirs: dict[str, FileLayer] = {}
-    for path, each in found:
-        if theirs.setdefault(path, each) is not each:
+    for path, file_layer in file_layers:
+        if theirs.setdefault(path, file_layer) is not file_layer:
             raise WeightsMismatch(f"{source} lists the layer {path} twice", [])
-    chosen = pair_names({name: nodes[name] for name in wanted}, theirs, source)
+    chosen = pair_names({name: nodes[name] for name in layer_slots}, theirs, source)
     pairs: list[tuple[Slot, h5py.Dataset]] = []
     missing: dict[str, str] = {}
-    for name, expected in wanted.items():
+    for name, expected in layer_slots.items():
         file = theirs.get(chosen.get(name, ""))
         for slot, array, problem in pair_arrays(expected, file, nodes[name], chosen.get(name, name)):
             if array is None or problem:
@@ -124,7 +124,7 @@ def match_by_name(
             else:
                 pairs.append((slot, array))
     if not pairs:
-        shown = [", ".join([*names][:3]) + ", ..." * (len(names) > 3) for names in (theirs, wanted)]
+        shown = [", ".join([*names][:3]) + ", ..." * (len(names) > 3) for names in (theirs, layer_slots)]
         models = [model.name for model in contents.layers if is_model(model)]
         hint = f"; layer={models[0]!r} takes that layer's" if models and layer is None else ""
         raise WeightsMismatch(
@@ -189,18 +189,18 @@ class Network:
         return f"{folder}/{owner or name}" if folder else owner or name
 
 
-def pair_names(wanted: Mapping[str, Node], theirs: Iterable[str], source: str) -> dict[str, str]:
+def pair_names(nodes: Mapping[str, Node], theirs: Iterable[str], source: str) -> dict[str, str]:
     """Return {path of a layer in the network: path in the file}, of those that have the same name.
 
     Raises:
         WeightsMismatch: a name that is not numbered leads to several layers.
     """
     theirs = dict.fromkeys(theirs)
-    pairs = {path: path for path in wanted if path in theirs}
+    pairs = {path: path for path in nodes if path in theirs}
     rest = [path for path in theirs if path not in pairs]
     claims: dict[str, list[str]] = {}
-    for path in wanted:
-        if path in pairs or is_numbered(wanted[path]):
+    for path in nodes:
+        if path in pairs or is_numbered(nodes[path]):
             continue
         there = [other for other in rest if is_within(path, other) or is_within(other, path)]
         if len(there) > 1:
@@ -217,9 +217,9 @@ def pair_names(wanted: Mapping[str, Node], theirs: Iterable[str], source: str) -
             )
         pairs[paths[0]] = other
         models.setdefault(paths[0].rpartition("/")[0], set()).add(other.rpartition("/")[0])
-    for path in wanted:
+    for path in nodes:
         above, _, name = path.rpartition("/")
-        if path not in pairs and is_numbered(wanted[path]) and len(models.get(above, ())) == 1:
+        if path not in pairs and is_numbered(nodes[path]) and len(models.get(above, ())) == 1:
             other = "/".join(filter(None, (*models[above], name)))
             if other in rest:
                 pairs[path] = other

@@ -59,15 +59,15 @@ def keras3_configuration(module: Classifier, graph: Graph) -> dict[str, Json]:
     """
     configuration = configuration_of(graph.source)
     model = model_document(configuration.model["class_name"], configuration.model["config"], configuration.version)
-    wanted = list(graph.steps)
+    steps = list(graph.steps)
     if graph.classifier is not None:
-        step = wanted[graph.classifier]
+        step = steps[graph.classifier]
         options, activation = dict(step.options), module.classifier_activation
         if activation is None or isinstance(activation, str):
             options["activation"] = activation or "linear"
         if tuple(options.items()) != step.options:
             set_activation(model, step.name, options["activation"])
-            wanted[graph.classifier] = type(step)(step.name, step.kind, tuple(options.items()), step.inputs, step.call)
+            steps[graph.classifier] = type(step)(step.name, step.kind, tuple(options.items()), step.inputs, step.call)
         if callable(activation) and options["activation"] is not activation:
             raise ValueError(
                 f"classifier_activation={activation!r} given, the name of one of Keras's expected in a file"
@@ -76,7 +76,7 @@ def keras3_configuration(module: Classifier, graph: Graph) -> dict[str, Json]:
         written, _ = build_graph(Configuration(json.loads(json.dumps(model)), version_now()))
     except (TypeError, ValueError) as e:
         raise ValueError(f"it can't be written as a model of Keras 3: {e}") from e
-    for step, other in itertools.zip_longest(wanted, written.steps):
+    for step, other in itertools.zip_longest(steps, written.steps):
         if step != other:
             raise ValueError(f"{(step or other).name} ({(step or other).kind}) can't be written as a layer of Keras 3")
         if "/" in step.name.rpartition("/")[2]:
@@ -108,7 +108,7 @@ def model_document(kind: str, config: Json, version: tuple[int, int], name: str 
         layer |= {"name": key, "inbound_nodes": kept if version >= (3, 0) else nodes_of(calls[key], calls)}
     ends = [[layer, at_hand(calls, layer, call), output] for layer, call, output in outputs]
     starts = [[layer, 0, 0] for layer in input_names(kind, config, entries)]
-    ends, starts = (each if len(each) > 1 else each[0] for each in (ends, starts))  # no list of one
+    ends, starts = (nodes if len(nodes) > 1 else nodes[0] for nodes in (ends, starts))  # no list of one
     config = {**base, "layers": list(written.values()), "input_layers": starts, "output_layers": ends}
     model = {"module": "keras.src.models.functional", "class_name": "Functional", "config": config}
     return {**model, "registered_name": "Functional"}
@@ -138,7 +138,7 @@ def layer_document(name: str, entry: Mapping[str, Json], version: tuple[int, int
     else:
         kind, translated = translate(kind, config, version)
         known = RULES[kind].options if kind in RULES else {}
-        options = {k: v for k, v in translated.items() if k in known and known[k].read(v) is not SILENT}
+        options = {k: v for k, v in translated.items() if k in known and known[k].parse(v) is not SILENT}
         if isinstance(axis := options.get("axis"), list) and len(axis) == 1:
             options["axis"] = axis[0]  # Keras 2 wrote BatchNormalization's so
         options["trainable"] = trainable(entry)
@@ -250,7 +250,7 @@ def cut_model(model: Mapping[str, Json], path: str, number: int, version: tuple[
     while waiting:
         needed.add(at := waiting.pop())
         waiting += [before for call in calls[at] for before, _, _ in call.inputs if before not in needed]
-    layers = [entry for each, entry in entries.items() if each in needed]
+    layers = [entry for key, entry in entries.items() if key in needed]
     if kind == "Sequential":
         own = config if isinstance(config, Mapping) else {}
         return {**model, "config": {**own, "layers": layers}}

@@ -120,8 +120,8 @@ def is_state_dict(path: Path) -> bool:
     if path.suffix != ".safetensors":
         return path.suffix in TORCH_ENDINGS
     with open_safetensors(path) as file:
-        described, names = KEY in (file.metadata() or {}), list(file.keys())
-    return not described and not any(name.startswith(("params.", "batch_stats.")) for name in names)
+        is_described, names = KEY in (file.metadata() or {}), list(file.keys())
+    return not is_described and not any(name.startswith(("params.", "batch_stats.")) for name in names)
 
 
 def places(module: Classifier, library: str) -> dict[str, Place]:
@@ -139,7 +139,7 @@ def places(module: Classifier, library: str) -> dict[str, Place]:
         raise ValueError(f"{library} has no such {type(module).__name__}{have}")
     nodes = {node.name: node for node in trace(module).nodes}
     fixed = {slot.path for slot, _ in constants(module)}
-    found: dict[str, Place] = {}
+    by_name: dict[str, Place] = {}
     for slot in itertools.chain.from_iterable(slots(module).values()):
         if slot.path in fixed:
             continue
@@ -147,10 +147,10 @@ def places(module: Classifier, library: str) -> dict[str, Place]:
         prefix, kept_as = torch_name(layer, names[library])
         place = place_of(slot, kept_as, flattened_map(nodes, slot))
         name = prefix + ("" if nodes[slot.layer].kind == "LayerScale" else ARRAYS[slot.array])
-        if name in found:
-            raise ValueError(f"{found[name].slot.layer} and {layer} are both called {name} by {library}")
-        found[name] = place
-    return found
+        if name in by_name:
+            raise ValueError(f"{by_name[name].slot.layer} and {layer} are both called {name} by {library}")
+        by_name[name] = place
+    return by_name
 
 
 def flattened_map(nodes: Mapping[str, Node], slot: Slot) -> tuple[int, int, int]:
@@ -249,19 +249,19 @@ def fit_state_dict(module: Classifier, arrays: StateDict, source: str) -> Fit:
     for name in used:
         if (before := given.setdefault(todays_name(module, name), name)) != name:
             raise WeightsMismatch(f"{source} has an array twice", [f"{before} and {name}"])
-    network, library, wanted = nearest_network(module, set(given))
+    network, library, expected = nearest_network(module, set(given))
     kept = set(slots(module) if network is module else names_with_top(module, network).values())
-    problems = [f"{name} is left over" for today, name in sorted(given.items()) if today not in wanted]
-    for name, place in wanted.items():
+    problems = [f"{name} is left over" for today, name in sorted(given.items()) if today not in expected]
+    for name, place in expected.items():
         if name not in given:
             problems.append(f"{name} {place.shape} is missing")
         elif place.slot.layer in kept and tuple(np.shape(arrays[given[name]])) != place.shape:
             problems.append(f"{given[name]} is {tuple(np.shape(arrays[given[name]]))}, {place.shape} wanted")
     if problems:
-        hint = classes_hint(module, wanted, arrays, problems)
+        hint = classes_hint(module, expected, arrays, problems)
         summary = f"{source} does not fit this {type(module).__name__}{hint}, by {library}'s names"
         raise WeightsMismatch(summary, problems)
-    return Fit(network, {name: place for name, place in wanted.items() if place.slot.layer in kept}, given)
+    return Fit(network, {name: place for name, place in expected.items() if place.slot.layer in kept}, given)
 
 
 def todays_name(module: Classifier, name: str) -> str:
@@ -271,10 +271,10 @@ def todays_name(module: Classifier, name: str) -> str:
     return name
 
 
-def classes_hint(module: Classifier, wanted: dict[str, Place], arrays: StateDict, problems: list[str]) -> str:
+def classes_hint(module: Classifier, expected: dict[str, Place], arrays: StateDict, problems: list[str]) -> str:
     """Return what would do, where all but the classifier fits."""
     *_, last = slots(module)
-    of_last = [name for name, place in wanted.items() if place.slot.layer == last and name in arrays]
+    of_last = [name for name, place in expected.items() if place.slot.layer == last and name in arrays]
     if (
         not module.include_top
         or not of_last
@@ -291,15 +291,15 @@ def nearest_network(module: Classifier, names: set[str]) -> tuple[Classifier, st
         (network, library, places in the library's state dict).
     """
     networks = [module] if module.include_top else [module, with_top(module)]
-    found = [(net, library, places(net, library)) for net in networks for library in module.torch_names()]
-    return max(found, key=lambda each: (len(each[2].keys() & names), -len(each[2].keys() - names)))
+    candidates = [(net, library, places(net, library)) for net in networks for library in module.torch_names()]
+    return max(candidates, key=lambda candidate: (len(candidate[2].keys() & names), -len(candidate[2].keys() - names)))
 
 
 def constants(module: Classifier) -> list[tuple[Slot, float | tuple[float, ...]]]:
     """Return the arrays of a network that PyTorch's libraries do not have, with their values."""
-    found = itertools.chain.from_iterable(slots(module).values())
-    named = [(slot, f"{slot.layer}/{slot.name}") for slot in found]
-    return [(slot, module.torch_constants[name]) for slot, name in named if name in module.torch_constants]
+    all_slots = itertools.chain.from_iterable(slots(module).values())
+    names = [(slot, f"{slot.layer}/{slot.name}") for slot in all_slots]
+    return [(slot, module.torch_constants[name]) for slot, name in names if name in module.torch_constants]
 
 
 def read_numbers(array: Any, name: str, source: str) -> np.ndarray:

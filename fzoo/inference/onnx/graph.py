@@ -206,14 +206,14 @@ class OnnxGraph:
             for names in (node.input, node.output):
                 names[:] = [renamed.get(name, name) for name in names]
         arrays = [numpy_helper.from_array(array, name) for name, array in self._initializers.items() if name in needed]
-        described = [
+        inputs_and_outputs = [
             [
                 helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(t.dtype), open_shape(t.shape))
                 for name, t in tensors.items()
             ]
             for tensors in (self.inputs, outputs)
         ]
-        graph = helper.make_graph(nodes, "fzoo", *described, arrays)
+        graph = helper.make_graph(nodes, "fzoo", *inputs_and_outputs, arrays)
         opset = [helper.make_operatorsetid("", OPSET)]
         return helper.make_model(
             graph, opset_imports=opset, ir_version=IR_VERSION, producer_name="fzoo", producer_version=__version__

@@ -63,8 +63,8 @@ def results(module: nn.Module, variables: Variables, images: Array, layers: Sequ
         return module.apply(variables, images)
     joined = [node.name for node in trace(module).nodes if node.kind == "Concatenate"]
     if layers:
-        found: Any = module.apply(variables, images, (*layers, *joined), method="endpoints")
-        return [found[name] for name in layers]
+        outputs: Any = module.apply(variables, images, (*layers, *joined), method="endpoints")
+        return [outputs[name] for name in layers]
     run: Any = module.apply(variables, images, taps=joined, method="run")
     return run[0]
 

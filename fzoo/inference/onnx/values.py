@@ -77,12 +77,12 @@ def divide(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, y: T
         if all(map(is_number, sides)) and size_of(sides) == y.value.item():
             return with_sides(writer, averaged(writer, source, axes), x.shape, x.sides)
     if y.value is not None and (windows := writer.origin(x, "reduce_window_sum")) is not None:
-        (source,), how = windows.taken, windows.params
+        (source,), options = windows.taken, windows.params
         ones = constant(np.ones([1, *source.shape[1:-1], 1], FLOAT)).value
-        arguments = (how[key] for key in ("window_dimensions", "window_strides", "padding"))
+        arguments = (options[key] for key in ("window_dimensions", "window_strides", "padding"))
         counts = np.asarray(jax.lax.reduce_window(ones, FLOAT.type(0), jax.lax.add, *arguments))
         if np.array_equal(np.broadcast_to(y.value, counts.shape), counts):
-            return pooled(writer, "AveragePool", source, how, avals[0], count_include_pad=0)
+            return pooled(writer, "AveragePool", source, options, avals[0], count_include_pad=0)
     return writer.elementwise("Div", avals[0], [x, y])
 
 
@@ -139,5 +139,5 @@ def argument(writer: OnnxWriter, params: Parameters, avals: Avals, x: Tensor, op
     (axis,), x = params["axes"], writer.graph.whole(x)
     shape = tuple(avals[0].shape)
     like = Tensor(shape, np.dtype(np.int64), shape, tuple(range(len(shape))))
-    found = writer.graph.tensor(operator, [writer.graph.stored(x)], like, axis=int(axis), keepdims=0)
-    return converted(writer, {}, avals, found)
+    index = writer.graph.tensor(operator, [writer.graph.stored(x)], like, axis=int(axis), keepdims=0)
+    return converted(writer, {}, avals, index)

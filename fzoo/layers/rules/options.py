@@ -49,12 +49,12 @@ class Option:
     """An option of a Keras class.
 
     Attributes:
-        read: makes a plain value of what the configuration has, `UNFIT` of what can't be honoured.
+        parse: makes a plain value of what the configuration has, `UNFIT` of what can't be honoured.
         expected: in words, for the error and for the documentation.
         default: of the class; `REQUIRED` where it has none.
     """
 
-    read: Callable[[Json], Plain]
+    parse: Callable[[Json], Plain]
     expected: str
     default: Json = REQUIRED
 
@@ -192,7 +192,7 @@ def rate() -> Option:
 
 def number_or_none() -> Option:
     """Make an option that is a number, or null."""
-    return Option(lambda value: None if value is None else number().read(value), "a number or null", None)
+    return Option(lambda value: None if value is None else number().parse(value), "a number or null", None)
 
 
 def flag(default: bool) -> Option:
@@ -203,22 +203,22 @@ def flag(default: bool) -> Option:
 def choice(*values: str, default: Json = REQUIRED) -> Option:
     """Make an option that is one of some words, however they are capitalised."""
 
-    def read(value: Json) -> Plain:
+    def parse(value: Json) -> Plain:
         return value.lower() if isinstance(value, str) and value.lower() in values else UNFIT
 
-    return Option(read, " or ".join(map(repr, values)), default)
+    return Option(parse, " or ".join(map(repr, values)), default)
 
 
 def sizes(default: Json = REQUIRED, axes: int = 2, least: int = 1) -> Option:
     """Make an option that is an integer for each of the axes of an image, or one for all; `least` or more."""
 
-    def read(value: Json) -> Plain:
+    def parse(value: Json) -> Plain:
         values = [value] * axes if type(value) is int else list(value) if isinstance(value, (list, tuple)) else []
         fits = len(values) == axes and all(type(n) is int and least <= n <= MAX_SIZE for n in values)
         return tuple(values) if fits else UNFIT
 
     numbers, kind = {1: "one", 2: "two"}[axes], "a positive integer" if least else "an integer"
-    return Option(read, f"{kind} or {numbers} in a list", default)
+    return Option(parse, f"{kind} or {numbers} in a list", default)
 
 
 def integers_read(value: Json, least: int = -8, most: int = MAX_COUNT) -> Plain:
@@ -236,16 +236,16 @@ def integers(default: Json = REQUIRED, least: int = -8) -> Option:
 def integer(default: Json = REQUIRED) -> Option:
     """Make an option that is an integer, which may be negative; also alone in a list."""
 
-    def read(value: Json) -> Plain:
+    def parse(value: Json) -> Plain:
         values = integers_read(value)
         return values[0] if values is not UNFIT and len(values) == 1 else UNFIT
 
-    return Option(read, "an integer", default)
+    return Option(parse, "an integer", default)
 
 
 def or_none(option: Option) -> Option:
     """Make of an option one that may be null, too, which is its default."""
-    return Option(lambda value: None if value is None else option.read(value), f"{option.expected}, or null", None)
+    return Option(lambda value: None if value is None else option.parse(value), f"{option.expected}, or null", None)
 
 
 def margins(axes: int = 2, default: Json = 1) -> Option:
@@ -254,7 +254,7 @@ def margins(axes: int = 2, default: Json = 1) -> Option:
     def both(value: Json) -> list[Json]:
         return [value, value] if type(value) is int else list(value) if isinstance(value, (list, tuple)) else []
 
-    def read(value: Json) -> Plain:
+    def parse(value: Json) -> Plain:
         sides = [value] if axes == 1 else both(value)
         pairs = [both(side) for side in sides]
         numbers = [number for pair in pairs for number in pair]
@@ -262,25 +262,25 @@ def margins(axes: int = 2, default: Json = 1) -> Option:
         fits = fits and all(type(n) is int and 0 <= n <= MAX_COUNT for n in numbers)
         return tuple(map(tuple, pairs)) if fits else UNFIT
 
-    return Option(read, "margins that are not negative", default)
+    return Option(parse, "margins that are not negative", default)
 
 
 def constants(default: Json = REQUIRED) -> Option:
     """Make an option that is a number or a list of numbers, in lists of equal lengths to any depth up to 4."""
 
-    def read(value: Json, depth: int = 4) -> Plain:
+    def parse(value: Json, depth: int = 4) -> Plain:
         if is_finite(value):
             return float(value)
         if not isinstance(value, (list, tuple)) or not depth or not 0 < len(value) <= MAX_CONSTANTS:
             return UNFIT
-        items = [read(item, depth - 1) for item in value]
+        items = [parse(item, depth - 1) for item in value]
         shapes = {shape_of(item) for item in items if item is not UNFIT}
         fits = (
             UNFIT not in items and len(shapes) == 1 and math.prod((len(items), *shapes.copy().pop())) <= MAX_CONSTANTS
         )
         return tuple(items) if fits else UNFIT
 
-    return Option(read, "a number or a list of numbers", default)
+    return Option(parse, "a number or a list of numbers", default)
 
 
 def shape_of(value: Constant) -> tuple[int, ...]:
@@ -291,7 +291,7 @@ def shape_of(value: Constant) -> tuple[int, ...]:
 def activation(default: str = "linear") -> Option:
     """Make an option that is the name of one of Keras's activations, or a layer that works on each value alone."""
 
-    def read(value: Json) -> Plain:
+    def parse(value: Json) -> Plain:
         value = "linear" if value is None else value
         if isinstance(value, str):
             return value if value in ACTIVATIONS else UNFIT
@@ -307,7 +307,7 @@ def activation(default: str = "linear") -> Option:
         except ValueError:
             return UNFIT
 
-    return Option(read, "an activation of Keras's", default)
+    return Option(parse, "an activation of Keras's", default)
 
 
 def ignored(reason: str) -> Option:
@@ -359,17 +359,17 @@ def read_options(kind: str, config: Mapping[str, Json]) -> StepOptions:
         inert = key in INERT or key.endswith(INERT_ENDINGS)
         if key not in options and not inert and value not in NOTHING:
             raise ValueError(f"{key}={value!r:.80}, which is not known of {kind}")
-    read = []
+    pairs = []
     for key, option in options.items():
         value = config.get(key, option.default)
         if value is REQUIRED:
             raise ValueError(f"{key} is missing")
-        value = option.read(value)
+        value = option.parse(value)
         if value is UNFIT:
             raise ValueError(f"{key}={config.get(key)!r:.80} given, {option.expected} expected")
         if value is not SILENT:
-            read.append((key, value))
-    return tuple(read)
+            pairs.append((key, value))
+    return tuple(pairs)
 
 
 def public_kinds() -> list[str]:

@@ -204,7 +204,7 @@ def _prelu(k: Layers, x: Array, *, name: str, shared_axes: tuple[int, ...] | Non
 
 @rule(
     "Normalization",
-    axis=Option(lambda value: None if value in (None, []) else integer().read(value), "the last axis, or null", -1),
+    axis=Option(lambda value: None if value in (None, []) else integer().parse(value), "the last axis, or null", -1),
     mean=or_none(constants()),
     variance=or_none(constants()),
     invert=exactly(False, "false"),

@@ -286,18 +286,18 @@ def _reshape(k: Layers, x: Array, *, name: str, target_shape: tuple[int, ...]) -
     return k.reshape(x, whole_shape(x.shape[1:], target_shape), name=name)
 
 
-def whole_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+def whole_shape(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...]:
     """Fill in the -1 of a shape.
 
     Raises:
         ValueError: the shape is of another number of values.
     """
-    known = math.prod(n for n in wanted if n != -1)
-    if wanted.count(-1) == 1 and known > 0:
-        wanted = tuple(math.prod(shape) // known if n == -1 else n for n in wanted)
-    if min(wanted, default=1) < 1 or math.prod(wanted) != math.prod(shape):
-        raise ValueError(f"a shape of {wanted} given, of {shape} there are {math.prod(shape)} values")
-    return wanted
+    known = math.prod(n for n in target if n != -1)
+    if target.count(-1) == 1 and known > 0:
+        target = tuple(math.prod(shape) // known if n == -1 else n for n in target)
+    if min(target, default=1) < 1 or math.prod(target) != math.prod(shape):
+        raise ValueError(f"a shape of {target} given, of {shape} there are {math.prod(shape)} values")
+    return target
 
 
 @rule("Permute", dims=integers(least=1))
