@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -421,3 +422,38 @@ def test_engines_that_read_onnx(engine, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     (found,) = runner.bench(["MobileNet"], engines=[engine], batches=[2], size=32, seconds=0.1, task="features")
     assert found["status"] == "ok", found["reason"]
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    """`benchmarks/zoo.py`'s names."""
+    return runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "zoo.py"))
+
+
+def test_what_has_a_speed_of_its_own(zoo):
+    """Options of the graph, and the size; other weights have the graph's."""
+    names = ("ConvNeXtTiny", "ConvNeXtTiny.tv_in1k", "ConvNeXtTiny.fb_in22k_ft_in1k_384")
+    plain, same, larger = map(zoo["graph_of"], names)
+    assert plain == same != larger
+    plain, other, same = map(zoo["graph_of"], ("ResNet50", "ResNet50.tv2_in1k", "ResNet50.a1_in1k"))
+    assert other == same != plain  # a stride elsewhere, and no biases
+
+
+def test_rates_go_by_the_graph(zoo, tmp_path):
+    assert zoo["read_rates"](tmp_path) == {}
+    rows = [{"model": "ConvNeXtTiny.fb_in1k", "images_per_s": 12.5, "status": "ok"}]
+    rows.append({"model": "VGG16", "images_per_s": None, "status": "error"})
+    defaults = dict.fromkeys(report.KEY, "") | {"size": 224, "devices": 1, "batch": 4, "engine": "fzoo"}
+    (tmp_path / "results.json").write_text(json.dumps({"machine": {}, "rows": [defaults | row for row in rows]}))
+    rates = zoo["read_rates"](tmp_path)
+    assert rates["ConvNeXtTiny.tv_in1k"] == rates["ConvNeXtTiny"] == 12.5
+    assert not {"VGG16", "ConvNeXtSmall", "ConvNeXtTiny.fb_in22k_ft_in1k_384"} & rates.keys()
+
+
+def test_the_best_are_beaten_by_none(zoo, tmp_path):
+    rates = {"VGG16": 10.0, "ResNet50": 5.0, "MobileNet": 10.0, "VGG19": 4.0}
+    top1 = {"VGG16": 71.3, "ResNet50": 74.9, "MobileNet": 70.4, "VGG19": 71.3}
+    assert zoo["frontier"](rates, top1) == ["VGG16", "ResNet50"]
+    figure = zoo["draw"](rates)
+    figure.savefig(tmp_path / "zoo.png")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["VGG16", "ResNet50"]

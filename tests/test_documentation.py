@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -43,28 +44,38 @@ def blocks(language: str, page: Path = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+@functools.cache
+def measured() -> dict[str, str]:
+    """Images a second of each name, as measured by `benchmarks/zoo.py`."""
+    script = ROOT / "benchmarks" / "zoo.py"
+    rates = runpy.run_path(str(script))["read_rates"](script.parent / "results" / "zoo")
+    return {name: f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}" for name, rate in rates.items()}
+
+
 def model_table() -> str:
-    rows = ["| model | input | parameters | depth | weights | top-1 | top-5 | preprocessing |", "|-|-|-|-|-|-|-|-|"]
+    columns = "model", "input", "parameters", "depth", "weights", "top-1", "top-5", "images/s", "preprocessing"
+    rows = [f"| {' | '.join(columns)} |", "|-|-|-|-|-|-|-|-|-|"]
     for name in fzoo.list_models(tagged=False):
         s = fzoo.spec(name)
         top1, top5 = ("-" if accuracy is None else f"{accuracy:.1%}" for accuracy in (s.top1, s.top5))
         rows.append(
             f"| [{name}]({s.paper}) | {s.input_size} (at least {s.min_size}) | {s.parameters:,} | {s.depth} | "
-            f"{s.size_mb} MB | {top1} | {top5} | {s.preprocessing} |"
+            f"{s.size_mb} MB | {top1} | {top5} | {measured()[name]} | {s.preprocessing} |"
         )
     return "\n".join(rows)
 
 
 def tag_table() -> str:
     """The weights that have tags, those of each model together, beside Keras's own of the model."""
-    rows = ["| weights | top-1 | top-5 | Keras's top-1 | input | crop | preprocessing | licence |", "|-|-|-|-|-|-|-|-|"]
+    columns = "weights", "top-1", "top-5", "Keras's top-1", "images/s", "input", "crop", "preprocessing", "licence"
+    rows = [f"| {' | '.join(columns)} |", "|-|-|-|-|-|-|-|-|-|"]
     for name in fzoo.list_models(tagged=True):
         s = fzoo.spec(name)
         keras = fzoo.spec(name.partition(".")[0]).top1
         crop = "none" if s.crop is None else f"{s.crop:g}"
         rows.append(
-            f"| `{name}` | {s.top1:.1%} | {s.top5:.1%} | {'-' if keras is None else f'{keras:.1%}'} | {s.input_size} | "
-            f"{crop}, {s.interpolation} | {s.preprocessing} | {s.licence} |"
+            f"| `{name}` | {s.top1:.1%} | {s.top5:.1%} | {'-' if keras is None else f'{keras:.1%}'} | "
+            f"{measured()[name]} | {s.input_size} | {crop}, {s.interpolation} | {s.preprocessing} | {s.licence} |"
         )
     return "\n".join(rows)
 
