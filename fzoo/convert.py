@@ -23,7 +23,7 @@ from fzoo.pretrained.options import described_network, shown_options, variants
 from fzoo.pretrained.whole import WholeFile, make_network
 from fzoo.recognition import recognize_backbone
 from fzoo.types import Options
-from fzoo.weights import Layout, kind, read_description, save_variables, weights_file
+from fzoo.weights import Layout, check_destination, kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
 from fzoo.weights.ending import ending_options
@@ -319,6 +319,7 @@ def convert(
         ValueError: the file does not fit the model, or, without one, fits none or several.
         OSError: a file can't be read or written.
     """
+    check_destination(destination, layout)
     if model is None and of_a_family(read_description(source)) is None:
         if create_options:
             raise ValueError(f"options without a model given: {', '.join(create_options)}")

@@ -192,8 +192,8 @@ def test_convert(folder, tmp_path, command_line):
     ("arguments", "message"),
     [
         (["convert", "weights.h5"], "the name of a file to write expected"),
-        (["convert", "weights.h5", "x.npz"], "x.npz: a name that ends in"),
-        (["convert", "weights.h5", "no/x.npz.h5"], "no such directory"),
+        (["convert", "missing.h5", "x.npz"], "x.npz: a name that ends in"),  # before anything is read
+        (["convert", "missing.h5", "no/x.npz.h5"], "no such directory"),
         (["convert", "missing.h5", "x.npz.h5"], "no such weights file: missing.h5"),
         (["convert", "text.h5", "--dry-run"], "neither an HDF5 file"),
         (["convert", ".", "--dry-run"], "is a directory"),

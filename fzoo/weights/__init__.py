@@ -64,7 +64,7 @@ from fzoo.weights.state_dict import (
     variables_of_state_dict,
 )
 from fzoo.weights.whole import match_plan
-from fzoo.weights.writers import WRITERS, SavedLayer
+from fzoo.weights.writers import WRITERS, SavedLayer, Writer
 
 __all__ = [
     "Unmatched",
@@ -191,10 +191,9 @@ def save_variables(
             that does not have this network.
         OSError: the file can't be written.
     """
+    check_destination(path, layout)
     suffix = Path(path).suffix
     if layout != "keras":
-        if suffix != ".safetensors":
-            raise ValueError(f"{path}: a name that ends in .safetensors expected for layout={layout!r}")
         write_safetensors(state_dict(module, variables, layout), path, {"format": "pt"})
         return
     if suffix not in ("", ".orbax", ".safetensors"):
@@ -206,6 +205,32 @@ def save_variables(
         save_safetensors(variables, path, description)
     else:
         save_orbax(variables, path, description)
+
+
+def check_destination(path: str | os.PathLike, layout: Layout = "keras") -> None:
+    """Look at the name that `save_variables` is given, before what goes there is read or computed.
+
+    Raises:
+        ValueError: no file of this layout ends so.
+        FileNotFoundError: there is no such directory.
+    """
+    suffix = Path(path).suffix
+    if layout != "keras" and suffix != ".safetensors":
+        raise ValueError(f"{path}: a name that ends in .safetensors expected for layout={layout!r}")
+    if suffix not in ("", ".orbax", ".safetensors"):
+        keras_writer(path)
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {Path(path).parent}")
+
+
+def keras_writer(path: str | os.PathLike) -> Writer:
+    """Return what writes the layout of Keras's that a file's name ends in; ValueError where it is none."""
+    for ending, writer in WRITERS.items():
+        if Path(path).name.endswith(ending):
+            return writer
+    raise ValueError(
+        f"{path}: a name that ends in {', '.join(WRITERS)} expected (save_variables: .safetensors, .orbax)"
+    )
 
 
 def dtype_of_params(module: Classifier, variables: Variables) -> DTypeLike:
@@ -450,12 +475,7 @@ def save_keras_weights(module: Classifier, variables: Variables, path: str | os.
         ValueError: another ending, variables that are not this network's, or a layer that Keras 3 does not have.
         OSError: the file can't be written.
     """
-    name = Path(path).name
-    write = next((writer for ending, writer in WRITERS.items() if name.endswith(ending)), None)
-    if write is None:
-        raise ValueError(
-            f"{path}: a name that ends in {', '.join(WRITERS)} expected (save_variables: .safetensors, .orbax)"
-        )
+    write = keras_writer(path)
     if isinstance(module, Classifier) and module.prepared:
         raise ValueError(f"{path}: an optimized network goes into .safetensors or .orbax; {PLAIN}")
     arrays: dict[str, dict[Slot, np.ndarray]] = {}

@@ -113,8 +113,11 @@ def write_archive(path: Path, layers: Sequence[SavedLayer], description: str, co
             archive.write(weights, "model.weights.h5")
 
 
+#: (path, layers, description, configuration of the model).
+Writer = Callable[[Path, Sequence[SavedLayer], str, str], None]
+
 #: How a file is written, by the end of its name; the first that fits.
-WRITERS: dict[str, Callable[[Path, Sequence[SavedLayer], str, str], None]] = {
+WRITERS: dict[str, Writer] = {
     ".weights.h5": write_keras3,
     ".h5": write_legacy,
     ".hdf5": write_legacy,
