@@ -27,7 +27,7 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what runs in its background ignore it
     if not hasattr(config, "workerinput"):
         config.scratch = tempfile.mkdtemp(prefix="fzoo-tests-")
-        os.environ["XDG_CACHE_HOME"] = config.scratch
+        os.environ["XDG_CACHE_HOME"] = os.environ["FZOO_TEST_SCRATCH"] = config.scratch
         os.environ["KERAS_HOME"] = f"{config.scratch}/keras"  # no test reads or fills the user's
         index = Path(os.environ.get("FZOO_TEST_WEIGHTS", "")) / "imagenet_class_index.json"
         if index.is_file():

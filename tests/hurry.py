@@ -5,11 +5,13 @@ Run as a program, it prints the flags for XLA_FLAGS: a jaxlib aborts a process t
 
 from fzoo.inference.compiler import YNN_FUSIONS, known_options
 
-#: Quick to compile, and without the fusions that sum wrongly in jaxlib 0.10.2, in Keras as well (jax issue 39103).
+#: Quick to compile, in one piece for each program, and without the fusions that sum wrongly in jaxlib 0.10.2, in Keras
+#: as well (jax issue 39103).
 COMPILER_OPTIONS = known_options(
     {
         YNN_FUSIONS: "",
         "xla_backend_optimization_level": 0,
+        "xla_cpu_parallel_codegen_split_count": 1,
         "xla_cpu_use_fusion_emitters": False,
         "xla_llvm_disable_expensive_passes": True,
     }

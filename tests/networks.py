@@ -6,7 +6,10 @@ Keras's initial weights give a small network's every image the same output, on w
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 import zlib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ import numpy as np
 from hurry import COMPILER_OPTIONS
 
 import fzoo
+from fzoo.files import replacing
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 
@@ -42,6 +46,9 @@ SMALL: dict[str, tuple[int, dict[str, Any]]] = {
     "VGG16": (32, {}),
     "Xception": (71, {}),
 }
+
+#: Families whose activations depend on the images' size.
+BY_SIZE = ("NASNetMobile",)
 
 
 def small_options(name: str) -> dict[str, Any]:
@@ -73,8 +80,11 @@ def random_variables(
 ) -> dict[str, Any]:
     """Every array random, each by its own name, and BNs centred on what comes in, so that activations stay alive.
 
-    `statistics` are what `measured_statistics` gives; they are measured where they are left out.
+    `statistics` are what `measured_statistics` gives; where they are left out, those that are stored for the same
+    arrays, or they are measured.
     """
+    if statistics is None and seed == 0:
+        statistics = known_statistics(module)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         keys = [step.key for step in path]
@@ -87,6 +97,28 @@ def random_variables(
             variables["params"][layer]["bias"] += ABOVE_ZERO
     set_statistics(variables, measured_statistics(module, variables) if statistics is None else statistics)
     return variables
+
+
+def known_statistics(module: Classifier) -> dict[str, np.ndarray] | None:
+    """What is stored for the family's small version, where this network has its arrays; the classes may be others."""
+    from stored import small_statistics
+
+    ours = shapes_of(module)
+    for name in SMALL:
+        small = fzoo.create(name, **small_options(name))
+        if type(small) is not type(module) or (name in BY_SIZE and small.example_shape != module.example_shape):
+            continue
+        statistics, theirs, layers = small_statistics(name), shapes_of(small), {path[1] for path in ours}
+        heads = [layer for layer, numbers in statistics.items() if not numbers.shape]
+        if all(theirs.get(path) == shape or path[1] in heads for path, shape in ours.items()):
+            return {layer: numbers for layer, numbers in statistics.items() if layer in layers}
+    return None
+
+
+def shapes_of(module: Classifier) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape of each array, by the keys of its variable."""
+    leaves = jax.tree_util.tree_leaves_with_path(trace(module).variables)
+    return {tuple(step.key for step in path): leaf.shape for path, leaf in leaves}
 
 
 def set_statistics(variables: dict[str, Any], statistics: dict[str, np.ndarray]) -> None:
@@ -150,11 +182,30 @@ def measured_statistics(module: Classifier, variables: dict[str, Any]) -> dict[s
 
 @functools.lru_cache(maxsize=8)
 def network(name: str, seed: int = 0, **options: Any) -> tuple[Classifier, dict[str, Any]]:
-    """A model of the zoo with random variables, shown to be alive."""
+    """A model of the zoo with random variables, shown to be alive, once in a session of tests."""
     module = fzoo.create(name, **options)
-    variables = random_variables(module, seed)
+    shown = shown_alive(module, seed)
+    if shown is not None and shown.exists():
+        with np.load(shown) as statistics:
+            return module, random_variables(module, seed, dict(statistics))
+    statistics = known_statistics(module) if seed == 0 else None
+    if statistics is None:
+        statistics = measured_statistics(module, random_variables(module, seed, {}))
+    variables = random_variables(module, seed, statistics)
     assert_alive(jax.jit(module.apply, compiler_options=COMPILER_OPTIONS)(variables, images_for(module)))
+    if shown is not None:
+        with replacing(shown) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **statistics)
     return module, variables
+
+
+def shown_alive(module: Classifier, seed: int) -> Path | None:
+    """Where a session of tests keeps what it measured of a network that is alive, for its other processes and files."""
+    if "FZOO_TEST_SCRATCH" not in os.environ:
+        return None
+    folder = Path(os.environ["FZOO_TEST_SCRATCH"], "networks")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{hashlib.sha256(f'{module!r} {seed}'.encode()).hexdigest()}.npz"
 
 
 def differences(outputs: Any) -> tuple[float, float]:

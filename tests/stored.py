@@ -35,10 +35,16 @@ def stored_layers() -> dict[str, list[list[Any]]]:
 
 
 @functools.cache
+def small_statistics(name: str) -> dict[str, np.ndarray]:
+    """What `measured_statistics` gave for a family's small version."""
+    return unpack_statistics(fzoo.create(name, **small_options(name)), stored_values()[f"{name} statistics"])
+
+
+@functools.cache
 def small_network(name: str) -> tuple[Classifier, dict[str, Any]]:
     """A family's small version, with the variables that the stored values are of."""
     module = fzoo.create(name, **small_options(name))
-    return module, random_variables(module, statistics=unpack_statistics(module, stored_values()[f"{name} statistics"]))
+    return module, random_variables(module, statistics=small_statistics(name))
 
 
 @functools.cache

@@ -18,14 +18,14 @@ from fzoo.cli.options import parse_phase
 from fzoo.inference.compiler import BARRIERS, compiler_options, known_options
 from fzoo.layers.remat import kept_nodes
 
-TINY = {"alpha": 0.35, "input_shape": (32, 32, 3), "classes": 5}
+TINY = {"alpha": 0.25, "input_shape": (32, 32, 3), "classes": 5}
 
-FAMILIES = ["MobileNetV2", "ConvNeXtTiny", "DenseNet121", "ResNet50"]
+FAMILIES = ["MobileNet", "MobileNetV2", "ConvNeXtTiny", "DenseNet121", "ResNet50"]
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    module = fzoo.create("MobileNetV2", **TINY)
+    module = fzoo.create("MobileNet", **TINY)
     return module, random_variables(module)
 
 
@@ -68,7 +68,7 @@ def test_bfloat16_parameters_come_back(ending, tiny, tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(below["params"])} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("name", slow_but(FAMILIES, "MobileNetV2", "ResNet50"))
+@pytest.mark.parametrize("name", slow_but(FAMILIES, "MobileNet", "ResNet50"))
 def test_parameters_are_made_so(name):
     """By Flax's init and by `load`, BN's statistics being float32 as Flax's are; and the network computes with them."""
     module, variables = fzoo.load(name, weights=None, param_dtype=jnp.bfloat16, **small_options(name))
@@ -111,7 +111,7 @@ def gradient(module, variables, images):
     return step, (variables["params"], variables.get("batch_stats", {}), images)
 
 
-@pytest.mark.parametrize(("name", "share"), [("MobileNetV2", 0.7), slow("ResNet50", 1)])
+@pytest.mark.parametrize(("name", "share"), [("MobileNet", 0.7), slow("MobileNetV2", 0.7), slow("ResNet50", 1)])
 def test_remat(name, share):
     """The same loss, gradients, statistics and dropout from less memory; a small ResNet's is mostly its gradients'."""
     options = {**small_options(name), "input_shape": (64, 64, 3), "plain_convolutions": True}
@@ -136,7 +136,7 @@ def test_remat_inside_of_a_module_and_of_transformations(tiny):
     """As a submodule, with taps, under vmap and without a gradient."""
     module, variables = tiny[0].clone(plain_convolutions=True), tiny[1]
     again, images = module.clone(remat=True), jnp.asarray(images_for(module, 2))
-    layers = ("block_2_add",)
+    layers = ("conv_pw_3_relu",)
 
     def total(variables, network):
         return sum(y.sum() for y in network.apply(variables, images, layers, method="endpoints").values())
@@ -269,7 +269,7 @@ def test_an_optimized_network_is_no_plain_one(tiny, tmp_path):
 def test_a_damaged_description_of_an_optimized_network(tiny):
     module, variables = tiny
     text = fzoo.weights.description.describe(fzoo.optimize_for_inference(module, variables)[0])
-    for change in ({"tiles": [["Conv1", 3]]}, {"gone": [["x"]]}, {"biased": [1]}, {"folded": 5}):
+    for change in ({"tiles": [["conv1", 3]]}, {"gone": [["x"]]}, {"biased": [1]}, {"folded": 5}):
         told = json.loads(text)
         told["prepared"] |= change
         with pytest.raises(ValueError, match="x: what it says of its network is damaged: prepared"):
@@ -287,7 +287,7 @@ def test_pixels_that_nothing_preprocessed(dtype, tiny):
     for call in (
         module.apply,
         jax.jit(module.apply),
-        functools.partial(module.apply, layers=("Conv1",), method="endpoints"),
+        functools.partial(module.apply, layers=("conv1",), method="endpoints"),
     ):
         with pytest.raises(
             ValueError, match=r"images of (u?int\d+|bool) given, floats expected: fzoo\.preprocess_input"
@@ -304,7 +304,7 @@ def test_random_variables_of_traced_keys():
     options = {**TINY, "weights": None}
 
     def variables(key):
-        return fzoo.load("MobileNetV2", rng=key, **options)[1]
+        return fzoo.load("MobileNet", rng=key, **options)[1]
 
     keys = jax.random.split(jax.random.key(3), 2)
     with jax.checking_leaks():
@@ -330,11 +330,11 @@ def test_adapted_channels(way, channels, tiny, tmp_path):
     grey = images_for(module, 2)[..., :1]
     ours = fzoo.predict(adapted, there, np.repeat(grey, channels, -1))
     close_to(ours, fzoo.predict(module, variables, np.repeat(grey, 3, -1)))
-    assert adapted.image_shape == shape and there["params"]["Conv1"]["kernel"].shape[2] == channels
+    assert adapted.image_shape == shape and there["params"]["conv1"]["kernel"].shape[2] == channels
     fzoo.save_variables(adapted, there, tmp_path / "y.h5")
     assert fzoo.load(weights=tmp_path / "y.h5")[0] == adapted
     whole, _ = fzoo.transfer(
-        "MobileNetV2", weights=tmp_path / "x.h5", classes=2, input_shape=shape, adapt_channels=way, alpha=0.35
+        "MobileNet", weights=tmp_path / "x.h5", classes=2, input_shape=shape, adapt_channels=way, alpha=0.25
     )
     assert whole.image_shape == shape and whole.classes == 2
 
@@ -343,8 +343,8 @@ def test_channels_in_turn(tiny, tmp_path):
     module, variables = tiny
     fzoo.save_variables(module, variables, tmp_path / "x.h5")
     _, there = fzoo.load(weights=tmp_path / "x.h5", input_shape=(32, 32, 4), adapt_channels="repeat")
-    kernel = np.asarray(variables["params"]["Conv1"]["kernel"])
-    close_to(there["params"]["Conv1"]["kernel"], kernel[:, :, [0, 1, 2, 0]] * 0.75)
+    kernel = np.asarray(variables["params"]["conv1"]["kernel"])
+    close_to(there["params"]["conv1"]["kernel"], kernel[:, :, [0, 1, 2, 0]] * 0.75)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_channels_in_turn(tiny, tmp_path):
 def test_channels_that_cannot_be_adapted(options, said, tiny, tmp_path):
     fzoo.save_variables(*tiny, tmp_path / "x.h5")
     with pytest.raises(ValueError, match=said):
-        fzoo.load("MobileNetV2", **{"weights": tmp_path / "x.h5", **options})
+        fzoo.load("MobileNet", **{"weights": tmp_path / "x.h5", **options})
 
 
 @pytest.mark.parametrize("name", ["ConvNeXtTiny", "EfficientNetB0", "EfficientNetV2B0"])
@@ -378,7 +378,7 @@ def test_nothing_leaks(tiny):
     module, variables = tiny
     images = images_for(module, 2)
     with jax.checking_leaks():
-        made, fresh = fzoo.load("MobileNetV2", weights=None, **{**TINY, "classes": 6})
+        made, fresh = fzoo.load("MobileNet", weights=None, **{**TINY, "classes": 6})
         jax.eval_shape(functools.partial(fzoo.predict, made), fresh, images)
         step, arguments = gradient(module, variables, jnp.asarray(images))
         jax.eval_shape(step, *arguments)
@@ -398,12 +398,12 @@ def test_options_of_a_run_in_a_fine_tuning():
 def test_several_patterns(tiny):
     """The layers of each; one that matches none is named."""
     _, variables = tiny
-    mask = fzoo.trainable_mask(variables["params"], pattern=["block_15_*", "Conv_1*"])
+    mask = fzoo.trainable_mask(variables["params"], pattern=["conv_pw_13*", "conv_preds*"])
     trained = {layer for layer, marks in mask.items() if any(jax.tree.leaves(marks))}
-    assert trained == {name for name in variables["params"] if name.startswith(("block_15_", "Conv_1"))} and trained
+    assert trained == {"conv_pw_13", "conv_pw_13_bn", "conv_preds"}
     assert fzoo.Phase(pattern=["a*", "b*"]) == fzoo.Phase(pattern=("a*", "b*"))
     with pytest.raises(ValueError, match=r"unknown layer pattern 'zzz\*'"):
-        fzoo.trainable_mask(variables, pattern=["Conv_1*", "zzz*"])
+        fzoo.trainable_mask(variables, pattern=["conv_pw_13*", "zzz*"])
     with pytest.raises(ValueError, match=r"pattern=\(\) given, a pattern of layers' names or several expected"):
         fzoo.Phase(pattern=())
 
