@@ -100,7 +100,7 @@ def draw(rates: Mapping[str, float]) -> Figure:
 
 def main() -> None:
     """Measure what is left to measure, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure every model and every tag.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     out = parser.parse_args().out
     measure(out)

@@ -23,7 +23,7 @@ from fzoo.pretrained.options import described_network, shown_options, variants
 from fzoo.pretrained.whole import WholeFile, make_network
 from fzoo.recognition import recognize_backbone
 from fzoo.types import Options
-from fzoo.weights import Layout, check_destination, kind, read_description, save_variables, weights_file
+from fzoo.weights import kind, read_description, save_variables, weights_file
 from fzoo.weights.config import read_configuration
 from fzoo.weights.description import Description, parse
 from fzoo.weights.ending import ending_options
@@ -32,6 +32,7 @@ from fzoo.weights.mapping import Match, match, pair_up, regrouped, slots
 from fzoo.weights.names import open_named_layers
 from fzoo.weights.state_dict import StateDict, fit_state_dict, is_state_dict, nearest_network, open_torch_arrays
 from fzoo.weights.whole import match_plan
+from fzoo.weights.writers import Layout, check_destination
 from fzoo.zoo import create, list_models, spec
 
 

@@ -64,7 +64,7 @@ from fzoo.weights.state_dict import (
     variables_of_state_dict,
 )
 from fzoo.weights.whole import match_plan
-from fzoo.weights.writers import WRITERS, SavedLayer, Writer
+from fzoo.weights.writers import Layout, SavedLayer, check_destination, keras_writer
 
 __all__ = [
     "Unmatched",
@@ -77,10 +77,6 @@ __all__ = [
     "save_keras_weights",
     "save_variables",
 ]
-
-
-#: Whose names and layout a file of safetensors has; "torch" is timm's, or torchvision's where timm has no such network.
-Layout = Literal["keras", "torch", "timm", "torchvision"]
 
 
 def load_variables(module: Classifier, path: str | os.PathLike) -> MutableVariables:
@@ -205,32 +201,6 @@ def save_variables(
         save_safetensors(variables, path, description)
     else:
         save_orbax(variables, path, description)
-
-
-def check_destination(path: str | os.PathLike, layout: Layout = "keras") -> None:
-    """Look at the name that `save_variables` is given, before what goes there is read or computed.
-
-    Raises:
-        ValueError: no file of this layout ends so.
-        FileNotFoundError: there is no such directory.
-    """
-    suffix = Path(path).suffix
-    if layout != "keras" and suffix != ".safetensors":
-        raise ValueError(f"{path}: a name that ends in .safetensors expected for layout={layout!r}")
-    if suffix not in ("", ".orbax", ".safetensors"):
-        keras_writer(path)
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {Path(path).parent}")
-
-
-def keras_writer(path: str | os.PathLike) -> Writer:
-    """Return what writes the layout of Keras's that a file's name ends in; ValueError where it is none."""
-    for ending, writer in WRITERS.items():
-        if Path(path).name.endswith(ending):
-            return writer
-    raise ValueError(
-        f"{path}: a name that ends in {', '.join(WRITERS)} expected (save_variables: .safetensors, .orbax)"
-    )
 
 
 def dtype_of_params(module: Classifier, variables: Variables) -> DTypeLike:

@@ -1,19 +1,24 @@
-"""Keras's layouts of files, written: the three that `files.py` reads."""
+"""Keras's layouts of files, written: the three that `files.py` reads; which names they go by."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
 
 from fzoo.weights.files import HEADER_LIMIT, KEY
+
+#: Whose names and layout a file of safetensors has; "torch" is timm's, or torchvision's where timm has no such network.
+Layout = Literal["keras", "torch", "timm", "torchvision"]
 
 #: Whose layouts are written.
 KERAS_VERSION = "3.15.0"
@@ -123,3 +128,29 @@ WRITERS: dict[str, Writer] = {
     ".hdf5": write_legacy,
     ".keras": write_archive,
 }
+
+
+def check_destination(path: str | os.PathLike, layout: Layout = "keras") -> None:
+    """Look at the name that `save_variables` is given, before what goes there is read or computed.
+
+    Raises:
+        ValueError: no file of this layout ends so.
+        FileNotFoundError: there is no such directory.
+    """
+    suffix = Path(path).suffix
+    if layout != "keras" and suffix != ".safetensors":
+        raise ValueError(f"{path}: a name that ends in .safetensors expected for layout={layout!r}")
+    if suffix not in ("", ".orbax", ".safetensors"):
+        keras_writer(path)
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {Path(path).parent}")
+
+
+def keras_writer(path: str | os.PathLike) -> Writer:
+    """Return what writes the layout of Keras's that a file's name ends in; ValueError where it is none."""
+    for ending, writer in WRITERS.items():
+        if Path(path).name.endswith(ending):
+            return writer
+    raise ValueError(
+        f"{path}: a name that ends in {', '.join(WRITERS)} expected (save_variables: .safetensors, .orbax)"
+    )
