@@ -48,7 +48,7 @@ SMALL: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 #: Families whose activations depend on the images' size.
-BY_SIZE = ("NASNetMobile",)
+BY_SIZE = ("EfficientNetB0", "NASNetMobile")
 
 
 def small_options(name: str) -> dict[str, Any]:
