@@ -359,8 +359,8 @@ def test_the_table():
     "models",
     [
         ("MobileNet", "ResNet50", "VGG16"),
-        slow(tuple(fzoo.list_models(tagged=False)[::2])),
-    ],  # more than fit beside a plot of the usual height
+        slow(tuple(fzoo.list_models(tagged=False)[::2])),  # more than fit beside a plot of the usual height
+    ],
 )
 def test_plots_of_every_kind(tmp_path, models):
     rows = [
