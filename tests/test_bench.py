@@ -460,3 +460,10 @@ def test_the_best_are_beaten_by_none(zoo, tmp_path):
     figure = zoo["draw"](rates)
     figure.savefig(tmp_path / "zoo.png")
     assert [text.get_text() for text in figure.axes[0].texts] == ["VGG16", "ResNet50"]
+
+
+def test_what_is_far_below_its_family_is_suspected(zoo):
+    names = ("EfficientNetB0", "EfficientNetB1", "EfficientNetB2", "VGG16", "VGG19")
+    rates = (44.0, 96.0, 93.0, 200.0, None)
+    rows = [{"model": n, "gflop_s": r, "status": "ok" if r else "error"} for n, r in zip(names, rates, strict=True)]
+    assert zoo["suspects"](rows) == ["EfficientNetB0"]
