@@ -87,10 +87,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     try:
         # Not by tempfile, whose 0600 is for secrets: of these permissions the system takes the process's umask.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        permissions = temporary.stat().st_mode
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from e  # not the temporary's name
     try:
         yield temporary
+        if temporary.stat().st_mode != permissions:  # safetensors puts a file of its own there, for its user alone
+            temporary.chmod(permissions)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
