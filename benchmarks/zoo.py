@@ -99,10 +99,10 @@ def draw(rates: Mapping[str, float]) -> Figure:
     ax = fig.subplots()
     for family, (colour, marker) in looks.items():
         ax.scatter([], [], color=colour, marker=marker, label=family)
-        for name in top1:
-            if records[name].family.__name__ == family:
-                face = colour if "." in name else "white"
-                ax.scatter(rates[name], top1[name], s=34, marker=marker, facecolor=face, edgecolor=colour, zorder=3)
+    for name in top1:
+        colour, marker = looks[records[name].family.__name__]
+        face = colour if "." in name else "white"
+        ax.scatter(rates[name], top1[name], s=34, marker=marker, facecolor=face, edgecolor=colour, zorder=3)
     best = frontier(rates, top1)
     ax.plot([rates[name] for name in best], [top1[name] for name in best], color="#999999", lw=0.8, zorder=1)
     low, high = min(top1.values()) - 1, max(top1.values()) + 1

@@ -75,14 +75,19 @@ def write_rows(file: TextIO | io.TextIOBase, rows: Iterable[Iterable[object]], d
         (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
 
 
+def check_parent(path: Path) -> None:
+    """Raise FileNotFoundError unless there is the directory that a file is to be written to."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no such directory: {path.parent}")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a new name beside `path` to write to; renamed to `path` at the end, removed if anything fails."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, the name of a file expected")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {path.parent}")
+    check_parent(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
     try:
         # Not by tempfile, whose 0600 is for secrets: of these permissions the system takes the process's umask.

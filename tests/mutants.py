@@ -1160,8 +1160,7 @@ def environment(tree: Path) -> dict[str, str]:
     """For tests of a copy: its fzoo, and programs compiled once."""
     own = {"FZOO_TEST_FLAGS": flags(), "PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu", "FZOO_TEST_MUTANT": "1"}
     own["PYTEST_ADDOPTS"] = ""  # the session that asks for the mutants may run slow tests
-    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    return {**kept, **own, **shared_cache(tree.parent / "xla")}
+    return {**os.environ, **own, **shared_cache(tree.parent / "xla")}
 
 
 class Outcome(NamedTuple):

@@ -20,6 +20,7 @@ import fzoo
 from fzoo.files import replacing
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
+from fzoo.weights.mapping import arrays_of
 
 #: How much outputs must differ, between two images and between two classes: a share of the largest magnitude.
 LEAST_DIFFERENCE = 0.05
@@ -83,8 +84,6 @@ def random_variables(
     `statistics` are what `measured_statistics` gives; where they are left out, those that are stored for the same
     arrays, or they are measured.
     """
-    if statistics is None and seed == 0:
-        statistics = known_statistics(module)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         keys = [step.key for step in path]
@@ -95,30 +94,30 @@ def random_variables(
     for layer in variables.get("batch_stats", {}):
         if "bias" in variables["params"].get(layer, {}):
             variables["params"][layer]["bias"] += ABOVE_ZERO
-    set_statistics(variables, measured_statistics(module, variables) if statistics is None else statistics)
+    set_statistics(variables, statistics_of(module, variables, seed) if statistics is None else statistics)
     return variables
+
+
+def statistics_of(module: Classifier, variables: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """What keeps a network with these random arrays alive: what is stored for the same ones, or measured."""
+    known = known_statistics(module) if seed == 0 else None
+    return measured_statistics(module, variables) if known is None else known
 
 
 def known_statistics(module: Classifier) -> dict[str, np.ndarray] | None:
     """What is stored for the family's small version, where this network has its arrays; the classes may be others."""
     from stored import small_statistics
 
-    ours = shapes_of(module)
+    ours = arrays_of(module)
     for name in SMALL:
         small = fzoo.create(name, **small_options(name))
         if type(small) is not type(module) or (name in BY_SIZE and small.example_shape != module.example_shape):
             continue
-        statistics, theirs, layers = small_statistics(name), shapes_of(small), {path[1] for path in ours}
+        statistics, theirs, layers = small_statistics(name), arrays_of(small), {path[1] for path in ours}
         heads = [layer for layer, numbers in statistics.items() if not numbers.shape]
-        if all(theirs.get(path) == shape or path[1] in heads for path, shape in ours.items()):
+        if all(path[1] in heads or (path in theirs and theirs[path].shape == ours[path].shape) for path in ours):
             return {layer: numbers for layer, numbers in statistics.items() if layer in layers}
     return None
-
-
-def shapes_of(module: Classifier) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shape of each array, by the keys of its variable."""
-    leaves = jax.tree_util.tree_leaves_with_path(trace(module).variables)
-    return {tuple(step.key for step in path): leaf.shape for path, leaf in leaves}
 
 
 def set_statistics(variables: dict[str, Any], statistics: dict[str, np.ndarray]) -> None:
@@ -188,10 +187,9 @@ def network(name: str, seed: int = 0, **options: Any) -> tuple[Classifier, dict[
     if shown is not None and shown.exists():
         with np.load(shown) as statistics:
             return module, random_variables(module, seed, dict(statistics))
-    statistics = known_statistics(module) if seed == 0 else None
-    if statistics is None:
-        statistics = measured_statistics(module, random_variables(module, seed, {}))
-    variables = random_variables(module, seed, statistics)
+    variables = random_variables(module, seed, {})
+    statistics = statistics_of(module, variables, seed)
+    set_statistics(variables, statistics)
     assert_alive(jax.jit(module.apply, compiler_options=COMPILER_OPTIONS)(variables, images_for(module)))
     if shown is not None:
         with replacing(shown) as temporary, temporary.open("wb") as file:

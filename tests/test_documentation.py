@@ -60,7 +60,7 @@ def model_table() -> str:
         top1, top5 = ("-" if accuracy is None else f"{accuracy:.1%}" for accuracy in (s.top1, s.top5))
         rows.append(
             f"| [{name}]({s.paper}) | {s.input_size} (at least {s.min_size}) | {s.parameters:,} | {s.depth} | "
-            f"{s.size_mb} MB | {top1} | {top5} | {measured()[name]} | {s.preprocessing} |"
+            f"{s.size_mb} MB | {top1} | {top5} | {measured().get(name, '-')} | {s.preprocessing} |"
         )
     return "\n".join(rows)
 
@@ -72,10 +72,10 @@ def tag_table() -> str:
     for name in fzoo.list_models(tagged=True):
         s = fzoo.spec(name)
         keras = fzoo.spec(name.partition(".")[0]).top1
-        crop = "none" if s.crop is None else f"{s.crop:g}"
+        crop, rate = "none" if s.crop is None else f"{s.crop:g}", measured().get(name, "-")
         rows.append(
             f"| `{name}` | {s.top1:.1%} | {s.top5:.1%} | {'-' if keras is None else f'{keras:.1%}'} | "
-            f"{measured()[name]} | {s.input_size} | {crop}, {s.interpolation} | {s.preprocessing} | {s.licence} |"
+            f"{rate} | {s.input_size} | {crop}, {s.interpolation} | {s.preprocessing} | {s.licence} |"
         )
     return "\n".join(rows)
 

@@ -23,10 +23,6 @@ EIGHT = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
 NAMES = [*SMALL, "ResNeXt50"]
 QUICK = ("ResNet50",)
 
-#: Whose training step is compiled for explicit axes as well: one with BNs, one with LayerNormalizations. Of the others
-#: it is traced alone: there JAX decides how each array lies, and raises where an operation leaves that open.
-COMPILED = ("ConvNeXtTiny", "DenseNet121")
-
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
@@ -76,17 +72,12 @@ def measure(name: str) -> dict:
         with jax.set_mesh(mesh):
             given, split = jax.device_put(variables, whole), jax.device_put((images, labels), along)
             forward = apply.lower(given, split[0]).compile()
+            training = step.lower(given, *split).compile()
             found = forward(given, split[0])
-            training = step.trace(given, *split)
-            if kind == AxisType.Explicit:
-                assert all(aval.sharding.is_fully_replicated for aval in training.jaxpr.out_avals)
-            training = training.lower().compile() if kind == AxisType.Auto or name in COMPILED else None
         np.testing.assert_allclose(found, apart, atol=3e-5 * np.abs(apart).max())
         assert found.sharding.is_equivalent_to(along, found.ndim), found.sharding
-        told[str(kind)] = {"forward": collectives(forward)}
-        if training is not None:
-            assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(training.output_shardings))
-            told[str(kind)]["training"] = collectives(training)
+        assert all(sharding.is_fully_replicated for sharding in jax.tree.leaves(training.output_shardings))
+        told[str(kind)] = collectives(forward), collectives(training)
     return told
 
 
@@ -156,9 +147,8 @@ def test_a_split_batch(name):
     """Equal to that on one device; in inference devices tell each other nothing, in training sums alone."""
     told = json.loads(run(name))
     assert len(told) == 2
-    for programs in told.values():
-        assert programs.pop("forward") == {}
-        assert all(program.keys() == {"all-reduce"} for program in programs.values())
+    for forward, training in told.values():
+        assert forward == {} and training.keys() == {"all-reduce"}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import h5py
 import jax
 import numpy as np
 
-from fzoo.files import write_rows
+from fzoo.files import check_parent, write_rows
 
 #: What is known of the rows before there are any: for each name the shape and dtype of one image's.
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
@@ -51,8 +51,7 @@ def check_out(out: str | os.PathLike, tapped: bool) -> Path:
         pyarrow()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory, the name of a file expected")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {path.parent}")
+    check_parent(path)
     return path
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fzoo.files import missing, one_line, replacing
+from fzoo.files import check_parent, missing, one_line, replacing
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
 from fzoo.types import MutableVariables, Variables
@@ -169,8 +169,7 @@ def save_orbax(variables: Variables, path: str | os.PathLike, description: str) 
     path = Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists: a checkpoint is a new directory")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {path.parent}")
+    check_parent(path)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         with ocp.StandardCheckpointer() as checkpointer:

@@ -15,6 +15,7 @@ from typing import Literal
 import h5py
 import numpy as np
 
+from fzoo.files import check_parent
 from fzoo.weights.files import HEADER_LIMIT, KEY
 
 #: Whose names and layout a file of safetensors has; "torch" is timm's, or torchvision's where timm has no such network.
@@ -142,8 +143,7 @@ def check_destination(path: str | os.PathLike, layout: Layout = "keras") -> None
         raise ValueError(f"{path}: a name that ends in .safetensors expected for layout={layout!r}")
     if suffix not in ("", ".orbax", ".safetensors"):
         keras_writer(path)
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"no such directory: {Path(path).parent}")
+    check_parent(Path(path))
 
 
 def keras_writer(path: str | os.PathLike) -> Writer:
