@@ -9,7 +9,6 @@ import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +21,11 @@ from tiers import slow_but
 import fzoo
 from fzoo import ops
 from fzoo.inference import optimize, tuning
-from fzoo.inference.batches import compiled, run
+from fzoo.inference.batches import for_devices, run
 from fzoo.inference.compiler import fusion_choices
 from fzoo.inference.tuning import PREPARED, TimesFile, candidates_of, fastest, times_path, untimed_form
 from fzoo.layers.graph import trace
+from fzoo.ops.onednn import Uncached
 from fzoo.ops.platforms import traced_for
 
 
@@ -149,7 +149,8 @@ def test_what_ynnpack_gets(choose, small):
     for fusions in ("nothing", "products"):
         choose(lambda conv, forms: "product" if "product" in forms else forms[0], fusions)
         tuned, left = fzoo.tune(module, variables, images)
-        call: Any = compiled(run, "cpu", jnp.dtype("float32"), None, True, tuned.prepared.fusions)
+        call = for_devices(run, tuned, left, images, None)[0]
+        call = call.jitted if isinstance(call, Uncached) else call
         before = call._cache_size()
         texts[fusions] = call.lower(tuned, None, left, images).compile().as_text()
         fzoo.predict(tuned, left, images)

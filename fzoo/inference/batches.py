@@ -22,7 +22,9 @@ from jaxtyping import Array, Num, PyTree
 from fzoo.images.preprocessing import RANGES, Images, has_values_of, values_in_words
 from fzoo.inference.compiler import compiler_options
 from fzoo.inference.devices import along_batch, beside, committed_to, lies_otherwise, parts_of, replicate, split_of
+from fzoo.inference.epilogues import with_epilogues
 from fzoo.layers.classifier import Classifier
+from fzoo.ops.onednn import Uncached, has_onednn
 from fzoo.ops.platforms import traced_for
 from fzoo.types import DTypeLike, Variables
 from fzoo.zoo import preprocess_input, preprocessing_mode, preprocessing_of
@@ -74,20 +76,24 @@ def compiled(
     sharding: NamedSharding | None = None,
     in_parts: bool = True,
     fusions: str | None = None,
+    alone: bool = False,
 ) -> Callable:
     """Put `function(target, variables, images)` behind preprocessing and micro-batches, jitted for a platform.
 
     Where the images are split along the batch (`sharding`), every device runs that program on its part of them; they
     have nothing to tell each other. `in_parts=False` leaves a batch whole, for arrays that lie on several devices in
-    another way; `fusions` are what the network was tuned with. Called with (target, name of the model to preprocess for
-    or None, variables, images).
+    another way; `fusions` are what the network was tuned with; `alone` lets it call oneDNN. Called with (target, name
+    of the model to preprocess for or None, variables, images).
     """
+    calls_onednn = alone and has_onednn()
 
-    @traced_for(platform)
+    @traced_for(platform, alone=calls_onednn)
     def program(target: Target, preprocess: str | None, variables: Variables, images: PyTree) -> PyTree:
         def step(images: PyTree) -> PyTree:
             return function(target, variables, images if preprocess is None else preprocess_input(images, preprocess))
 
+        if calls_onednn:
+            step = with_epilogues(step)
         count = count_of(images)
         most = micro_batch(target)
         if platform != "cpu" or count <= most or not in_parts:
@@ -106,7 +112,8 @@ def compiled(
 
     several = sharding is not None and parts_of(sharding) > 1
     options = compiler_options(platform, dtype, fusions=fusions)
-    return jax.jit(on_each_device if several else program, static_argnums=(0, 1), compiler_options=options)
+    jitted = jax.jit(on_each_device if several else program, static_argnums=(0, 1), compiler_options=options)
+    return Uncached(jitted) if calls_onednn else jitted
 
 
 def images_together(count: int, most: int) -> int:
@@ -293,7 +300,8 @@ def for_devices(
     dtype = jnp.dtype(getattr(module_of(target), "dtype", None) or jnp.float32)
     prepared = getattr(module_of(target), "prepared", None)
     whole = sharding is not None or len(devices) == 1
-    call = compiled(function, platform, dtype, sharding, whole, prepared.fusions if prepared else None)
+    fusions, alone = (prepared.fusions, whole and platform == "cpu") if prepared else (None, False)
+    call = compiled(function, platform, dtype, sharding, whole, fusions, alone)
     return call, platform, variables, sharding
 
 

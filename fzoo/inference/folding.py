@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from fzoo.inference.devices import beside
 from fzoo.layers.abstract import Trace
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.record import Node, Prepared
+from fzoo.ops.onednn import has_onednn
 from fzoo.types import DTypeLike, MutableVariables, Params
 
 #: Keras classes with a kernel whose last axis is the layer's output channels, and where that kernel is below the layer.
@@ -87,7 +89,7 @@ def winograd_tiles(nodes: Sequence[Node], dtype: DTypeLike) -> dict[str, int]:
     """Return the tile for each layer whose kernel is to be kept transformed: one for all of its calls.
 
     In bfloat16, products are faster than in float32, and those of the largest images, which fall out of the caches,
-    are not.
+    are not, where oneDNN is not there for them.
     """
     convolutions: dict[str, list[ops.Convolution | None]] = {}
     for node in nodes:
@@ -108,7 +110,10 @@ def prepared_tile(conv: ops.Convolution, dtype: DTypeLike) -> int | None:
         conv: of one image, in float32, as a record has it.
         dtype: of the computation.
     """
-    large = jnp.dtype(dtype) == jnp.float32 or 4 * conv.pixels * conv.outputs >= LARGE
+    own = dataclasses.replace(conv, dtype=jnp.dtype(dtype))
+    large = own.dtype == jnp.float32 or (
+        4 * conv.pixels * conv.outputs >= LARGE and not (ops.is_fast_in_onednn(own) and has_onednn())
+    )
     return ops.winograd_tile(conv) if large and ops.is_winograd(conv, prepared=True) else None
 
 

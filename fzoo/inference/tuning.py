@@ -7,6 +7,7 @@ number of cores and jaxlib, so that a shape is timed once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -30,14 +31,16 @@ from fzoo import ops
 from fzoo._version import __version__
 from fzoo.files import hold_lock, replacing
 from fzoo.inference.compiler import compiler_options, fusion_choices, on_cpu
+from fzoo.inference.epilogues import with_epilogues
 from fzoo.inference.folding import prepared_tile
 from fzoo.layers.record import Node
+from fzoo.ops.onednn import Uncached
 from fzoo.ops.platforms import traced_for
 from fzoo.ops.processor import instruction_sets, processor_name
 from fzoo.types import DTypeLike
 
 #: Which form of the file of times this is: one of another form is not read.
-FORMAT = 1
+FORMAT = 2
 
 #: Seconds of calls for each candidate, and the least number of calls of whatever is timed.
 SECONDS, CALLS = 0.03, 4
@@ -200,8 +203,10 @@ def candidates_of(conv: ops.Convolution, kept: bool) -> dict[str, Callable[[Arra
         ops.LIBRARY: functools.partial(ops.plain, conv, feature_group_count=conv.groups)
     }
     written = conv.pixels * math.prod(conv.kernel) * conv.inputs * conv.dtype.itemsize
-    for form in ops.CPU_FORMS:
-        if form.takes(conv) and (form.run not in (ops.columns, ops.row_columns) or written <= WINDOWS):
+    with alone_on_cpu():
+        forms = [form for form in ops.CPU_FORMS if form.takes(conv)]
+    for form in forms:
+        if form.run not in (ops.columns, ops.row_columns) or written <= WINDOWS:
             candidates[form.name] = functools.partial(form.run, conv)
     if ops.is_pointwise(conv):  # whose columns are the product, and whose products are one
         candidates = {
@@ -218,12 +223,18 @@ def winograd_in_float32(conv: ops.Convolution, images: Array, kernel: Array) -> 
     return ops.winograd_transformed(conv, images.astype(jnp.float32), kernel).astype(images.dtype)
 
 
+def alone_on_cpu() -> contextlib.AbstractContextManager[None]:
+    """Trace as `predict` does on a CPU."""
+    return traced_for("cpu", alone=True)
+
+
 def untimed_form(conv: ops.Convolution, kept: bool) -> str:
     """Name the form that an optimized network takes where nothing is timed."""
     one = dataclasses.replace(conv, dtype=jnp.dtype(jnp.float32), images=1)  # what the choice is made for
     if kept and (tile := prepared_tile(one, conv.dtype)):
         return f"{PREPARED}{tile}"
-    run = ops.cpu_form(conv)
+    with alone_on_cpu():
+        run = ops.cpu_form(conv)
     return next((form.name for form in ops.CPU_FORMS if form.run is run), ops.LIBRARY)
 
 
@@ -253,12 +264,13 @@ def time_forms(
         copies = [own, *(jnp.copy(own) for _ in range(min(8, KERNELS // own.nbytes)))]
 
         def layer(images: Array, kernel: Array, bias: Array, function: Any = function) -> Array:
-            with traced_for("cpu"):
+            with alone_on_cpu():
                 y = function(images, kernel)
             return jnp.maximum(y + lax.broadcast_to_rank(bias, y.ndim), 0)
 
         for number, fusions in enumerate(fusion_choices()):
-            run = jax.jit(layer, compiler_options=compiler_options("cpu", conv.dtype, fusions=fusions))
+            options = compiler_options("cpu", conv.dtype, fusions=fusions)
+            run = Uncached(jax.jit(with_epilogues(layer), compiler_options=options))
             jax.block_until_ready(run(images, own, bias))
 
             calls[number, form] = functools.partial(run_with_copy, run, images, copies, bias)

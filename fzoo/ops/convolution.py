@@ -23,7 +23,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from fzoo.ops.platforms import by_platform, known_platform
+from fzoo.ops import onednn
+from fzoo.ops.platforms import by_platform, known_platform, may_call_library
 from fzoo.ops.processor import has_wide_vectors
 from fzoo.ops.reductions import is_sharded
 from fzoo.ops.shapes import NHWC, Convolution, Side, padded, product, product_sums, windows
@@ -251,6 +252,15 @@ def winograd(
     return winograd_transformed(conv, x, winograd_kernel(kernel, winograd_tile(conv)))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
+def by_onednn(
+    conv: Convolution, x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c_group o"]
+) -> Float[Array, "n ho wo o"]:
+    """Convolve by oneDNN, past XLA."""
+    return onednn.convolve(conv, x, kernel)
+
+
 def _plain_jvp(
     form: Callable[[Convolution, Array, Array], Array],
     conv: Convolution,
@@ -261,10 +271,11 @@ def _plain_jvp(
     (x, kernel), (dx, dkernel) = primals, tangents
     pairs = [pair for pair in ((dx, kernel), (x, dkernel)) if not any(isinstance(a, SymbolicZero) for a in pair)]
     y = form(conv, x, kernel)
-    return y, sum((plain(conv, *pair) for pair in pairs[1:]), plain(conv, *pairs[0]))
+    derive = functools.partial(plain, conv, feature_group_count=conv.groups)
+    return y, sum((derive(*pair) for pair in pairs[1:]), derive(*pairs[0]))
 
 
-for _form in (shifted_products, row_columns, winograd):
+for _form in (shifted_products, row_columns, winograd, by_onednn):
     _form.defjvp(functools.partial(_plain_jvp, _form), symbolic_zeros=True)
 
 
@@ -380,8 +391,23 @@ def is_filtered(conv: Convolution) -> bool:
     return filtered and conv.groups == 1 and conv.dtype == jnp.float32
 
 
+def is_onednns(conv: Convolution) -> bool:
+    """Tell whether oneDNN is there for it, in a program that may call it."""
+    return may_call_library() and onednn.computes(conv) and onednn.has_onednn()
+
+
+def is_fast_in_onednn(conv: Convolution) -> bool:
+    """Tell whether oneDNN is the fastest where it is there: for all of bfloat16, and in float32 but for these.
+
+    Winograd's algorithm saves more, and depthwise windows of stride 2 are faster as shifted images.
+    """
+    slow = (is_depthwise(conv) and conv.strides != (1, 1)) or is_winograd(conv, prepared=True)
+    return has_wide_vectors() and (conv.dtype == jnp.bfloat16 or not slow)
+
+
 #: What a CPU runs instead of XLA's convolution: the first that fits.
 CPU_FORMS = (
+    Form("onednn", is_fast_in_onednn, by_onednn, is_onednns, takes_dilated=True),
     Form("shifted", is_depthwise, depthwise_shifted, is_depthwise, takes_dilated=True, takes_open=True),
     Form("by groups", is_grouped, by_groups, has_groups, takes_open=True),
     Form("product", is_pointwise, pointwise, is_pointwise, takes_open=True),

@@ -14,9 +14,11 @@ Result = TypeVar("Result")
 
 _KNOWN: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
+_ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)
+
 
 @contextlib.contextmanager
-def traced_for(platform: str | None) -> Iterator[None]:
+def traced_for(platform: str | None, *, alone: bool = False) -> Iterator[None]:
     """Have networks trace the forms of one platform alone: a gradient's trace takes some 0.6 of its time.
 
         @jax.jit
@@ -29,17 +31,25 @@ def traced_for(platform: str | None) -> Iterator[None]:
 
     Args:
         platform: as JAX calls it ("cpu", "gpu", "tpu"); None for all, which is JAX's way.
+        alone: that the program runs as it is traced, on one device of this machine: it is neither exported nor split
+            over several by XLA, and nobody derives it. Then it may call a CPU's library itself (`fzoo.ops.onednn`).
     """
-    token = _KNOWN.set(platform)
+    tokens = _KNOWN.set(platform), _ALONE.set(alone)
     try:
         yield
     finally:
-        _KNOWN.reset(token)
+        _KNOWN.reset(tokens[0])
+        _ALONE.reset(tokens[1])
 
 
 def known_platform() -> str | None:
     """Return the platform that is traced for; None where it may be any. What caches a trace has it in its key."""
     return _KNOWN.get()
+
+
+def may_call_library() -> bool:
+    """Tell whether what is traced may call a library of this machine's CPU, past XLA."""
+    return _KNOWN.get() == "cpu" and _ALONE.get()
 
 
 def by_platform(
