@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def random(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
 
 def text_of(module, variables, images) -> str:
     """The program that `predict` compiles."""
-    call = for_devices(run, module, variables, images, None)[0]
+    call: Any = for_devices(run, module, variables, images, None)[0]
     call = call.jitted if isinstance(call, onednn.Uncached) else call
     return call.lower(module, None, variables, images).as_text()
 
@@ -134,6 +135,7 @@ ACTIVATIONS = {
     "above one": (lambda y: jnp.maximum(y, 1), []),
     "silu": (jax.nn.silu, ["SWISH"]),
     "its own gate": (lambda y: y * jax.nn.sigmoid(2 * y), []),
+    "a late bias": (lambda y: jax.nn.relu(y) + jnp.arange(8.0).reshape(1, 1, 1, 8), ["RELU"]),
     "gate read again": (lambda y: (lambda g: y * g + g)(jax.nn.sigmoid(y)), []),
 }
 

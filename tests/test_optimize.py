@@ -13,6 +13,7 @@ from tiers import slow
 import fzoo
 from fzoo.inference import folding, optimize
 from fzoo.inference.batches import micro_batch
+from fzoo.ops import convolution
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +131,16 @@ def test_bfloat16_without_units_is_said(small, monkeypatch):
 
 
 def test_large_maps_of_bfloat16_are_computed_in_float32(monkeypatch, tmp_path):
-    """By Winograd's algorithm, with kernels of float32, which keeps all digits; in a file, too."""
+    """By Winograd's algorithm, with kernels of float32, which keeps all digits; in a file, too. Where oneDNN is not."""
     monkeypatch.setattr(folding, "LARGE", 0)
     module, variables = network(
         "ResNet50", include_top=False, pooling="avg", input_shape=(64, 64, 3), blocks=(1, 2, 1, 1)
     )
+    for is_there in (True, False):
+        monkeypatch.setattr(folding, "has_onednn", lambda is_there=is_there: is_there)
+        monkeypatch.setattr(convolution, "has_wide_vectors", lambda: True)
+        fast, _ = fzoo.optimize_for_inference(module, variables, dtype=jnp.bfloat16)
+        assert fast.prepared and bool(fast.prepared.tiles) != is_there
     fast, prepared = fzoo.optimize_for_inference(module, variables, dtype=jnp.bfloat16)
     assert fast.prepared and fast.prepared.tiles
     dtypes = {str(prepared["params"][name]["kernel"].dtype) for name, _ in fast.prepared.tiles}

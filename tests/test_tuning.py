@@ -9,6 +9,7 @@ import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +150,7 @@ def test_what_ynnpack_gets(choose, small):
     for fusions in ("nothing", "products"):
         choose(lambda conv, forms: "product" if "product" in forms else forms[0], fusions)
         tuned, left = fzoo.tune(module, variables, images)
-        call = for_devices(run, tuned, left, images, None)[0]
+        call: Any = for_devices(run, tuned, left, images, None)[0]
         call = call.jitted if isinstance(call, Uncached) else call
         before = call._cache_size()
         texts[fusions] = call.lower(tuned, None, left, images).compile().as_text()

@@ -157,7 +157,7 @@ class Uncached:
     """
 
     def __init__(self, jitted: Callable[..., Any]):
-        self.jitted = jitted
+        self.jitted: Any = jitted
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it."""
@@ -166,7 +166,7 @@ class Uncached:
 
     def eval_shape(self, *arguments: Any) -> Any:
         """Return the shapes of what it gives."""
-        return self.jitted.eval_shape(*arguments)  # pyright: ignore[reportFunctionMemberAccess]
+        return self.jitted.eval_shape(*arguments)
 
 
 #: JAX's option: the least seconds of compiling for which a program is kept.
