@@ -11,8 +11,9 @@ from reference import assert_close
 from tiers import slow
 
 import fzoo
-from fzoo.inference import folding, optimize
+from fzoo.inference import batches, folding, optimize
 from fzoo.inference.batches import micro_batch
+from fzoo.layers.record import Prepared
 from fzoo.ops import convolution
 
 
@@ -155,8 +156,13 @@ def test_large_maps_of_bfloat16_are_computed_in_float32(monkeypatch, tmp_path):
     np.testing.assert_array_equal(fzoo.predict(again, arrays, images), fzoo.predict(fast, prepared, images))
 
 
-def test_micro_batches_of_bfloat16(small):
-    """ResNets compute fewer together, as measured; others as many as in float32."""
+def test_micro_batches_of_bfloat16(small, monkeypatch):
+    """ResNets compute fewer together, as measured; others as many as in float32. By oneDNN, all take twice as many."""
     module, _ = network("ResNet50", include_top=False, input_shape=(32, 32, 3), blocks=(1, 1, 1, 1))
     assert [micro_batch(module.clone(dtype=dtype)) for dtype in (jnp.float32, jnp.bfloat16)] == [4, 2]
     assert micro_batch(small[0].clone(dtype=jnp.bfloat16)) == micro_batch(small[0])
+    for wide, there, expected in ((True, True, [4, 8]), (False, True, [4, 2]), (True, False, [4, 2])):
+        monkeypatch.setattr(batches, "has_wide_vectors", lambda wide=wide: wide)
+        monkeypatch.setattr(batches, "has_onednn", lambda there=there: there)
+        prepared = [module.clone(dtype=dtype, prepared=Prepared()) for dtype in (jnp.float32, jnp.bfloat16)]
+        assert [micro_batch(one) for one in prepared] == expected

@@ -23,6 +23,7 @@ from fzoo.inference.tuning import TimesFile, Tuning, fastest, key_of, time_in_tu
 from fzoo.layers.abstract import Trace
 from fzoo.layers.classifier import Classifier
 from fzoo.layers.graph import trace
+from fzoo.layers.record import Prepared
 from fzoo.ops.processor import has_bfloat16
 from fzoo.types import DTypeLike, MutableVariables, Variables
 from fzoo.weights.mapping import check_variables
@@ -74,7 +75,9 @@ def optimize_for_inference(
     if is_on_cpu:
         warn_without_units(dtype)
     if tune:
-        images = jax.ShapeDtypeStruct((micro_batch(module.clone(dtype=dtype)), *module.example_shape), jnp.float32)
+        images = jax.ShapeDtypeStruct(
+            (micro_batch(module.clone(dtype=dtype, prepared=Prepared())), *module.example_shape), jnp.float32
+        )
         return tune_network(module, variables, images, dtype, platform).network
     traced = trace(module)
     check_variables(module, variables)
@@ -210,7 +213,7 @@ def check_tuning(
     if not images.shape[0]:
         raise ValueError(f"images of shape {tuple(images.shape)} given, one at the least expected")
     return trace(module, tuple(images.shape[1:])), images_together(
-        images.shape[0], micro_batch(module.clone(dtype=dtype))
+        images.shape[0], micro_batch(module.clone(dtype=dtype, prepared=Prepared()))
     )
 
 
