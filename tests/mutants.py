@@ -70,7 +70,8 @@ MUTANTS = (
         "run = run if part is parts[-1] else jax.checkpoint(run)",
         "run = run",
         "test_options.py",
-        "test_remat",
+        "test_remat and MobileNet",
+        slow=True,
     ),
     Mutant(
         "options: one part is computed again, all at once",
@@ -78,7 +79,8 @@ MUTANTS = (
         "            parts.append([])",
         "            pass",
         "test_options.py",
-        "test_remat",
+        "test_remat and MobileNet",
+        slow=True,
     ),
     Mutant(
         "options: parameters are float32 whatever is said",
@@ -1048,6 +1050,14 @@ MUTANTS = (
         "word = onednn.SILU",
         "test_onednn.py",
         "what_comes_behind and gate",
+    ),
+    Mutant(
+        "oneDNN: small calls of float32 are its as well",
+        "ops/convolution.py",
+        "(kernel or conv.flops >= LARGE_CALL)",
+        "(kernel or conv.flops)",
+        "test_onednn.py",
+        "where_it_is_chosen",
     ),
     Mutant(
         "oneDNN: images are padded on their other sides",

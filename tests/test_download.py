@@ -18,6 +18,7 @@ import keras
 import pytest
 from networks import random_variables
 from reference import assert_equal, build, randomise, save_weights_only, variables_of
+from tiers import slow_but
 
 import fzoo
 from fzoo import files
@@ -414,7 +415,7 @@ def test_what_came_survives_a_server_that_is_down(server, offline):
 # Processes.
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kill", slow_but([signal.SIGKILL, signal.SIGINT, signal.SIGTERM], signal.SIGKILL))
 def test_a_killed_download_is_resumed(server, offline, kill):
     part = offline / ".file.h5.part"
     process = start(server)
@@ -430,6 +431,7 @@ def test_a_killed_download_is_resumed(server, offline, kill):
     assert names(offline) == ["file.h5"]
 
 
+@pytest.mark.slow
 def test_processes_take_turns(server, offline):
     server.script["good"] = ["pause"]
     processes = [start(server, "good") for _ in range(4)]
@@ -455,6 +457,7 @@ def test_threads_take_turns(server, offline):
     assert found == [offline / "file.h5"] * 8 and len(server.requests) == 1 and names(offline) == ["file.h5"]
 
 
+@pytest.mark.slow
 def test_who_waits_goes_on_when_the_holder_is_killed(server, offline):
     part = offline / ".file.h5.part"
     holder = start(server)

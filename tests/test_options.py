@@ -112,7 +112,8 @@ def gradient(module, variables, images):
     return step, (variables["params"], variables.get("batch_stats", {}), images)
 
 
-@pytest.mark.parametrize(("name", "share"), [("MobileNet", 0.7), slow("MobileNetV2", 0.7), slow("ResNet50", 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "share"), [("MobileNet", 0.7), ("MobileNetV2", 0.7), ("ResNet50", 1)])
 def test_remat(name, share):
     """The same loss, gradients, statistics and dropout from less memory; a small ResNet's is mostly its gradients'."""
     options = {**small_options(name), "input_shape": (64, 64, 3), "plain_convolutions": True}

@@ -48,8 +48,10 @@ def optimize_for_inference(
     Every BN that follows a convolution, with nothing between that isn't linear, is folded into its kernel (through
     concatenation and average pooling, too), and so is ConvNeXt's LayerScale; other BNs, those after the concatenations
     of a DenseNet and those that are called more than once, become a factor and a term. On CPU, kernels of 3x3, 5x5, 1x7
-    and 7x1 are kept as Winograd's algorithm wants them where that is faster (1.4 to 4 times their memory). The pair
-    goes through `predict`, `features` and `module.apply` as any other.
+    and 7x1 are kept as Winograd's algorithm wants them where that is faster (1.4 to 4 times their memory). On one with
+    AVX512_BF16, `predict` and `features` have oneDNN, where this jaxlib has it, compute what it is faster at: all of
+    bfloat16, with the bias, the sum and the activation behind it. Such a program is compiled by each process, since
+    JAX's cache can't keep it. The pair goes through `predict`, `features` and `module.apply` as any other.
 
     Args:
         module: from `fzoo.create` or `fzoo.load`.

@@ -17,7 +17,8 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> Path:
     """Keep compiled programs on disk, so that the next process reads what this one compiled.
 
     This is JAX's persistent cache, told to keep everything; JAX makes the keys, of the program, the versions, the
-    device and the options. Call it before anything is compiled.
+    device and the options. Call it before anything is compiled. Programs of optimized networks that call oneDNN, on a
+    CPU with AVX512_BF16, can't be kept.
 
     Args:
         folder: where; by default fzoo's part of the user's cache (~/.cache/fzoo/xla on Linux).

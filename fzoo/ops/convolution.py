@@ -396,13 +396,22 @@ def is_onednns(conv: Convolution) -> bool:
     return may_call_library() and onednn.computes(conv) and onednn.has_onednn()
 
 
-def is_fast_in_onednn(conv: Convolution) -> bool:
-    """Tell whether oneDNN is the fastest where it is there: for all of bfloat16, and in float32 but for these.
+#: Operations of a call from which on oneDNN is ahead in float32, whatever the convolution: each call of it has a cost.
+LARGE_CALL = 300_000_000
 
-    Winograd's algorithm saves more, and depthwise windows of stride 2 are faster as shifted images.
+
+def is_fast_in_onednn(conv: Convolution) -> bool:
+    """Tell whether oneDNN is the fastest where it is there, by what whole networks take on AVX512_BF16.
+
+    In bfloat16, always. In float32, not where Winograd's algorithm saves more, or where it is called for little: for
+    depthwise kernels from 5x5 on, for other kernels that are no stem, and for what is large.
     """
-    slow = (is_depthwise(conv) and conv.strides != (1, 1)) or is_winograd(conv, prepared=True)
-    return has_wide_vectors() and (conv.dtype == jnp.bfloat16 or not slow)
+    if conv.dtype == jnp.bfloat16 or not has_wide_vectors():
+        return has_wide_vectors()
+    if is_depthwise(conv):
+        return conv.strides == (1, 1) and math.prod(conv.kernel) >= 25
+    kernel = math.prod(conv.kernel) > 1 and conv.inputs > 4 and conv.groups == 1
+    return (kernel or conv.flops >= LARGE_CALL) and not is_winograd(conv, prepared=True)
 
 
 #: What a CPU runs instead of XLA's convolution: the first that fits.

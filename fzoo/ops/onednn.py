@@ -10,6 +10,7 @@ lowered for several platforms must not have it. JAX's compilation cache can't ke
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import importlib.metadata
 import json
@@ -121,6 +122,7 @@ def call_with(
     config: Mapping[str, Any], output: jax.ShapeDtypeStruct, operands: Sequence[Array], behind: Sequence[str]
 ) -> Array:
     """Make the call."""
+    _traced.get()()
     asked = {"onednn_conv_config": {**config, "fusions": {"ops": list(behind)}}}
     call = jax.ffi.ffi_call(TARGET, output, custom_call_api_version=3, legacy_backend_config=json.dumps(asked))
     return call(*operands)
@@ -147,8 +149,12 @@ def add_behind(
     return call_with(config, jax.ShapeDtypeStruct(aval.shape, aval.dtype), (*operands, *added), behind)
 
 
+#: What is done when a call is traced.
+_traced: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("traced", default=lambda: None)
+
+
 class Uncached:
-    """A jitted function that may make such calls, compiled past JAX's compilation cache.
+    """A jitted function that may make such calls; if it does, it is compiled past JAX's compilation cache.
 
     JAX would try to write the program, fail, and warn at each compilation.
 
@@ -158,10 +164,20 @@ class Uncached:
 
     def __init__(self, jitted: Callable[..., Any]):
         self.jitted: Any = jitted
+        self._calls = False
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it."""
-        with uncached():
+        with contextlib.ExitStack() as entered:
+
+            def pass_cache() -> None:  # JAX asks for the option when the trace is done
+                self._calls = True
+                entered.enter_context(uncached())
+
+            if self._calls:  # another device's program may need no trace
+                pass_cache()
+            token = _traced.set(pass_cache)
+            entered.callback(_traced.reset, token)
             return self.jitted(*arguments)
 
     def eval_shape(self, *arguments: Any) -> Any:
