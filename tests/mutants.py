@@ -1135,8 +1135,8 @@ MUTANTS = (
     Mutant(
         "tuning: compiled as usual",
         "inference/batches.py",
-        "whole, prepared.fusions if prepared else None)",
-        "whole, None)",
+        "fusions, alone = (prepared.fusions, whole",
+        "fusions, alone = (None, whole",
         "test_tuning.py",
         "what_ynnpack_gets",
     ),
