@@ -1060,6 +1060,22 @@ MUTANTS = (
         "where_it_is_chosen",
     ),
     Mutant(
+        "oneDNN: what was traced before is written to JAX's cache",
+        "ops/onednn.py",
+        "            if self._calls:\n                self._entered",
+        "            if False:\n                self._entered",
+        "test_onednn.py",
+        "traced_before",
+    ),
+    Mutant(
+        "oneDNN: a layer that was traced before is written to JAX's cache",
+        "inference/epilogues.py",
+        "            onednn.note_call()\n",
+        "",
+        "test_onednn.py",
+        "traced_before",
+    ),
+    Mutant(
         "oneDNN: images are padded on their other sides",
         "ops/onednn.py",
         "before, after = zip(",

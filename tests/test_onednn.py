@@ -23,7 +23,7 @@ from tiers import slow_but
 import fzoo
 from fzoo import ops
 from fzoo.inference import batches
-from fzoo.inference.batches import compiled, for_devices, run
+from fzoo.inference.batches import compiled, for_devices, output_shapes, run
 from fzoo.inference.epilogues import with_epilogues
 from fzoo.inference.optimize import optimize_for_inference
 from fzoo.ops import convolution, onednn, processor
@@ -95,7 +95,7 @@ def test_convolutions(there, case, dtype):
         pytest.skip("no units for bfloat16")
     x, weights = random(0, *images, dtype=dtype), random(1, *kernel, dtype=dtype)
     expected = ops.plain(conv, *(a.astype(jnp.float32) for a in (x, weights)), feature_group_count=groups)
-    found = onednn.Uncached(jax.jit(lambda x, w: onednn.convolve(conv, x, w)))(x, weights)
+    found = onednn.Uncached(lambda x, w: onednn.convolve(conv, x, w))(x, weights)
     assert found.dtype == dtype and found.shape == expected.shape
     assert_close(np.asarray(found, np.float32), np.asarray(expected), case, 1e-5 if dtype == "float32" else 1e-2)
 
@@ -175,7 +175,7 @@ def test_what_comes_behind(there, name, residual):
         y = convolve(x, weights) + jnp.reshape(bias, (1, 1, 1, -1))
         return activation(added + y if residual else y)
 
-    run = onednn.Uncached(jax.jit(with_epilogues(lambda *a: layer(lambda x, w: onednn.convolve(conv, x, w), *a))))
+    run = onednn.Uncached(with_epilogues(lambda *a: layer(lambda x, w: onednn.convolve(conv, x, w), *a)))
     expected = layer(lambda x, w: ops.plain(conv, x, w), x, weights, bias, added)
     assert_close(run(x, weights, bias, added), np.asarray(expected), name)
     text = run.jitted.lower(x, weights, bias, added).as_text()
@@ -203,8 +203,8 @@ def test_what_others_read_stays(there):
         return onednn.convolve(conv, x, weights) + onednn.convolve(conv, x + 1, weights)
 
     for function, expected in ((returned, [()]), (read_twice, [()]), (doubled, [()]), (both, [(), ("BINARY_ADD",)])):
-        program = onednn.Uncached(jax.jit(with_epilogues(function)))
-        found, plain = program(x, weights), onednn.Uncached(jax.jit(function))(x, weights)
+        program = onednn.Uncached(with_epilogues(function))
+        found, plain = program(x, weights), onednn.Uncached(function)(x, weights)
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
             assert_close(ours, np.asarray(theirs), function.__name__)
         assert sorted(behind_in(program.jitted.lower(x, weights).as_text())) == expected, function.__name__
@@ -264,7 +264,7 @@ def test_it_is_derived(chosen, case):
 
     expected = jax.grad(loss, (0, 1))(x, weights)
     with traced_for("cpu", alone=True):
-        program = onednn.Uncached(jax.jit(jax.grad(loss, (0, 1))))
+        program = onednn.Uncached(jax.grad(loss, (0, 1)))
         found = program(x, weights)
         assert onednn.TARGET in program.jitted.lower(x, weights).as_text()
     for ours, theirs in zip(found, expected, strict=True):
@@ -299,6 +299,42 @@ def test_nothing_is_written_to_jaxs_cache(chosen):
         for device in jax.local_devices()[:2]:  # for the second, there is nothing to trace
             fzoo.predict(fast, jax.device_put(left, device), images_for(module, 3))
     assert getattr(jax.config, onednn.LEAST) == before
+
+
+@pytest.mark.parametrize("first", ["shapes", "lowered"])
+def test_what_was_traced_before_is_not_written(chosen, monkeypatch, first):
+    """A program whose shapes were asked for first, as a job does, is not traced again."""
+    module, variables = network("MobileNet", alpha=0.25, classes=5, input_shape=(32, 32, 3))
+    fast, left = optimize_for_inference(module, variables)
+    images = jnp.asarray(images_for(module, 3))
+    kept = []
+    monkeypatch.setattr(compilation_cache, "put_executable_and_time", lambda *a: kept.append(a[1]))
+    if first == "shapes":
+        output_shapes(fast, left, jax.ShapeDtypeStruct(images.shape, images.dtype), None)
+    else:
+        text_of(fast, left, images)
+    fzoo.predict(fast, left, images)
+    assert "jit_program" not in kept
+
+
+def test_a_layer_that_was_traced_before_is_not_written(chosen, monkeypatch):
+    """Of another program, by whose trace JAX knows the layer."""
+    kept = []
+    monkeypatch.setattr(compilation_cache, "put_executable_and_time", lambda *a: kept.append(a[1]))
+
+    def layer(x, weights):
+        with traced_for("cpu", alone=True):
+            return ops.conv_general_dilated(x, weights, (1, 1), "SAME")
+
+    def other(x, weights):
+        return layer(x, weights) * 2
+
+    x, weights = random(0, 1, 9, 9, 8), random(1, 3, 3, 8, 8)
+    for function in (layer, other):
+        program = onednn.Uncached(with_epilogues(function))
+        program(x, weights)
+        assert behind_in(program.jitted.lower(x, weights).as_text()) == [()]
+        assert f"jit_{function.__name__}" not in kept
 
 
 def test_what_does_not_call_it_is_written_to_jaxs_cache(there, monkeypatch):

@@ -113,8 +113,8 @@ def compiled(
 
     several = sharding is not None and parts_of(sharding) > 1
     options = compiler_options(platform, dtype, fusions=fusions)
-    jitted = jax.jit(on_each_device if several else program, static_argnums=(0, 1), compiler_options=options)
-    return Uncached(jitted) if calls_onednn else jitted
+    make = Uncached if calls_onednn else jax.jit
+    return make(on_each_device if several else program, static_argnums=(0, 1), compiler_options=options)
 
 
 def images_together(count: int, most: int) -> int:

@@ -142,6 +142,7 @@ class Chains:
         for number, equation in enumerate(self._equations):
             if not onednn.is_call(equation.primitive.name, equation.params):
                 continue
+            onednn.note_call()
             chain = Chain(equation, equation.outvars[0], [number], [], [])
             while self.grow(chain, chains):
                 pass

@@ -270,7 +270,7 @@ def time_forms(
 
         for number, fusions in enumerate(fusion_choices()):
             options = compiler_options("cpu", conv.dtype, fusions=fusions)
-            run = Uncached(jax.jit(with_epilogues(layer), compiler_options=options))
+            run = Uncached(with_epilogues(layer), compiler_options=options)
             jax.block_until_ready(run(images, own, bias))
 
             calls[number, form] = functools.partial(run_with_copy, run, images, copies, bias)

@@ -67,7 +67,7 @@ def convolves_rightly() -> bool:
     cpu = jax.local_devices(backend="cpu")[0]
     arrays = jax.device_put((images, kernel, bias), cpu)
     try:
-        sums = Uncached(jax.jit(functools.partial(convolve, conv, behind=(BIAS, RELU))))(*arrays)
+        sums = Uncached(functools.partial(convolve, conv, behind=(BIAS, RELU)))(*arrays)
     except jax.errors.JaxRuntimeError:  # a jaxlib without oneDNN has no such call
         return False
     return np.array_equal(sums, np.maximum(expected, 0))
@@ -122,7 +122,7 @@ def call_with(
     config: Mapping[str, Any], output: jax.ShapeDtypeStruct, operands: Sequence[Array], behind: Sequence[str]
 ) -> Array:
     """Make the call."""
-    _traced.get()()
+    note_call()
     asked = {"onednn_conv_config": {**config, "fusions": {"ops": list(behind)}}}
     call = jax.ffi.ffi_call(TARGET, output, custom_call_api_version=3, legacy_backend_config=json.dumps(asked))
     return call(*operands)
@@ -149,40 +149,63 @@ def add_behind(
     return call_with(config, jax.ShapeDtypeStruct(aval.shape, aval.dtype), (*operands, *added), behind)
 
 
-#: What is done when a call is traced.
-_traced: contextvars.ContextVar[Callable[[], None]] = contextvars.ContextVar("traced", default=lambda: None)
+#: What is told that a call is traced.
+_watching: contextvars.ContextVar[Uncached | None] = contextvars.ContextVar("watching", default=None)
 
 
 class Uncached:
-    """A jitted function that may make such calls; if it does, it is compiled past JAX's compilation cache.
+    """A jitted function that may call oneDNN; if it does, it is compiled past JAX's compilation cache.
 
-    JAX would try to write the program, fail, and warn at each compilation.
+    JAX would try to write the program, which jaxlib 0.10 fails at, with a warning, and 0.12 dies of. Whatever traces
+    the function, be it for its shapes alone, tells whether it calls oneDNN: what is compiled later may need no trace.
+
+    Args:
+        function: to be jitted.
+        options: for `jax.jit`.
 
     Attributes:
-        jitted: from `jax.jit`.
+        jitted: the jitted function, for lowering it.
     """
 
-    def __init__(self, jitted: Callable[..., Any]):
-        self.jitted: Any = jitted
+    def __init__(self, function: Callable[..., Any], **options: Any):
+        @functools.wraps(function)
+        def watched(*arguments: Any) -> Any:
+            token = _watching.set(self)
+            try:
+                return function(*arguments)
+            finally:
+                _watching.reset(token)
+
+        self.jitted: Any = jax.jit(watched, **options)
         self._calls = False
+        self._entered = threading.local()
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it."""
-        with contextlib.ExitStack() as entered:
-
-            def pass_cache() -> None:  # JAX asks for the option when the trace is done
-                self._calls = True
-                entered.enter_context(uncached())
-
-            if self._calls:  # another device's program may need no trace
-                pass_cache()
-            token = _traced.set(pass_cache)
-            entered.callback(_traced.reset, token)
+        with contextlib.ExitStack() as self._entered.stack:
+            if self._calls:
+                self._entered.stack.enter_context(uncached())
             return self.jitted(*arguments)
 
     def eval_shape(self, *arguments: Any) -> Any:
         """Return the shapes of what it gives."""
         return self.jitted.eval_shape(*arguments)
+
+    def note_call(self) -> None:
+        """Note that what is traced calls oneDNN, before JAX asks whether to keep the program."""
+        stack = getattr(self._entered, "stack", None)
+        if not self._calls and stack is not None:
+            stack.enter_context(uncached())
+        self._calls = True
+
+
+def note_call() -> None:
+    """Tell the `Uncached` whose function is traced, if there is one, that it calls oneDNN.
+
+    For a call that was traced before, and is met in a function of a layer that JAX does not trace again.
+    """
+    if (watching := _watching.get()) is not None:
+        watching.note_call()
 
 
 #: JAX's option: the least seconds of compiling for which a program is kept.
