@@ -32,9 +32,10 @@ from fzoo.ops.shapes import Convolution
 #: XLA's name of the call.
 TARGET = "__onednn$convolution"
 
-#: Releases of jaxlib in which it was tried. It is read in words that have changed before, and aborts the process over
-#: one that it can't place, so that no other is tried.
-RELEASES = ("0.10", "0.11", "0.12")
+#: Releases of jaxlib in which it is called. It is read in words that have changed before, and aborts the process over
+#: one that it can't place, so that no other is tried. 0.12 reads the same words, but dies where JAX's cache writes such
+#: a program, be it a caller's own.
+RELEASES = ("0.10",)
 
 #: What may come behind the sum: oneDNN's words. The first two take an operand: a number for each channel, an image.
 BIAS, SUM, RELU, RELU6, SILU = "BIAS", "BINARY_ADD", "RELU", "RELU6", "SWISH"
