@@ -95,9 +95,10 @@ def compiled(
 
         if calls_onednn:
             step = with_epilogues(step)
-        count = count_of(images)
-        most = micro_batch(target)
-        if platform != "cpu" or count <= most or not in_parts:
+        if platform != "cpu" or not in_parts:
+            return step(images)
+        count, most = count_of(images), micro_batch(target)
+        if count <= most:
             return step(images)
         micro = images_together(count, most)
         parts = -(-count // micro)

@@ -14,12 +14,10 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, PyTree
 
-from fzoo.layers.computation import inner_computation
+from fzoo.layers.computation import CALLS, Inner, inner_computation
 from fzoo.ops import onednn
 
-#: What is taken apart: calls of functions. Of those that JAX compiles once, only small ones: activations, and a
-#: layer's own convolution.
-CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"})
+#: Of functions that JAX compiles once, so small ones are taken apart: activations, and a layer's own convolution.
 COMPILED, SMALL = frozenset({"jit", "pjit"}), 8
 
 #: Returns the value of what an equation takes.
@@ -73,18 +71,21 @@ def bind(equation: JaxprEqn, read: Read) -> Iterable[tuple[Var, Any]]:
 
 def inline(number: int, equation: JaxprEqn, read: Read) -> Iterable[tuple[Var, Any]]:
     """Compute an equation; of a function, what that does."""
-    name = equation.primitive.name
-    inner = inner_computation(equation) if name in CALLS else None
-    if inner is None or (name in COMPILED and size_of(inner.jaxpr) > SMALL):
+    inner = function_of(equation)
+    if inner is None or (equation.primitive.name in COMPILED and size_of(inner.jaxpr) > SMALL):
         return bind(equation, read)
     taken = [read(atom) for atom in equation.invars]
     return zip(equation.outvars, interpret(inner.jaxpr, inner.constants, inline, *taken), strict=True)
 
 
+def function_of(equation: JaxprEqn) -> Inner | None:
+    """Return the function that an equation calls, where it does nothing else; what is computed again stays so."""
+    return inner_computation(equation) if equation.primitive.name in CALLS - {"checkpoint"} else None
+
+
 def size_of(jaxpr: Jaxpr) -> int:
     """Count the operations of a jaxpr and of the functions that it calls."""
-    inner = [inner_computation(equation) if equation.primitive.name in CALLS else None for equation in jaxpr.eqns]
-    return sum(1 if one is None else size_of(one.jaxpr) for one in inner)
+    return sum(1 if one is None else size_of(one.jaxpr) for one in map(function_of, jaxpr.eqns))
 
 
 @dataclasses.dataclass
